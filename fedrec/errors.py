@@ -1,0 +1,71 @@
+"""Every error a user of fedrec can meet, and the exit code the command line gives it.
+
+    FedrecError                      exit 1   base class; never raised itself
+    ├── ConfigError                  exit 3   the configuration is wrong (all problems in one message)
+    ├── DataError                    exit 4   a data file is missing, broken, empty or contradicts its description
+    │   └── DownloadError            exit 5   a download failed; the message says how to place the file by hand
+    ├── RunError                     exit 6   a run folder is missing, incomplete, or of another configuration
+    ├── RoundAbandoned               exit 7   fewer nodes answered than the minimum, too many times in a row
+    ├── ProtocolError                exit 8   a message does not follow the round protocol
+    ├── FederationError              exit 9   the deployment could not be started, reached or stopped
+    └── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
+
+Exit 0 is success, exit 2 a wrong command line (the convention of the shell), exit 130 an interruption that
+left a checkpoint. A message is one line: what was given, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class FedrecError(Exception):
+    """Base of all errors that are the user's or the environment's, not a bug in fedrec."""
+
+    exit_code = 1
+
+
+class ConfigError(FedrecError):
+    """The configuration is wrong."""
+
+    exit_code = 3
+
+
+class DataError(FedrecError):
+    """A data file is missing, broken, empty, or contradicts its description."""
+
+    exit_code = 4
+
+
+class DownloadError(DataError):
+    """A download failed; the message says where the file can be placed by hand."""
+
+    exit_code = 5
+
+
+class RunError(FedrecError):
+    """A run folder is missing, incomplete, or belongs to another configuration."""
+
+    exit_code = 6
+
+
+class RoundAbandoned(FedrecError):
+    """Fewer valid replies than the minimum, more often in a row than allowed."""
+
+    exit_code = 7
+
+
+class ProtocolError(FedrecError):
+    """A message does not follow the round protocol."""
+
+    exit_code = 8
+
+
+class FederationError(FedrecError):
+    """The deployment could not be started, reached or stopped."""
+
+    exit_code = 9
+
+
+class EnvironmentProblem(FedrecError):
+    """Something is missing from the installation."""
+
+    exit_code = 10

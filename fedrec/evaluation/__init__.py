@@ -1,0 +1,1 @@
+"""Judging recommenders honestly: candidates, ranks, metrics, and the sums that may travel."""

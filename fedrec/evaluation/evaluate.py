@@ -1,0 +1,168 @@
+"""Judging a model on the users' side: scores in, sums out.
+
+Users of whom nothing is held out are not judged; their histories still count for novelty. Held-out items
+arrive here as an argument and go nowhere else: no function of this module hands them, or anything made of a
+single user's ranks, to its caller.
+
+Letters: U users, I items, C categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.interactions import UserBatch
+from fedrec.evaluation.bootstrap import replicate_weights
+from fedrec.evaluation.candidates import draw_candidates, not_opponents
+from fedrec.evaluation.metrics import all_metrics, diversity
+from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
+from fedrec.evaluation.settings import EvaluationSettings
+from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.updates import State
+from fedrec.models.base import Recommender
+from fedrec.ranking.top_n import top_n
+
+__all__ = ["EvaluationSettings", "evaluate", "evaluate_batch"]
+
+Floats = NDArray[np.float64]
+
+#: Most scores that are held at once (users of a chunk times items).
+CHUNK_SCORES = 8_000_000
+
+
+def evaluate(
+    recommender: Recommender,
+    shared: State,
+    local: State,
+    history: UserBatch,
+    target: UserBatch,
+    settings: EvaluationSettings,
+    seed: int,
+    categories: NDArray[np.floating] | None = None,
+    chunk_users: int = 256,
+) -> MetricSums:
+    """Sums over all users, judged chunk by chunk.
+
+    Args:
+        recommender: the model.
+        shared: its broadcast state.
+        local: arrays [U, ...] of the users of the batch.
+        history: what each user's device knows when it recommends; never recommended again.
+        target: what is held out, the same users in the same order.
+        settings: what is measured.
+        seed: root of the run's randomness (candidates and bootstrap weights).
+        categories: [I, C] non-negative, for diversity.
+        chunk_users: most users scored at once; fewer where the catalogue is large.
+
+    Raises:
+        DataError: scores, histories and held-out items do not fit together.
+    """
+    judged = np.flatnonzero(target.counts > 0)
+    # Someone must be scored to learn the size of the catalogue, judged or not.
+    rows = judged if len(judged) else np.arange(min(len(history), 1), dtype=np.int64)
+    sums, start, size = None, 0, 1
+    while sums is None or start < len(rows):
+        where = rows[start : start + size]
+        mine = {name: values[where] for name, values in local.items()}
+        scores = recommender.score(shared, mine, history.take(where))
+        part = evaluate_batch(scores, history.take(where), target.take(where), settings, seed, categories)
+        sums = part if sums is None else sums.merge(part)
+        start, size = start + size, max(1, min(chunk_users, CHUNK_SCORES // max(scores.shape[1], 1)))
+    rest = np.setdiff1d(np.arange(len(history), dtype=np.int64), rows)
+    return sums.merge(_unjudged(history.take(rest), settings, scores.shape[1]))
+
+
+def evaluate_batch(
+    scores: NDArray[np.floating],
+    history: UserBatch,
+    target: UserBatch,
+    settings: EvaluationSettings,
+    seed: int,
+    categories: NDArray[np.floating] | None = None,
+) -> MetricSums:
+    """Sums over the users of one batch, from their scores [U, I] (higher is better; seen items need no mask).
+
+    Raises:
+        DataError: scores, histories and held-out items do not fit together.
+    """
+    check_batches(scores, history, target)
+    n_items = scores.shape[1]
+    everybody = _unjudged(history, settings, n_items)
+    judged = np.flatnonzero(target.counts > 0)
+    if not len(judged):
+        return everybody
+    if len(judged) < len(scores):
+        scores, history, target = scores[judged], history.take(judged), target.take(judged)
+    scores, unscored = lowest_where_missing(scores)
+    weights = _group_weights(history, settings, seed)
+    metrics = _user_metrics(scores, history, target, settings, seed)
+    recommended, diversities = _list_sums(scores, history, settings, categories)
+    return replace(
+        everybody,
+        users=weights.sum(axis=1),
+        metrics={name: values @ weights for name, values in metrics.items()},
+        recommended=recommended,
+        diversity=diversities,
+        unscored=np.array([unscored.sum()], dtype=np.float64),
+    )
+
+
+def _unjudged(history: UserBatch, settings: EvaluationSettings, n_items: int) -> MetricSums:
+    """What users add by their histories alone."""
+    sums = MetricSums.empty(settings, n_items)
+    population = np.array([float(len(history))])
+    if not settings.list_k:
+        return replace(sums, population=population)
+    # Users are counted, not interactions: somebody may have an item twice.
+    owned = np.unique(history.row * n_items + history.item) % n_items
+    return replace(sums, population=population, seen=np.bincount(owned, minlength=n_items).astype(np.float64))
+
+
+def _group_weights(history: UserBatch, settings: EvaluationSettings, seed: int) -> Floats:
+    """[G, U, 1 + B] weight of each user in each replicate, zero outside the user's group."""
+    weights = replicate_weights(history.user, settings.bootstrap, seed)
+    group = np.digitize(history.counts, settings.group_bounds)
+    return np.where((group == np.arange(3)[:, None])[..., None], weights, 0.0)
+
+
+def _user_metrics(
+    scores: NDArray[np.floating],
+    history: UserBatch,
+    target: UserBatch,
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, Floats]:
+    """Every metric [U] under every protocol; stays inside this module."""
+    forbidden = not_opponents(history, target, scores.shape[1])
+    ranks = {}
+    if settings.full:
+        ranks["full"] = full_ranks(scores, forbidden, target)
+    if settings.sampled:
+        candidates = draw_candidates(history.user, forbidden, settings.negatives, seed)
+        ranks["sampled"] = sampled_ranks(scores, candidates, target)
+    return {
+        f"{protocol}/{name}": values
+        for protocol, r in ranks.items()
+        for name, values in all_metrics(r, settings.ks).items()
+    }
+
+
+def _list_sums(
+    scores: NDArray[np.floating],
+    history: UserBatch,
+    settings: EvaluationSettings,
+    categories: NDArray[np.floating] | None,
+) -> tuple[Floats, Floats]:
+    """[I] lists with each item ([0] if not measured), and [2] sum and number of known diversities."""
+    if not settings.list_k:
+        return np.zeros(0), np.zeros(2)
+    items, _ = top_n(scores, settings.list_k, history)
+    recommended = np.bincount(items[items >= 0], minlength=scores.shape[1]).astype(np.float64)
+    if categories is None:
+        return recommended, np.zeros(2)
+    values = diversity(items, categories)
+    known = ~np.isnan(values)
+    return recommended, np.array([values[known].sum(), known.sum()], dtype=np.float64)

@@ -1,0 +1,107 @@
+"""From sums to what is read: means, intervals, list metrics.
+
+Nothing here is known of a single user. Out of scope: plots and tables (the reports of a run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.errors import DataError
+from fedrec.evaluation.bootstrap import interval
+from fedrec.evaluation.metrics import coverage, gini, novelty
+
+if TYPE_CHECKING:
+    from fedrec.evaluation.sums import MetricSums
+
+#: Groups by history length, the shortest first, behind "all".
+GROUPS = ("few", "middle", "many")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over users with its 95 percent bootstrap interval (None where none was computed)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """How good a model is.
+
+    Attributes:
+        n_users: judged users of each group: "all", "few", "middle", "many".
+        group_bounds: history lengths at which "middle" and "many" begin.
+        metrics: group, then metric (as `full/ndcg@10`), to its estimate; a group without users has no
+            metrics.
+        lists: metrics of the recommended lists over all users together (as `coverage@10`).
+        unscored_users: users for whom the model gave a score that is not a number; above 0 the model is
+            broken.
+    """
+
+    n_users: Mapping[str, int]
+    group_bounds: tuple[int, int]
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    lists: Mapping[str, float]
+    unscored_users: int
+
+    def values(self) -> dict[str, float]:
+        """Plain means over all users by name, list metrics as `lists/coverage@10`."""
+        means = {name: estimate.value for name, estimate in self.metrics["all"].items()}
+        return means | {f"lists/{name}": value for name, value in self.lists.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in plain types that JSON knows."""
+        return {
+            "n_users": dict(self.n_users),
+            "group_bounds": list(self.group_bounds),
+            "metrics": {g: {name: vars(e).copy() for name, e in m.items()} for g, m in self.metrics.items()},
+            "lists": dict(self.lists),
+            "unscored_users": self.unscored_users,
+        }
+
+
+def build_report(sums: MetricSums) -> EvaluationReport:
+    """The report of some sums; see `MetricSums.report`."""
+    if not sums.users[:, 0].any():
+        raise DataError(
+            "no user has a held-out item, so nothing can be evaluated: hold items out with a split first"
+        )
+    picks: dict[str, list[int]] = {"all": [0, 1, 2]} | {name: [g] for g, name in enumerate(GROUPS)}
+    users = {group: sums.users[pick].sum(axis=0) for group, pick in picks.items()}
+    metrics = {
+        group: {
+            name: _estimate(values[pick].sum(axis=0), users[group]) for name, values in sums.metrics.items()
+        }
+        for group, pick in picks.items()
+        if users[group][0] > 0
+    }
+    counts = {group: round(float(weights[0])) for group, weights in users.items()}
+    bounds = (int(sums.protocol[0]), int(sums.protocol[1]))
+    return EvaluationReport(counts, bounds, metrics, _lists(sums), round(float(sums.unscored[0])))
+
+
+def _estimate(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+    """values [1 + B] summed with weights [1 + B]; column 0 is the data itself."""
+    bounds = interval(values[1:], weights[1:]) or (None, None)
+    return Estimate(float(values[0] / weights[0]), *bounds)
+
+
+def _lists(sums: MetricSums) -> dict[str, float]:
+    if not sums.recommended.any():
+        return {}
+    k, recommended = int(sums.protocol[2]), sums.recommended
+    out = {
+        f"coverage@{k}": coverage(recommended),
+        f"novelty@{k}": novelty(recommended, sums.seen, float(sums.population[0])),
+        f"gini@{k}": gini(recommended),
+    }
+    total, known = sums.diversity
+    return out | ({f"diversity@{k}": float(total / known)} if known > 0 else {})

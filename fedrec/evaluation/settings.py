@@ -1,0 +1,57 @@
+"""What is measured: one frozen object that every node of a run shares.
+
+Everything in it is public. Out of scope: which part is held out (`fedrec.data.split`) and when a model is
+judged (the coordinator).
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class EvaluationSettings(BaseModel):
+    """What is measured of every judged user.
+
+    Attributes:
+        ks: cut-offs of the metrics "at k".
+        negatives: how many unseen items stand beside the held-out ones in the sampled protocol.
+        group_bounds: a user with fewer interactions in the history than the first bound is of the group
+            "few", with fewer than the second of "middle", else of "many".
+        bootstrap: B, number of bootstrap replicates behind the intervals; 0: no intervals.
+        sampled: measure against `negatives` sampled items (for comparison with papers).
+        full: measure against all unseen items (the protocol on which decisions are taken).
+        list_k: length of the lists behind coverage, novelty, Gini and diversity; 0: these are not measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ks: tuple[int, ...] = Field(default=(10, 20), min_length=1)
+    negatives: int = Field(default=99, ge=1)
+    group_bounds: tuple[int, int] = (10, 50)
+    bootstrap: int = Field(default=200, ge=0, le=10_000)
+    sampled: bool = True
+    full: bool = True
+    list_k: int = Field(default=10, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationSettings:
+        if any(k < 1 for k in self.ks) or len(set(self.ks)) != len(self.ks):
+            raise ValueError(f"ks={self.ks}: expected different cut-offs of at least 1, for example (10, 20)")
+        if not 0 < self.group_bounds[0] < self.group_bounds[1]:
+            raise ValueError(
+                f"group_bounds={self.group_bounds}: expected two growing lengths, for example (10, 50)"
+            )
+        if not (self.sampled or self.full):
+            raise ValueError(
+                "sampled and full are both false: switch on at least one, nothing is measured otherwise"
+            )
+        return self
+
+    def quick(self) -> EvaluationSettings:
+        """The same metrics without intervals and lists: what choosing a round needs."""
+        return self.model_copy(update={"bootstrap": 0, "list_k": 0})
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Names of the measured candidate sets, as they stand before the slash of a metric's name."""
+        return ("full",) * self.full + ("sampled",) * self.sampled

@@ -1,0 +1,80 @@
+"""Compiled loops shared by all models: adding sparse contributions of many users into dense sums.
+
+numba compiles each once per machine and caches the result beside the source.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+@numba.njit(cache=True, nogil=True)
+def add_rows(
+    total: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    row: NDArray[np.int64],
+    values: NDArray[np.floating],
+    scale: NDArray[np.float64],
+) -> None:
+    """total[row[n]] += scale[u] * values[n] for all n of user u; total [I, d], values [N, d]."""
+    for u in range(len(indptr) - 1):
+        s = scale[u]
+        if s == 0.0:
+            continue
+        for n in range(indptr[u], indptr[u + 1]):
+            target = total[row[n]]
+            source = values[n]
+            for k in range(source.shape[0]):
+                target[k] += s * source[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def add_scalars(
+    total: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    row: NDArray[np.int64],
+    values: NDArray[np.floating],
+    scale: NDArray[np.float64],
+) -> None:
+    """The same for scalar rows: total [I], values [N]."""
+    for u in range(len(indptr) - 1):
+        for n in range(indptr[u], indptr[u + 1]):
+            total[row[n]] += scale[u] * values[n]
+
+
+@numba.njit(cache=True, nogil=True)
+def gram_into(
+    total: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    item: NDArray[np.int64],
+    x: NDArray[np.float64],
+    scale: NDArray[np.float64],
+) -> None:
+    """total += Σ_u scale[u] x_u x_uᵀ for sparse x_u; total [I, I]."""
+    for u in range(len(indptr) - 1):
+        s = scale[u]
+        if s == 0.0:
+            continue
+        for a in range(indptr[u], indptr[u + 1]):
+            target = total[item[a]]
+            factor = s * x[a]
+            for b in range(indptr[u], indptr[u + 1]):
+                target[item[b]] += factor * x[b]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def squared_row_norms(
+    indptr: NDArray[np.int64], values: NDArray[np.floating], out: NDArray[np.float64]
+) -> None:
+    """out[u] = Σ |values[n]|² over all n of user u, rows in single and their sum in double precision."""
+    for u in range(len(indptr) - 1):
+        total = 0.0
+        for n in range(indptr[u], indptr[u + 1]):
+            row = values[n]
+            square = row[0] * row[0]
+            for k in range(1, row.shape[0]):
+                square += row[k] * row[k]
+            total += square
+        out[u] = total

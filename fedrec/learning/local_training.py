@@ -1,0 +1,55 @@
+"""One round for many users: updates are computed, clipped and summed chunk by chunk, as they are made.
+
+This is the only path from a history to a sum; a phone runs it with one user, a simulation with thousands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.interactions import UserBatch
+from fedrec.learning.keys import Purpose, key, uniform, user_keys
+from fedrec.learning.updates import State, UpdateSum
+from fedrec.models.base import Recommender, RoundKey
+from fedrec.privacy.clipping import add_clipped
+
+#: Entries (interactions) of one chunk: its updates stay in the cache or at least in memory.
+CHUNK_ENTRIES = 50_000
+
+
+def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:
+    """[U] who takes part: an independent coin with probability `sampling_rate` per user and round (Poisson)."""
+    base = key(round_key.seed, Purpose.COHORT, round_key.round)
+    return np.asarray(uniform(user_keys(base, users), 1)[:, 0] < sampling_rate)
+
+
+def train_users(
+    recommender: Recommender,
+    shared: State,
+    local: State,
+    batch: UserBatch,
+    round_key: RoundKey,
+    clip_norm: float | None,
+    n_items: int,
+) -> tuple[UpdateSum, State]:
+    """Sum of the clipped updates of all users of the batch, and their new local state.
+
+    Args:
+        recommender: the model.
+        shared: the broadcast state.
+        local: arrays [U, ...] of the users of the batch.
+        batch: their histories.
+        round_key: seed and round.
+        clip_norm: L2 bound of one user's whole update, or None.
+        n_items: I.
+    """
+    total = UpdateSum(recommender.layout(n_items).zeros())
+    after = {name: values.copy() for name, values in local.items()}
+    for where, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
+        mine = {name: values[where] for name, values in local.items()}
+        updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
+        add_clipped(total, updates, clip_norm)
+        for name, values in changed.items():
+            after[name][where] = values
+    return total, after

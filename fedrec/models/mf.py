@@ -1,0 +1,182 @@
+"""Matrix factorisation by SGD, federated: the user vector stays at home, the item table is common.
+
+The score of item i for user u is p_u · q_i + b_i. Losses: binary cross-entropy over each interaction and n
+sampled negatives (He et al. 2017, "Neural collaborative filtering", WWW), or BPR, -log σ(s_positive - s_negative)
+(Rendle et al. 2009, UAI). A user runs minibatch SGD on copies of the rows it touches and sends the difference;
+the server averages the differences and makes a step of its own optimiser (McMahan et al. 2017; Reddi et al. 2021).
+
+Letters: U users, I items, d embedding size, n negatives, B minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrec.data.interactions import IntArray, Interactions, UserBatch
+from fedrec.learning.keys import Purpose, key, normal, user_keys
+from fedrec.learning.server_optimizer import ServerOptimizer
+from fedrec.learning.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
+from fedrec.learning.views import LocalViews, build_views
+from fedrec.models import mf_kernel
+from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedrec.learning.batched import Minibatch
+
+
+class MfConfig(RecommenderConfig):
+    """Configuration of matrix factorisation.
+
+    Attributes:
+        embedding_size: d.
+        loss: "bce" or "bpr".
+        negatives: n, drawn anew in every round among the items that the user does not have.
+        local_epochs: passes over the history in one round.
+        batch_size: B, groups (a positive and its negatives) of one local step.
+        learning_rate: of the local steps; gradients are summed over the minibatch.
+        reg: weight of |p_u|² / 2 per group, and of weight decay of the item table on the server.
+        init_scale: standard deviation of the initial vectors' norms.
+        server: the server's optimiser.
+        fold_in_epochs: passes over the history for the vector of a user who took no part in training.
+        backend: "compiled" (numba) or "torch" (the generic batched path); the same arithmetic.
+    """
+
+    kind: Literal["mf"] = "mf"
+    embedding_size: int = Field(default=32, ge=1)
+    loss: Literal["bce", "bpr"] = "bce"
+    negatives: int = Field(default=4, ge=1)
+    local_epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    reg: float = Field(default=0.01, ge=0)
+    init_scale: float = Field(default=0.1, gt=0)
+    server: ServerOptimizer = ServerOptimizer()
+    fold_in_epochs: int = Field(default=20, ge=1)
+    backend: Literal["compiled", "torch"] = "compiled"
+
+
+class MatrixFactorisation(Recommender):
+    """p_u · q_i + b_i with p_u private."""
+
+    kind: ClassVar[str] = "mf"
+    chunk_users: ClassVar[int] = 32
+
+    def __init__(self, config: MfConfig) -> None:
+        self.config = config
+
+    def layout(self, n_items: int) -> Layout:  # noqa: D102
+        return Layout(
+            {
+                "item_table": BlockSpec((n_items, self.config.embedding_size)),
+                "item_bias": BlockSpec((n_items,)),
+            }
+        )
+
+    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+        return {
+            "item_table": self._vectors(key(seed, Purpose.INIT_SHARED), np.arange(n_items)),
+            "item_bias": np.zeros(n_items, dtype=np.float32),
+        }
+
+    def init_server(self, shared: State) -> State:  # noqa: D102
+        return self.config.server.init(shared)
+
+    def init_local(self, users: IntArray, seed: int) -> State:  # noqa: D102
+        return {"user_vector": self._vectors(key(seed, Purpose.INIT_LOCAL), users)}
+
+    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+        return np.unique(self._views(batch, key, n_items, self.config.local_epochs).row)
+
+    def compute_updates(  # noqa: D102
+        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+    ) -> tuple[Updates, State]:
+        views = self._views(batch, key, len(shared["item_bias"]), self.config.local_epochs)
+        if self.config.backend == "torch":
+            return self._torch_updates(shared, local, views)
+        users = local["user_vector"].astype(np.float32)
+        table, bias, loss = self._run_kernel(shared, users, views)
+        blocks = {"item_table": Rows(views.row_ptr, views.row, table), "item_bias": Rows(views.row_ptr, views.row, bias)}
+        examples = batch.counts * self.config.local_epochs * (1 + self.config.negatives)
+        return Updates(blocks, len(batch), loss, examples.astype(np.float64)), {"user_vector": users}
+
+    def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
+        mean = {name: values / total.users for name, values in total.blocks.items()}
+        after, server = self.config.server.apply(shared, server, mean)
+        decay = np.float32(1.0 - self.config.server.learning_rate * self.config.reg)
+        return after | {"item_table": after["item_table"] * decay}, server
+
+    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
+        users = self._vectors(key(0, Purpose.INIT_LOCAL), batch.user)
+        for epoch in range(self.config.fold_in_epochs):
+            views = self._views(batch, RoundKey(0, epoch), len(shared["item_bias"]), 1)
+            self._run_kernel(shared, users, views)
+        return {"user_vector": users}
+
+    def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
+        return np.asarray(local["user_vector"] @ shared["item_table"].T + shared["item_bias"], dtype=np.float32)
+
+    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
+        """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
+        batch = train.batch(np.arange(train.n_users))
+        shared, users = self.init_shared(train.n_items, seed), self.init_local(batch.user, seed)["user_vector"]
+        for epoch in range(1, rounds + 1):
+            order = np.argsort(user_keys(key(seed, Purpose.COHORT, epoch), batch.user), kind="stable")
+            for user in order:
+                one = batch.take(np.array([user]))
+                views = self._views(one, RoundKey(seed, epoch), train.n_items, 1)
+                vector = users[user : user + 1]
+                table, bias, _ = self._run_kernel(shared, vector, views)
+                shared["item_table"][views.row] += table - self.config.learning_rate * self.config.reg * (
+                    shared["item_table"][views.row]
+                )
+                shared["item_bias"][views.row] += bias
+                users[user] = vector[0]
+        return shared, {"user_vector": users}
+
+    def _views(self, batch: UserBatch, round_key: RoundKey, n_items: int, epochs: int) -> LocalViews:
+        return build_views(batch, round_key.seed, round_key.round, n_items, self.config.negatives, epochs)
+
+    def _run_kernel(
+        self, shared: State, users: Scores, views: LocalViews
+    ) -> tuple[Scores, Scores, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Train `users` [U, d] in place; the deltas of table and bias [N, ...] and the loss [U]."""
+        c = self.config
+        table = np.empty((len(views.row), c.embedding_size), dtype=np.float32)
+        bias = np.empty(len(views.row), dtype=np.float32)
+        loss = np.zeros(len(users))
+        kind = mf_kernel.BCE if c.loss == "bce" else mf_kernel.BPR
+        mf_kernel.train(
+            views.row_ptr, views.row, views.example_ptr, views.slot, shared["item_table"], shared["item_bias"],
+            users, kind, c.learning_rate, c.reg, c.batch_size, table, bias, loss,
+        )  # fmt: skip
+        return table, bias, loss
+
+    def _torch_updates(self, shared: State, local: State, views: LocalViews) -> tuple[Updates, State]:
+        from fedrec.learning.batched import LocalSgd, train_batched
+
+        sgd = LocalSgd(self.config.learning_rate, self.config.batch_size)
+        return train_batched(self.objective, sgd, shared, {}, local, views)
+
+    def objective(self, minibatch: Minibatch) -> Tensor:
+        """[K] the loss that the kernel minimises, for the generic path."""
+        from torch.nn.functional import softplus
+
+        users, mask = minibatch.local["user_vector"], minibatch.mask
+        bias = minibatch.rows["item_bias"]
+        dots = minibatch.rows["item_table"].flatten(1, 2) @ users[:, :, None]
+        scores = dots.view(bias.shape) + bias
+        if self.config.loss == "bce":
+            per_group = softplus(-scores[..., 0]) + softplus(scores[..., 1:]).sum(-1)
+        else:
+            per_group = softplus(scores[..., 1:] - scores[..., :1]).sum(-1)
+        penalty = self.config.reg / 2 * mask.sum(1) * users.square().sum(1)
+        return (per_group * mask).sum(1) + penalty
+
+    def _vectors(self, base: np.uint64, index: IntArray) -> Scores:
+        d = self.config.embedding_size
+        return (normal(user_keys(base, index), d) * (self.config.init_scale / np.sqrt(d))).astype(np.float32)

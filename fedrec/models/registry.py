@@ -1,0 +1,38 @@
+"""Names of recommenders and how a configuration becomes one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from fedrec.models.base import Recommender
+from fedrec.models.ease import Ease, EaseConfig
+from fedrec.models.ials import Ials, IalsConfig
+from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.models.mf import MatrixFactorisation, MfConfig
+from fedrec.models.popularity import Popularity, PopularityConfig
+
+ModelConfig = Annotated[
+    PopularityConfig | ItemKnnConfig | EaseConfig | IalsConfig | MfConfig, Field(discriminator="kind")
+]
+
+
+def build(config: ModelConfig) -> Recommender:
+    """The recommender of a configuration."""
+    match config:
+        case PopularityConfig():
+            return Popularity(config)
+        case ItemKnnConfig():
+            return ItemKnn(config)
+        case EaseConfig():
+            return Ease(config)
+        case IalsConfig():
+            return Ials(config)
+        case MfConfig():
+            return MatrixFactorisation(config)
+
+
+def parse(values: dict[str, Any]) -> ModelConfig:
+    """A configuration from plain values; raises pydantic's ValidationError with all problems."""
+    return TypeAdapter[ModelConfig](ModelConfig).validate_python(values)

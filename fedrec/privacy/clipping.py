@@ -1,0 +1,39 @@
+"""Clipping: every user's whole update, all blocks together, is scaled to an L2 norm of at most C.
+
+Out of scope: noise and accounting. A sum of clipped updates is bounded in what one user can change, and that
+alone is no privacy guarantee.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrec.errors import ProtocolError
+from fedrec.learning.updates import Updates, UpdateSum
+
+
+def add_clipped(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
+    """Add each user's update to `total`, scaled by min(1, clip_norm / norm); norms in float64.
+
+    Args:
+        total: sum of the same layout; changed in place.
+        updates: U users.
+        clip_norm: C, or None to add the updates as they are.
+
+    Raises:
+        ProtocolError: an update is not finite; nothing was added.
+    """
+    norms = updates.norms()
+    if not np.isfinite(norms).all():
+        raise ProtocolError(
+            f"{int((~np.isfinite(norms)).sum())} of {updates.n_users} updates are not finite: "
+            "expected finite numbers; lower the learning rate"
+        )
+    bound = np.inf if clip_norm is None else clip_norm
+    scale = np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny))
+    updates.add_into(total.blocks, scale)
+    total.users += updates.n_users
+    total.loss += float(updates.loss.sum())
+    total.examples += float(updates.examples.sum())
+    total.clipped += int((norms > bound).sum())
+    total.norm += float(norms.sum())

@@ -1,0 +1,347 @@
+"""The coordinator: runs rounds over an exchange, keeps the model, survives being killed.
+
+It knows no Flower and no data. Each round is: broadcast the shared state, sift the replies, sum, apply,
+checkpoint. While "select" runs, the validation part chooses the number of rounds; "final" starts anew, learns
+from training and validation part together for that many rounds, and the test part is looked at once.
+
+A killed coordinator, opened again on its folder, goes on after its last checkpoint and ends with the bits of an
+undisturbed run. Out of scope: what carries the messages, and presentation.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.errors import FederationError, ProtocolError, RoundAbandoned, RunError
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.protocol import Exchange, Phase, Reply, Request
+from fedrec.learning.settings import NodeSettings, RoundSettings
+from fedrec.learning.updates import State, UpdateSum
+from fedrec.models.base import Recommender
+from fedrec.models.registry import ModelConfig, build, parse
+from fedrec.wire.files import atomic_write, read_arrays, write_arrays, write_json
+from fedrec_server.replies import read_update, sift
+
+Event = dict[str, Any]
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is, apart from its data: written once, read by every start of the coordinator."""
+
+    model: ModelConfig
+    settings: NodeSettings
+    rounds: RoundSettings
+    evaluation: EvaluationSettings
+    n_items: int
+    config_hash: str
+    has_validation: bool
+    has_test: bool
+
+    def write(self, folder: Path) -> None:
+        """Write `task.json` into the coordinator's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = ("model", "settings", "rounds", "evaluation")
+        plain = {name: getattr(self, name).model_dump(mode="json") for name in parts}
+        rest = ("n_items", "config_hash", "has_validation", "has_test")
+        write_json(folder / "task.json", plain | {name: getattr(self, name) for name in rest})
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """The task of a folder.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        try:
+            plain = json.loads((folder / "task.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder} has no readable task.json ({error}): prepare the run first") from error
+        return cls(
+            parse(plain["model"]),
+            NodeSettings.model_validate(plain["settings"]),
+            RoundSettings.model_validate(plain["rounds"]),
+            EvaluationSettings.model_validate(plain["evaluation"]),
+            *(plain[name] for name in ("n_items", "config_hash", "has_validation", "has_test")),
+        )
+
+
+@dataclass
+class Progress:
+    """Where a run stands; lies in the header of every checkpoint."""
+
+    phase: Phase
+    round: int = 0
+    best_round: int = 0
+    best_value: float = -1.0
+    stale: int = 0
+    abandoned: int = 0
+    records: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0})
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `Coordinator.run` ended."""
+
+    finished: bool
+    rounds: int
+    shared: State
+    result: dict[str, Any]
+
+
+class Coordinator:
+    """Runs one task; see the module's text."""
+
+    def __init__(
+        self,
+        folder: Path,
+        exchange: Exchange,
+        *,
+        on_event: Callable[[Event], None] = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._folder = folder
+        self._exchange = exchange
+        self._on_event = on_event
+        self._stop = stop
+        self.task = Task.read(folder)
+        self._recommender: Recommender = build(self.task.model)
+        self._layout = self._recommender.layout(self.task.n_items)
+        self._hosted: dict[str, int] = {}
+        self._shared, self._server, self._progress = self._restore()
+
+    def run(self) -> Outcome:
+        """Run all rounds that are left.
+
+        Raises:
+            FederationError: too few nodes came before the deadline.
+            RoundAbandoned: too many rounds in a row had too few valid replies.
+        """
+        while not self._progress.done:
+            self._round()
+            if self._phase_is_over():
+                self._end_phase()
+            elif self._stop():
+                self._checkpoint(persist=True)
+                return Outcome(False, self._progress.round, self._shared, {})
+        result = json.loads((self._folder / "result.json").read_text())
+        return Outcome(True, self._progress.round, self._shared, result)
+
+    # One round -----------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        progress, started = self._progress, time.perf_counter()
+        number = progress.round + 1
+        keep = number % self.task.rounds.checkpoint_every == 0 or number == self._last_round()
+        request = Request("train", number, progress.phase, self._shared, {"persist": keep})
+        replies, failures = self._ask(request, self._read_update)
+        record: Event = {"phase": progress.phase, "round": number, "nodes": len(replies), "failures": failures}
+        if not self._enough(len(replies), len(replies) + len(failures)):
+            self._abandon(record)
+            return
+        total = UpdateSum(self._layout.zeros())
+        for update in replies.values():
+            total.merge(update)
+        if total.users:
+            self._shared, self._server = self._recommender.apply(self._shared, self._server, total)
+        progress.round, progress.abandoned = number, 0
+        record |= self._describe(total) | {"seconds": time.perf_counter() - started}
+        progress.totals["seconds"] += record["seconds"]
+        progress.totals["bytes_up"] += record["bytes_up_per_user"]
+        progress.totals["bytes_down"] += record["bytes_down_per_user"]
+        if self._is_judged(number):
+            record["validation"] = self._judge()
+        self._write_record(record)
+        if keep:
+            self._checkpoint()
+
+    def _ask(
+        self, request: Request, read: Callable[[str, Reply], Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Send one request to every known node; readable answers and the reasons of the others."""
+        requests = {node: request for node in self._meet()}
+        answers = self._exchange.exchange(requests, self.task.rounds.deadline_seconds)
+        return sift(requests, answers, read)
+
+    def _read_update(self, node: str, reply: Reply) -> UpdateSum:
+        return read_update(reply, self._layout, self._hosted[node], self.task.settings.clip_norm)
+
+    def _meet(self) -> list[str]:
+        """Ids of the nodes that are there and run this task; waits for the minimum until the deadline."""
+        deadline = time.monotonic() + self.task.rounds.deadline_seconds
+        while True:
+            present = self._exchange.nodes()
+            strangers = {node: Request("hello", 0) for node in present if node not in self._hosted}
+            if strangers:
+                answers = self._exchange.exchange(strangers, max(1.0, deadline - time.monotonic()))
+                known, refused = sift(strangers, answers, self._read_hello)
+                self._hosted |= known
+                for node, reason in refused.items():
+                    self._on_event({"refused": node, "reason": reason})
+            here = [node for node in present if node in self._hosted]
+            if len(here) >= self.task.rounds.min_nodes:
+                return here
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"{len(here)} nodes came within {self.task.rounds.deadline_seconds:g} s: expected at least "
+                    f"{self.task.rounds.min_nodes}; start more nodes or lower federation.min_nodes"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _read_hello(self, node: str, reply: Reply) -> int:
+        if reply.meta.get("config") != self.task.config_hash:
+            raise ProtocolError(f"node {node} runs another configuration: prepare it from this run's config")
+        users = reply.meta.get("users")
+        if not isinstance(users, int) or not 0 <= users <= self.task.rounds.max_users_per_node:
+            raise ProtocolError(
+                f"node {node} claims {users!r} users: expected 0 to {self.task.rounds.max_users_per_node}"
+            )
+        return users
+
+    def _enough(self, valid: int, asked: int) -> bool:
+        rounds = self.task.rounds
+        return valid >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+
+    def _abandon(self, record: Event) -> None:
+        self._progress.abandoned += 1
+        self._write_record(record | {"abandoned": True})
+        if self._progress.abandoned >= self.task.rounds.max_abandoned:
+            self._checkpoint(persist=True)
+            reasons = "; ".join(sorted(set(record["failures"].values()))) or "no answers"
+            raise RoundAbandoned(
+                f"round {record['round']} was abandoned {self._progress.abandoned} times: {record['nodes']} valid "
+                f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
+            )
+
+    def _describe(self, total: UpdateSum) -> Event:
+        users = max(total.users, 1)
+        return {
+            "users": total.users,
+            "loss": total.loss / max(total.examples, 1.0),
+            "clipped_fraction": total.clipped / users,
+            "mean_norm": total.norm / users,
+            "bytes_up_per_user": float(self._layout.size * 4),
+            "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
+        }
+
+    # Phases --------------------------------------------------------------------------------------------
+
+    def _last_round(self) -> int:
+        if self._recommender.one_round:
+            return 1
+        chosen = self._progress.best_round if self._progress.phase == "final" else 0
+        return chosen or self.task.rounds.rounds
+
+    def _phase_is_over(self) -> bool:
+        progress, patience = self._progress, self.task.rounds.patience
+        tired = progress.phase == "select" and patience is not None and progress.stale >= patience
+        return progress.round >= self._last_round() or tired
+
+    def _end_phase(self) -> None:
+        if self._progress.phase == "select":
+            self._progress = replace(self._progress, phase="final", round=0)
+            self._shared, self._server = self._fresh()
+        else:
+            self._finish()
+        self._checkpoint(persist=self._progress.done)
+
+    def _finish(self) -> None:
+        """Look at the test part, once, and write model and result."""
+        progress = self._progress
+        write_arrays(self._folder / "model.safetensors", self._shared, {"round": progress.round})
+        result: dict[str, Any] = {
+            "rounds": progress.round,
+            "validation": {self.task.rounds.select_metric: progress.best_value} if progress.best_round else None,
+            "test": None,
+            "totals": progress.totals,
+            "model_bytes": sum(values.nbytes for values in self._shared.values()),
+        }
+        if self.task.has_test:
+            result["test"] = self._evaluate().report().as_dict()
+        write_json(self._folder / "result.json", result)
+        progress.done = True
+
+    def _is_judged(self, number: int) -> bool:
+        select = self._progress.phase == "select"
+        return select and (number % self.task.rounds.evaluate_every == 0 or number == self._last_round())
+
+    def _judge(self) -> dict[str, float]:
+        """Validation metrics of this round; remembers the best round."""
+        progress = self._progress
+        values = self._evaluate().report().values()
+        value = values[self.task.rounds.select_metric]
+        if value > progress.best_value:
+            progress.best_round, progress.best_value, progress.stale = progress.round, value, 0
+        else:
+            progress.stale += 1
+        return values
+
+    def _evaluate(self) -> MetricSums:
+        request = Request("evaluate", self._progress.round, self._progress.phase, self._shared)
+        replies, failures = self._ask(request, lambda node, reply: MetricSums.from_arrays(reply.arrays))
+        if not self._enough(len(replies), len(replies) + len(failures)):
+            raise RoundAbandoned(f"evaluation: {len(replies)} valid replies ({failures}): mend the nodes, then --resume")
+        first, *rest = replies.values()
+        for sums in rest:
+            first = first.merge(sums)
+        return first
+
+    # Disk ----------------------------------------------------------------------------------------------
+
+    def _fresh(self) -> tuple[State, State]:
+        shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed)
+        return shared, self._recommender.init_server(shared)
+
+    def _restore(self) -> tuple[State, State, Progress]:
+        path = self._folder / "checkpoint.safetensors"
+        if not path.exists():
+            select = self.task.has_validation and not self._recommender.one_round
+            (self._folder / "rounds.jsonl").unlink(missing_ok=True)
+            return *self._fresh(), Progress("select" if select else "final")
+        arrays, header = read_arrays(path)
+        progress = Progress(**header)
+        self._forget_records(progress.records)
+        shared = {name.removeprefix("shared/"): a for name, a in arrays.items() if name.startswith("shared/")}
+        server = {name.removeprefix("server/"): a for name, a in arrays.items() if name.startswith("server/")}
+        return shared, server, progress
+
+    def _checkpoint(self, *, persist: bool = False) -> None:
+        if persist and not self._progress.done:
+            self._ask(Request("persist", self._progress.round, self._progress.phase), lambda node, reply: None)
+        arrays = {f"shared/{name}": a for name, a in self._shared.items()}
+        arrays |= {f"server/{name}": a for name, a in self._server.items()}
+        write_arrays(self._folder / "checkpoint.safetensors", arrays, asdict(self._progress))
+
+    def _write_record(self, record: Event) -> None:
+        with (self._folder / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(record, default=float) + "\n")
+        self._progress.records += 1
+        self._on_event(record)
+
+    def _forget_records(self, keep: int) -> None:
+        """Drop the records of rounds after the checkpoint: they will be run again."""
+        path = self._folder / "rounds.jsonl"
+        if path.exists():
+            atomic_write(path, b"".join(path.read_bytes().splitlines(keepends=True)[:keep]))
+
+
+def open_coordinator(
+    folder: Path,
+    exchange: Exchange,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Coordinator:
+    """The coordinator of a run folder's `coordinator/`, going on where its last checkpoint lies."""
+    return Coordinator(folder, exchange, on_event=on_event, stop=stop)

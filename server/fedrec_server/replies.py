@@ -1,0 +1,89 @@
+"""Checking what nodes answer: a reply that does not follow the protocol costs its own update, not the round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from fedrec.errors import ProtocolError
+from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec.learning.updates import Layout, UpdateSum
+
+NUMBERS = ("users", "loss", "examples", "clipped", "norm")
+#: Room for float32 rounding of a sum whose norm is at the bound.
+NORM_SLACK = 1.0 + 1e-4
+
+
+def check_envelope(request: Request, reply: Reply) -> None:
+    """Kind, round and phase of a reply must be those of its request.
+
+    Raises:
+        ProtocolError: they are not.
+    """
+    for name in ("kind", "round", "phase"):
+        given, expected = getattr(reply, name), getattr(request, name)
+        if given != expected:
+            raise ProtocolError(f"reply has {name} {given!r}: expected {expected!r}")
+
+
+def read_update(reply: Reply, layout: Layout, hosted_users: int, clip_norm: float | None) -> UpdateSum:
+    """The sum in a train reply.
+
+    Raises:
+        ProtocolError: keys, shape, type, finiteness, the number of users or the norm are not as declared.
+    """
+    if set(reply.arrays) != {"update"}:
+        raise ProtocolError(f"reply has arrays {sorted(reply.arrays)}: expected only 'update'")
+    if set(reply.meta) != set(NUMBERS):
+        raise ProtocolError(f"reply has fields {sorted(reply.meta)}: expected {sorted(NUMBERS)}")
+    update = reply.arrays["update"]
+    if update.dtype != np.float32 or update.shape != (layout.size,):
+        raise ProtocolError(f"update is {update.dtype}{update.shape}: expected float32({layout.size},)")
+    numbers = {name: reply.meta[name] for name in NUMBERS}
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values()):
+        raise ProtocolError("a number of the reply is not finite: expected finite numbers")
+    users = float(numbers["users"])
+    if users != int(users) or not 0 <= users <= hosted_users:
+        raise ProtocolError(f"reply speaks for {users:g} users: the node hosts {hosted_users}")
+    if not 0 <= float(numbers["clipped"]) <= users or float(numbers["examples"]) < 0:
+        raise ProtocolError("reply has impossible counts: expected 0 <= clipped <= users and examples >= 0")
+    norm = float(np.linalg.norm(update.astype(np.float64)))
+    if not math.isfinite(norm):
+        raise ProtocolError("update is not finite: expected finite numbers")
+    if clip_norm is not None and norm > users * clip_norm * NORM_SLACK:
+        raise ProtocolError(f"update of norm {norm:.4g} for {users:g} users: expected at most {users * clip_norm:.4g}")
+    blocks = {name: values.astype(np.float64) for name, values in layout.unflatten(update).items()}
+    return UpdateSum(
+        blocks,
+        int(users),
+        float(numbers["loss"]),
+        float(numbers["examples"]),
+        int(numbers["clipped"]),
+        float(numbers["norm"]),
+    )
+
+
+T = TypeVar("T")
+
+
+def sift(
+    requests: Mapping[str, Request],
+    answers: Mapping[str, Reply | Failure],
+    read: Callable[[str, Reply], T],
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Readable answers by node (in the order of the node ids), and the reason for each of the others."""
+    good: dict[str, T] = {}
+    bad: dict[str, str] = {}
+    for node in sorted(requests):
+        answer = answers.get(node, Failure("no answer"))
+        try:
+            if isinstance(answer, Failure):
+                raise ProtocolError(answer.reason)
+            check_envelope(requests[node], answer)
+            good[node] = read(node, answer)
+        except ProtocolError as error:
+            bad[node] = str(error)
+    return good, bad

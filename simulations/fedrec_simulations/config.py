@@ -1,0 +1,200 @@
+"""The configuration of a run: one frozen model per section, read from TOML, all problems reported at once.
+
+Private facts (numbers of users, file contents) are no configuration. Out of scope: carrying it out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedrec.errors import ConfigError
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.learning.settings import NodeSettings, RoundSettings
+from fedrec.models.registry import ModelConfig
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(Section):
+    """Which interactions, and what is removed from them.
+
+    Attributes:
+        name: a data set known to `fedrec data`, or "file" for one described by `path` and the columns.
+        path: file, folder or zip of the original files; the bundled set needs none.
+        download: fetch the original files when `path` is not given.
+        user_column, item_column, rating_column, timestamp_column: for name = "file".
+        min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
+        core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
+    """
+
+    name: str = "movietweetings"
+    path: Path | None = None
+    download: bool = False
+    user_column: str = "user"
+    item_column: str = "item"
+    rating_column: str | None = None
+    timestamp_column: str | None = None
+    min_rating: float | None = None
+    core: int = Field(default=1, ge=1)
+
+
+class SplitSection(Section):
+    """What is held out.
+
+    Attributes:
+        method: "leave_one_out" (the last interaction of each user), "temporal" (the last of all),
+            "per_user_ratio", "held_out_users", "column" (the data file says it itself), "folder" (written by fedrec).
+        validation: hold out a validation part, too, on which rounds are chosen.
+        ties: which of several last interactions with one time stamp is the last (leave_one_out).
+        fraction: of interactions (temporal, per_user_ratio) or users (held_out_users) in the test part.
+        path: of a split folder or of a file with a split column.
+    """
+
+    method: Literal["leave_one_out", "temporal", "per_user_ratio", "held_out_users", "column", "folder"] = (
+        "leave_one_out"
+    )
+    validation: bool = True
+    ties: Literal["file_order", "smallest_item", "largest_item"] = "file_order"
+    fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    path: Path | None = None
+
+
+class PrivacySection(Section):
+    """What protects the users; switching protection off is said out loud in every report.
+
+    Attributes:
+        unit: "none": clipped or not, sums are not noised, and no privacy guarantee is claimed.
+        aggregator: "plain": the server sees every node's sum.
+    """
+
+    unit: Literal["none"]
+    aggregator: Literal["plain"]
+
+
+class FederationSection(RoundSettings, NodeSettings):
+    """Rounds and nodes; `nodes` is how many nodes the users are spread over (Flower engines)."""
+
+    nodes: int = Field(default=4, ge=1)
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    data: DataSection = DataSection()
+    split: SplitSection = SplitSection()
+    model: Annotated[ModelConfig, Field()]
+    federation: FederationSection = FederationSection()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    privacy: PrivacySection
+
+    @model_validator(mode="after")
+    def _one_round_models_need_everybody(self) -> Config:
+        if self.model.kind in ("popularity", "item_knn", "ease") and self.federation.sampling_rate < 1.0:
+            raise ValueError(
+                f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes one "
+                "round with everybody; set it to 1"
+            )
+        return self
+
+    def node_settings(self) -> NodeSettings:
+        """The part that nodes see."""
+        return NodeSettings(**{name: getattr(self.federation, name) for name in NodeSettings.model_fields})
+
+    def round_settings(self) -> RoundSettings:
+        """The part that only the coordinator sees."""
+        return RoundSettings(**{name: getattr(self.federation, name) for name in RoundSettings.model_fields})
+
+    def warnings(self) -> list[str]:
+        """What every report of a run with this configuration must say."""
+        clip = self.federation.clip_norm
+        bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
+        return [
+            f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added.",
+            "NO SECURE AGGREGATION: privacy.aggregator is 'plain'; the server sees the sum of every node, "
+            "which is a single user's update where a node hosts one user.",
+        ]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply overrides `a.b=value` (value in TOML; bare words are text).
+
+    Raises:
+        ConfigError: the file cannot be read, or any value is wrong; the message lists all problems.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): give an existing TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"configuration {path} is no TOML ({error}): mend the line named") from error
+    return parse_config(values, overrides, str(path))
+
+
+def parse_config(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> Config:
+    """A configuration from plain values; see `load_config`."""
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    path, sign, value = text.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set federation.rounds=5")
+    *sections, key = path.strip().split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {text!r}: {section!r} is a value, not a section; see `fedrec config show`")
+    try:
+        target[key] = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        target[key] = value
+
+
+def _problem(item: Any) -> str:
+    """One validation error as text: where, what was given, what was expected."""
+    tags = {"popularity", "item_knn", "ease", "ials", "mf"}
+    where = [str(part) for part in item["loc"] if part not in tags]
+    place = ".".join(where) or "top level"
+    if item["type"] == "extra_forbidden":
+        known = _keys_near(where[:-1])
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        return f"unknown key {place}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if item["type"] == "missing":
+        hint = {
+            "privacy": " (nothing is assumed: set privacy.unit and privacy.aggregator, 'none' and 'plain' switch "
+            "protection off)",
+            "model": " (set model.kind)",
+        }.get(place, "")
+        return f"{place} is missing{hint}"
+    given = json.dumps(item.get("input"), default=str)
+    return f"{place} = {given[:80]}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_near(sections: list[str]) -> list[str]:
+    """Keys that are known in a section, over all kinds of models."""
+    schema = Config.model_json_schema()
+    names: set[str] = set()
+    if not sections:
+        return list(schema["properties"])
+    for definition in schema["$defs"].values():
+        names |= set(definition.get("properties", {}))
+    return sorted(names)

@@ -1,0 +1,1 @@
+"""Three engines for one round protocol: in process, Flower's simulation, a Flower deployment."""

@@ -1,0 +1,45 @@
+"""The default engine: nodes are objects of this process, an exchange is a function call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedrec.errors import FedrecError
+from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec_client.node import Node, open_node
+from fedrec_server.coordinator import Outcome, open_coordinator
+
+
+class InProcessExchange:
+    """Calls each node in turn; there is no deadline to miss."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = nodes
+
+    def nodes(self) -> list[str]:
+        """Ids of all nodes."""
+        return sorted(self._nodes)
+
+    def exchange(self, requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
+        """Serve every request; a node's error is a failure, as it is over a network."""
+        return {node: self._serve(node, request) for node, request in requests.items()}
+
+    def _serve(self, node: str, request: Request) -> Reply | Failure:
+        try:
+            return self._nodes[node].handle(request)
+        except FedrecError as error:
+            return Failure(str(error))
+
+
+def run_in_process(
+    run_dir: Path,
+    *,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Run (or go on with) the run of a folder in this process."""
+    nodes = {folder.name: open_node(folder) for folder in sorted((run_dir / "nodes").iterdir())}
+    exchange = InProcessExchange(nodes)
+    return open_coordinator(run_dir / "coordinator", exchange, on_event=on_event, stop=stop).run()

@@ -1,0 +1,173 @@
+"""A run folder: everything that is needed to repeat, resume, judge and serve a run.
+
+    RUN/config.json          the resolved configuration
+    RUN/data.json            what the data was, what cleaning removed, the split's rule and sizes
+    RUN/split/               the split in the data set's own ids, to be handed on
+    RUN/catalog.json         titles and categories by item index
+    RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
+    RUN/nodes/<k>/           node.json, shard.npz, local/: for node k alone
+    RUN/report.html, environment.json, logs/
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.data.interactions import Catalog
+from fedrec.data.split import Split
+from fedrec.data.splits import read_split, write_split
+from fedrec.errors import RunError
+from fedrec.learning.updates import State
+from fedrec.wire.files import read_arrays, write_json
+from fedrec_client.node import Node, config_hash, open_node, write_node
+from fedrec_server.coordinator import Task
+from fedrec_simulations.config import Config, parse_config
+from fedrec_simulations.prepare import Prepared
+
+PACKAGES = ("fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and contents of one run."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunError: there is no run at `path`.
+        """
+        if not (path / "config.json").exists():
+            raise RunError(f"{path} is no run folder (no config.json): give a folder that `fedrec train` wrote")
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, config: Config, prepared: Prepared, nodes: int) -> RunFolder:
+        """Lay out a new run with the users spread over `nodes` nodes.
+
+        Raises:
+            RunError: the folder already holds a run.
+        """
+        if (path / "config.json").exists():
+            raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
+        split = prepared.split
+        path.mkdir(parents=True, exist_ok=True)
+        node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
+        for k in range(nodes):
+            shard = split if nodes == 1 else split.shard(k, nodes)
+            write_node(path / "nodes" / str(k), shard, config.model, node_settings, config.evaluation, categories)
+        Task(
+            config.model,
+            node_settings,
+            config.round_settings(),
+            config.evaluation,
+            split.train.n_items,
+            config_hash(config.model, node_settings, config.evaluation, split.train.item_ids),
+            split.validation is not None,
+            split.test is not None,
+        ).write(path / "coordinator")
+        write_split(split, path / "split")
+        write_json(path / "data.json", prepared.description | {"nodes": nodes})
+        write_json(path / "catalog.json", _catalog_dict(prepared.catalog))
+        write_json(path / "environment.json", environment())
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        return cls(path)
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return parse_config(json.loads((self.path / "config.json").read_text()), (), str(self.path / "config.json"))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the data was."""
+        return dict(json.loads((self.path / "data.json").read_text()))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One record per round."""
+        path = self.path / "coordinator" / "rounds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        path = self.path / "coordinator" / "result.json"
+        if not path.exists():
+            raise RunError(f"run {self.path} is not finished: go on with `fedrec train --resume {self.path}`")
+        return dict(json.loads(path.read_text()))
+
+    @property
+    def split(self) -> Split:
+        """The split of the whole data set (a simulation's view: no server has this)."""
+        return read_split(self.path / "split")
+
+    @property
+    def catalog(self) -> Catalog:
+        """Titles and categories in the order of the item indices."""
+        plain = json.loads((self.path / "catalog.json").read_text())
+        return Catalog(
+            np.array(plain["item_ids"], dtype=np.str_),
+            np.array(plain["titles"], dtype=np.str_),
+            tuple(tuple(names) for names in plain["categories"]),
+        )
+
+    @property
+    def model(self) -> State:
+        """Shared state of the final model."""
+        path = self.path / "coordinator" / "model.safetensors"
+        if not path.exists():
+            raise RunError(f"run {self.path} has no model yet: go on with `fedrec train --resume {self.path}`")
+        return read_arrays(path)[0]
+
+    def node_folders(self) -> list[Path]:
+        """Folders of all nodes, in order."""
+        return sorted((self.path / "nodes").iterdir(), key=lambda p: int(p.name))
+
+    def nodes(self) -> list[Node]:
+        """All nodes of the run, opened here."""
+        return [open_node(folder) for folder in self.node_folders()]
+
+
+def category_matrix(catalog: Catalog) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[I, G] 0/1 membership of items in categories, for intra-list diversity."""
+    names = sorted({name for row in catalog.categories for name in row})
+    column = {name: k for k, name in enumerate(names)}
+    out = np.zeros((len(catalog), len(names)), dtype=np.float32)
+    for item, row in enumerate(catalog.categories):
+        out[item, [column[name] for name in row]] = 1.0
+    return out
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the run was made with."""
+    found = {"python": sys.version.split()[0], "platform": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _catalog_dict(catalog: Catalog) -> dict[str, Any]:
+    return {
+        "item_ids": catalog.item_ids.tolist(),
+        "titles": catalog.titles.tolist(),
+        "categories": [list(names) for names in catalog.categories],
+    }

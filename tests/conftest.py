@@ -1,0 +1,51 @@
+"""Shared planted data: small, seeded, with structure that a recommender can find."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import numpy as np
+import pytest
+
+from fedrec.data.interactions import Interactions
+from fedrec.data.split import Split
+
+
+def planted(n_users: int = 120, n_items: int = 60, groups: int = 4, seed: int = 0) -> Interactions:
+    """Users of group g like items of group g: 90 % of each history; lengths 6 to 20, no item twice."""
+    rng = np.random.default_rng(seed)
+    users, items = [], []
+    for user in range(n_users):
+        likes = np.flatnonzero(np.arange(n_items) % groups == user % groups)
+        others = np.setdiff1d(np.arange(n_items), likes)
+        length = int(rng.integers(6, min(20, len(likes)) + 1))
+        own = rng.choice(likes, max(3, round(0.9 * length)), replace=False)
+        noise = rng.choice(others, length - len(own), replace=False)
+        history = rng.permutation(np.concatenate([own, noise]))
+        users += [user] * len(history)
+        items += history.tolist()
+    return Interactions.from_columns(
+        np.array(users),
+        np.array([f"i{k:03d}" for k in items]),
+        item_ids=np.array([f"i{k:03d}" for k in range(n_items)]),
+    )
+
+
+def last_out(interactions: Interactions) -> Split:
+    """The last interaction of each user is the test, the last but one the validation part."""
+    age = interactions.batch(np.arange(interactions.n_users)).age
+    return Split(interactions.select(age > 1), interactions.select(age == 1), interactions.select(age == 0))
+
+
+@pytest.fixture(scope="session")
+def interactions() -> Interactions:
+    return planted()
+
+
+@pytest.fixture(scope="session")
+def split(interactions: Interactions) -> Split:
+    return last_out(interactions)
