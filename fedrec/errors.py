@@ -47,7 +47,7 @@ class RunError(FedrecError):
     exit_code = 6
 
 
-class RoundAbandoned(FedrecError):
+class RoundAbandoned(FedrecError):  # noqa: N818 - it names what happened
     """Fewer valid replies than the minimum, more often in a row than allowed."""
 
     exit_code = 7
@@ -65,7 +65,7 @@ class FederationError(FedrecError):
     exit_code = 9
 
 
-class EnvironmentProblem(FedrecError):
+class EnvironmentProblem(FedrecError):  # noqa: N818
     """Something is missing from the installation."""
 
     exit_code = 10

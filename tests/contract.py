@@ -20,7 +20,9 @@ def train(recommender: Recommender, part: Interactions, rounds: int, seed: int =
     shared = recommender.init_shared(part.n_items, seed)
     server, local = recommender.init_server(shared), recommender.init_local(batch.user, seed)
     for number in range(1, 1 + (1 if recommender.one_round else rounds)):
-        total, local = train_users(recommender, shared, local, batch, RoundKey(seed, number), None, part.n_items)
+        total, local = train_users(
+            recommender, shared, local, batch, RoundKey(seed, number), None, part.n_items
+        )
         shared, server = recommender.apply(shared, server, total)
     return shared, local
 
@@ -59,7 +61,9 @@ class RecommenderContract:
             touched = recommender.touched_rows(one, key, split.train.n_items)
             layout = recommender.layout(split.train.n_items)
             whole, _ = recommender.compute_updates(shared, mine, one, key)
-            blind, _ = recommender.compute_updates(poison(shared, touched, split.train.n_items), mine, one, key)
+            blind, _ = recommender.compute_updates(
+                poison(shared, touched, split.train.n_items), mine, one, key
+            )
             np.testing.assert_array_equal(whole.vector(0, layout), blind.vector(0, layout))
 
     def test_users_are_independent_of_their_batch(self, recommender, trained, split) -> None:

@@ -20,7 +20,7 @@ def batch(histories: Sequence[Sequence[int]], users: Sequence[int] | None = None
 def random_case(
     seed: int, n_users: int, n_items: int, max_held: int = 3, max_seen: int = 12, levels: int | None = None
 ) -> tuple[np.ndarray, UserBatch, UserBatch]:
-    """Scores (with ties if `levels` is given), disjoint histories and held-out items (some users have none)."""
+    """Scores (with ties if `levels` is given), disjoint histories and held-out items (some have none)."""
     rng = np.random.default_rng(seed)
     seen, held = [], []
     for _ in range(n_users):

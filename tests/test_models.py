@@ -90,7 +90,11 @@ class TestPopularity(RecommenderContract):
         (Ease(EaseConfig(reg=5.0, activity_exponent=0.3, training_half_life=10)), 1, "weights"),
         (ItemKnn(ItemKnnConfig(neighbours=60)), 1, "similarity"),
         (Ials(IalsConfig(embedding_size=8, reg=0.01)), 10, "item_table"),
-        (Ials(IalsConfig(embedding_size=8, reg=0.05, reg_exponent=0.5, training_half_life=10)), 10, "item_table"),
+        (
+            Ials(IalsConfig(embedding_size=8, reg=0.05, reg_exponent=0.5, training_half_life=10)),
+            10,
+            "item_table",
+        ),
     ],
 )
 def test_federated_closed_form_equals_its_twin(recommender, rounds: int, name: str, split: Split) -> None:
@@ -137,7 +141,13 @@ def test_ials_lowers_its_stated_loss_in_every_round(split: Split) -> None:
 @pytest.mark.parametrize("loss", ["bce", "bpr"])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_compiled_kernel_equals_the_generic_torch_path(loss, batch_size: int, split: Split) -> None:
-    settings = {"embedding_size": 8, "loss": loss, "batch_size": batch_size, "local_epochs": 2, "init_scale": 1.0}
+    settings = {
+        "embedding_size": 8,
+        "loss": loss,
+        "batch_size": batch_size,
+        "local_epochs": 2,
+        "init_scale": 1.0,
+    }
     batch = split.train.batch(np.arange(split.train.n_users))
     sums = []
     for backend in ("compiled", "torch"):

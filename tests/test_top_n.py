@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from evaluation_helpers import batch, random_case
@@ -25,7 +27,9 @@ def naive(row: np.ndarray, excluded: set[int], n: int) -> list[int]:
     levels=st.one_of(st.none(), st.integers(1, 5)),
     holes=st.floats(0, 1),
 )
-def test_lists_equal_the_naive_reference(seed: int, n_items: int, n: int, levels: int | None, holes: float) -> None:
+def test_lists_equal_the_naive_reference(
+    seed: int, n_items: int, n: int, levels: int | None, holes: float
+) -> None:
     scores, history, _ = random_case(seed, 5, n_items, levels=levels)
     rng = np.random.default_rng(seed)
     scores[rng.random(scores.shape) < holes * 0.3] = -np.inf
@@ -66,6 +70,6 @@ def test_rank_all_orders_everything_that_is_left() -> None:
         (lambda: top_n(np.zeros((1, 3)), 1, batch([[3]])), "outside the 3 scored"),
     ],
 )
-def test_wrong_input_is_one_clear_line(call: object, words: str) -> None:
+def test_wrong_input_is_one_clear_line(call: Callable[[], object], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        call()  # type: ignore[operator]
+        call()

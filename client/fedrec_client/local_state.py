@@ -63,7 +63,9 @@ class LocalStore:
     def _on_disk(self, phase: str) -> list[int]:
         if self._folder is None:
             return []
-        return sorted(int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{phase}-*.safetensors"))
+        return sorted(
+            int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{phase}-*.safetensors")
+        )
 
     def _path(self, phase: str, round_: int) -> Path:
         assert self._folder is not None

@@ -21,7 +21,7 @@ from fedrec.data.splits import load_shard, save_shard
 from fedrec.errors import ProtocolError, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.learning.local_training import in_cohort, train_users
-from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.protocol import Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.learning.updates import State
 from fedrec.models.base import Recommender, RoundKey
@@ -70,9 +70,20 @@ class Node:
             raise ProtocolError(f"request of kind {request.kind!r}: expected one of {', '.join(handlers)}")
         return handlers[request.kind](request)
 
-    def local_state(self, phase: str, round_: int) -> State:
-        """Personal state of the hosted users after `round_`, for recommending on the node."""
-        return self._state_before(phase, round_ + 1)
+    def local_state(self, shared: State, phase: Phase, round_: int) -> State:
+        """What recommending to the hosted users needs beside the model, as of the end of `round_`.
+
+        A user who has a history but took no part in training (there was nothing to learn from) is folded in.
+        """
+        state = self._state_before(phase, round_ + 1)
+        history = self._split.batch(self._split.history(phase))
+        unseen = np.flatnonzero((self._part(phase).counts == 0) & (history.counts > 0))
+        if not state or not len(unseen):
+            return state
+        after = {name: values.copy() for name, values in state.items()}
+        for name, values in self._recommender.fold_in(shared, history.take(unseen)).items():
+            after[name][unseen] = values
+        return after
 
     def _hello(self, request: Request) -> Reply:
         users = self._split.train.n_users
@@ -103,12 +114,14 @@ class Node:
     def _evaluate(self, request: Request) -> Reply:
         target = self._split.target(request.phase)
         if target is None:
-            raise ProtocolError(f"phase {request.phase!r} has nothing held out on this node: skip the evaluation")
+            raise ProtocolError(
+                f"phase {request.phase!r} has nothing held out on this node: skip the evaluation"
+            )
         history = self._split.batch(self._split.history(request.phase))
         sums = evaluate(
             self._recommender,
             request.arrays,
-            self._state_before(request.phase, request.round + 1),
+            self.local_state(request.arrays, request.phase, request.round),
             history,
             self._split.batch(target),
             self._evaluation if request.phase == "final" else self._evaluation.quick(),
@@ -121,7 +134,7 @@ class Node:
         self._store.persist(request.phase, request.round)
         return _reply(request, {}, {})
 
-    def _part(self, phase: str) -> Interactions:
+    def _part(self, phase: Phase) -> Interactions:
         if phase not in self._learnable:
             self._learnable[phase] = self._split.learnable(phase)
         return self._learnable[phase]
@@ -174,7 +187,9 @@ def open_node(folder: Path) -> Node:
     try:
         config = json.loads((folder / "node.json").read_text())
     except (OSError, ValueError) as error:
-        raise RunError(f"node folder {folder} has no readable node.json ({error}): prepare the run first") from error
+        raise RunError(
+            f"node folder {folder} has no readable node.json ({error}): prepare the run first"
+        ) from error
     public = folder / "catalog.safetensors"
     return Node(
         load_shard(folder / "shard.npz"),

@@ -1,0 +1,1 @@
+"""Interactions, catalogue, loaders, cleaning and splits."""

@@ -1,7 +1,8 @@
 """Columns of Arrow tables, the fast way to read; without pyarrow everything but Parquet still works.
 
-A table that is not perfect (a null, a value that is no number, an empty id) gives None: the caller then reads these
-rows once more, one by one, and says which lines are wrong. Out of scope: that careful way (`rows.piece_of_rows`).
+A table that is not perfect (a null, a value that is no number, an empty id) gives None: the caller then reads
+these rows once more, one by one, and says which lines are wrong. Out of scope: that careful way
+(`rows.piece_of_rows`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from fedrec.data.rows import Coded, Column, Field, Piece
 def pyarrow_or_none() -> Any:
     """The pyarrow module, or None where it is not installed."""
     try:
-        import pyarrow  # noqa: PLC0415
-        import pyarrow.csv  # noqa: PLC0415
-        import pyarrow.json  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
+        import pyarrow
+        import pyarrow.csv
+        import pyarrow.json
+        import pyarrow.parquet
     except ImportError:
         return None
     return pyarrow

@@ -1,7 +1,7 @@
-"""Read delimited text (CSV, TSV, `a::b::c`) block by block: fast where a block is perfect, line by line where not.
+"""Read delimited text (CSV, TSV, `a::b::c`) block by block: fast where a block is perfect, else line by line.
 
-A block ends at the end of a record, so line numbers stay right although most of the file is never looked at line by
-line. Out of scope: which columns mean what (`tabular`).
+A block ends at the end of a record, so line numbers stay right although hardly any line is looked at alone.
+Out of scope: which columns mean what (`tabular`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import Literal, Protocol
 
 from fedrec.data.arrow import arrow_type, piece_of_table, pyarrow_or_none
-from fedrec.data.rows import BadValue, Field, Piece, RowReport, piece_of_rows
+from fedrec.data.rows import BadValueError, Field, Piece, RowReport, piece_of_rows
 from fedrec.errors import DataError
 
 Encoding = Literal["utf-8", "latin-1"]
@@ -38,13 +38,23 @@ class Layout:
     width: int
 
 
+class ByteStream(Protocol):
+    """What is needed of a stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+    def readline(self) -> bytes:
+        """Up to and with the next line break; nothing at the end."""
+
+
 def blocks(
-    stream: BinaryIO, quoted: bool, first_line: int, size: int = BLOCK_BYTES
+    stream: ByteStream, quoted: bool, first_line: int, size: int = BLOCK_BYTES
 ) -> Iterator[tuple[int, bytes]]:
     """Pieces of whole records with the number of their first line."""
     while block := stream.read(size):
         block += stream.readline()
-        # An odd number of quotes: the last record goes on behind a line break that belongs to one of its fields.
+        # An odd number of quotes: the last record goes on behind a line break inside one of its fields.
         while quoted and block.count(b'"') % 2 and (more := stream.readline()):
             block += more
         yield first_line, block
@@ -105,11 +115,11 @@ def read_block(
 
 def _pick(
     text: str, first_line: int, layout: Layout, positions: Sequence[int]
-) -> Iterator[tuple[int, Sequence[object] | BadValue]]:
+) -> Iterator[tuple[int, Sequence[object] | BadValueError]]:
     for line, row in split_lines(text, layout.separator, layout.quoted):
         number = first_line + line - 1
         if len(row) != layout.width:
-            yield number, BadValue(f"{len(row)} fields where {layout.width} are expected")
+            yield number, BadValueError(f"{len(row)} fields where {layout.width} are expected")
         else:
             yield number, [row[p] for p in positions]
 

@@ -1,7 +1,7 @@
 """Where bytes come from: a plain or gzipped file, a folder, or a zip, seen through one small interface.
 
-Every way in which a file can be missing or damaged on that level becomes one DataError here, so that the readers
-above only deal with what is written in it. Out of scope: what the bytes mean.
+Every way in which a file can be missing or damaged on that level becomes one DataError here, so that the
+readers above only deal with what is written in it. Out of scope: what the bytes mean.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Source:
         return cls(path.parent, (path.name,))
 
     def find(self, *patterns: str) -> list[str]:
-        """Members whose base name matches one of the patterns, shallow ones first; hidden files never match."""
+        """Members whose base name matches one of the patterns, in their order; hidden files never match."""
         names = [m for m in self.members if not m.rsplit("/", 1)[-1].startswith((".", "__"))]
         return [
             m for p in patterns for m in names if fnmatch(m.rsplit("/", 1)[-1], p) and "__MACOSX" not in m
@@ -114,7 +114,7 @@ class Source:
                 zipfile.ZipFile(self.path) as archive,
                 archive.open(member) as stream,
             ):
-                yield cast(BinaryIO, gzip.open(stream, "rb") if member.endswith(".gz") else stream)
+                yield cast(BinaryIO, gzip.GzipFile(fileobj=stream) if member.endswith(".gz") else stream)
         else:
             with open_bytes(self.path / member) as stream:
                 yield stream

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 from fedrec.data.arrow import arrow_type, piece_of_table, pyarrow_or_none
-from fedrec.data.delimited import BLOCK_BYTES, BOM, blocks
-from fedrec.data.rows import BadValue, Field, Piece, RowReport, piece_of_rows
+from fedrec.data.delimited import BLOCK_BYTES, BOM, ByteStream, blocks
+from fedrec.data.rows import BadValueError, Field, Piece, RowReport, piece_of_rows
 
 
-def json_pieces(stream: BinaryIO, fields: Sequence[Field], report: RowReport) -> Iterator[Piece]:
+def json_pieces(stream: ByteStream, fields: Sequence[Field], report: RowReport) -> Iterator[Piece]:
     """The fields of every object; unusable lines go to the report."""
     for first_line, block in blocks(stream, quoted=False, first_line=1, size=BLOCK_BYTES):
         block = block.removeprefix(BOM) if first_line == 1 else block
@@ -42,23 +41,23 @@ def keys_of(head: bytes) -> list[str]:
 
 def _objects(
     block: bytes, first_line: int, fields: Sequence[Field]
-) -> Iterator[tuple[int, Sequence[object] | BadValue]]:
+) -> Iterator[tuple[int, Sequence[object] | BadValueError]]:
     for number, line in enumerate(block.split(b"\n"), start=first_line):
         if line.strip():
             yield number, _values(line, fields)
 
 
-def _values(line: bytes, fields: Sequence[Field]) -> list[object] | BadValue:
+def _values(line: bytes, fields: Sequence[Field]) -> list[object] | BadValueError:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        return BadValue("not a JSON object")
+        return BadValueError("not a JSON object")
     if not isinstance(value, dict):
-        return BadValue("not a JSON object")
+        return BadValueError("not a JSON object")
     row = [value.get(str(f.column)) for f in fields]
     for wanted, raw in zip(fields, row, strict=True):
         if isinstance(raw, bool | list | dict):
-            return BadValue(f"{wanted.role} is {type(raw).__name__}, expected text or a number")
+            return BadValueError(f"{wanted.role} is {type(raw).__name__}, expected text or a number")
     return row
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a table and what came out: fields, coded columns, and a report of rows that could not be used.
+"""What is asked of a table and what came out: fields, coded columns, and a report of unusable rows.
 
 Ids are kept as codes into a table of distinct texts: 32 million rows of text would not fit a small machine.
 Out of scope: file formats (`delimited`, `json_lines`, `parquet`).
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import Interactions, IntArray
+from fedrec.data.interactions import IntArray, Interactions
 from fedrec.errors import DataError
 
 Kind = Literal["id", "number", "seconds", "milliseconds", "date"]
@@ -25,7 +25,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "\\n"})
 
 @dataclass(frozen=True)
 class Field:
-    """One column that is read: the role it plays here, its name (or position) in the file, what its values are."""
+    """One column that is read: its role here, its name (or position) in the file, what its values are."""
 
     role: str
     column: str | int
@@ -94,7 +94,7 @@ class RowReport:
         return f"{self.source}: {self.bad} of {self.rows} rows left out ({first}{more})"
 
 
-class BadValue(Exception):
+class BadValueError(Exception):
     """A value cannot be used; the second argument says whether it is missing or malformed."""
 
     def __init__(self, reason: str, kind: Literal["missing", "malformed"] = "malformed") -> None:
@@ -106,14 +106,14 @@ def parse_value(raw: object, wanted: Field) -> str | float | int:
     """One value as its kind demands: text, a finite number, or whole seconds since 1970.
 
     Raises:
-        BadValue: it is missing or cannot be read as that.
+        BadValueError: it is missing or cannot be read as that.
     """
     text = "" if raw is None else str(raw).strip()
     if not text or (wanted.kind != "id" and text.lower() in MISSING):
-        raise BadValue(f"no {wanted.role} (column {wanted.column!r} is empty)", "missing")
+        raise BadValueError(f"no {wanted.role} (column {wanted.column!r} is empty)", "missing")
     if wanted.kind == "id":
         if not text.isprintable() and not _is_text(text):
-            raise BadValue(f"{wanted.role} {text!r:.60} is not valid text in the file's encoding")
+            raise BadValueError(f"{wanted.role} {text!r:.60} is not valid text in the file's encoding")
         return text
     return _number(text, wanted) if wanted.kind == "number" else _seconds(text, wanted)
 
@@ -124,13 +124,13 @@ def _is_text(text: str) -> bool:
 
 def _number(text: str, wanted: Field) -> float:
     if "_" in text:
-        raise BadValue(f"{wanted.role} {text[:40]!r} is no number")
+        raise BadValueError(f"{wanted.role} {text[:40]!r} is no number")
     try:
         value = float(text)
     except ValueError:
-        raise BadValue(f"{wanted.role} {text[:40]!r} is no number") from None
+        raise BadValueError(f"{wanted.role} {text[:40]!r} is no number") from None
     if not isfinite(value):
-        raise BadValue(f"{wanted.role} {text!r} is not finite")
+        raise BadValueError(f"{wanted.role} {text!r} is not finite")
     return value
 
 
@@ -143,7 +143,9 @@ def _seconds(text: str, wanted: Field) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise BadValue(f"{wanted.role} {text[:40]!r} is neither seconds since 1970 nor an ISO date") from None
+        raise BadValueError(
+            f"{wanted.role} {text[:40]!r} is neither seconds since 1970 nor an ISO date"
+        ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
@@ -160,17 +162,17 @@ Piece = Mapping[str, Column]
 
 
 def piece_of_rows(
-    fields: Sequence[Field], rows: Iterable[tuple[int, Sequence[object] | BadValue]], report: RowReport
+    fields: Sequence[Field], rows: Iterable[tuple[int, Sequence[object] | BadValueError]], report: RowReport
 ) -> Piece:
-    """Columns of raw rows (line, one value per field); rows that cannot be used go to the report with their line."""
+    """Columns of raw rows (line, one value per field); unusable rows go to the report with their line."""
     kept: list[list[Any]] = [[] for _ in fields]
     for line, row in rows:
         report.rows += 1
         try:
-            if isinstance(row, BadValue):
+            if isinstance(row, BadValueError):
                 raise row
             values = [parse_value(raw, wanted) for raw, wanted in zip(row, fields, strict=True)]
-        except BadValue as problem:
+        except BadValueError as problem:
             report.add(line, problem.kind, problem.reason)
             continue
         for column, value in zip(kept, values, strict=True):
@@ -212,7 +214,7 @@ def join(fields: Sequence[Field], pieces: Iterable[Piece]) -> dict[str, Column]:
 
 
 def sorted_ids(ids: Sequence[str]) -> tuple[NDArray[np.str_], IntArray]:
-    """Ids in sorted order (by value where all are plain whole numbers), and the new index of each given one."""
+    """Ids sorted (by value where all are plain whole numbers), and the new index of each given one."""
     if ids and all(i.isascii() and i.isdigit() and (i == "0" or i[0] != "0") and len(i) < 19 for i in ids):
         order = np.argsort(np.array([int(i) for i in ids], dtype=np.int64), kind="stable")
     else:

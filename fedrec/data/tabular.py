@@ -1,8 +1,8 @@
 """Interactions from any table: CSV, TSV, `::`-separated text, JSON lines or Parquet, plain or gzipped.
 
-The caller says which column is what; everything else is found out. Rows that cannot be used are left out, counted and
-named by their line. Nothing is half-loaded: a wrong column, an empty file or a file without one good row is an error.
-Out of scope: the layouts of known data sets (`fedrec.data.loaders`), removing rows that can be read (`cleaning`).
+The caller says which column is what; everything else is found out. Rows that cannot be used are left out,
+counted and named by their line. Nothing is half-loaded: a wrong column, an empty file or a file without one good
+row is an error. Out of scope: known data sets (`fedrec.data.loaders`), removing readable rows (`cleaning`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 from fedrec.data.delimited import (
     BLOCK_BYTES,
     BOM,
+    ByteStream,
     Encoding,
     Layout,
     blocks,
@@ -44,7 +45,7 @@ class Columns:
         user, item: ids of any kind.
         rating: a number; None: every interaction counts 1.
         timestamp: None: the order of the rows is the order in time.
-        timestamp_unit: "seconds" since 1970 (single ISO dates are understood, too), "milliseconds", or ISO "date"s.
+        timestamp_unit: "seconds" since 1970 (ISO dates are understood, too), "milliseconds", or ISO "date"s.
     """
 
     user: str | int
@@ -86,6 +87,34 @@ def read_interactions(
     """
     table, report = read_table(path, columns.fields(), separator=separator, encoding=encoding, format=format)
     return to_interactions(table), report
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of a file with a header (JSON lines: keys of the first objects).
+
+    Raises:
+        DataError: the file is missing, damaged or empty.
+    """
+    path = Path(path)
+    kind = format_of(path.name)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: check the path")
+    if kind == "parquet":
+        return ParquetTable(path, str(path)).names
+    with open_bytes(path) as stream:
+        if kind == "json_lines":
+            return keys_of(stream.read(BLOCK_BYTES // 16) + stream.readline())
+        _, first = _first_line(stream)
+    if not first:
+        raise DataError(f"{path} is empty: expected a header line and rows with data")
+    return header_names(first.decode("utf-8", errors="replace"), str(path))[1]
+
+
+def header_names(line: str, label: str, separator: str | None = None) -> tuple[str, list[str]]:
+    """Separator and column names of a header line."""
+    line = line.rstrip("\r\n")
+    separator = separator or ("," if ".csv" in label and "," in line else sniff_separator(line))
+    return separator, [name.strip() for name in next(split_lines(line, separator, len(separator) == 1))[1]]
 
 
 def read_table(
@@ -130,10 +159,9 @@ def read_stream(
 def format_of(name: str) -> Format:
     """The format that a file name promises."""
     suffix = Path(name.removesuffix(".gz")).suffix.lower()
-    by_suffix: dict[str, Format] = {
-        ".parquet": "parquet", ".pq": "parquet", ".json": "json_lines", ".jsonl": "json_lines", ".ndjson": "json_lines"
-    }  # fmt: skip
-    return by_suffix.get(suffix, "delimited")
+    if suffix in (".parquet", ".pq"):
+        return "parquet"
+    return "json_lines" if suffix in (".json", ".jsonl", ".ndjson") else "delimited"
 
 
 def collect(
@@ -151,8 +179,8 @@ def collect(
             raise DataError(f"{report.source} is empty: expected at least one row with data")
         problem = report.examples[0]
         raise DataError(
-            f"{report.source}: none of its {report.rows} rows can be used (line {problem.line}: {problem.reason}); "
-            "check the columns, the separator and the format"
+            f"{report.source}: none of its {report.rows} rows can be used "
+            f"(line {problem.line}: {problem.reason}); check the columns, the separator and the format"
         )
     return table, report
 
@@ -212,11 +240,9 @@ def _delimited(
         raise DataError(
             f"{label} is empty: expected {'a header line and ' if has_header else ''}rows with data"
         )
-    head = first.decode(encoding, errors="replace").rstrip("\r\n")
-    separator = separator or ("," if ".csv" in label and "," in head else sniff_separator(head))
+    separator, names = header_names(first.decode(encoding, errors="replace"), label, separator)
     quoted = quoted and len(separator) == 1
     if has_header:
-        names = [name.strip() for name in next(split_lines(head, separator, quoted))[1]]
         pieces = blocks(stream, quoted, line + 1)
     else:
         pieces = blocks(_Chained(first, stream), quoted, line)
@@ -251,7 +277,7 @@ def _named(wanted: Field, name: str) -> Field:
 class _Chained:
     """Bytes that were already taken from a stream, then the stream."""
 
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+    def __init__(self, head: bytes, stream: ByteStream) -> None:
         self._head, self._stream = head, stream
 
     def read(self, size: int) -> bytes:

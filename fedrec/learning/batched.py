@@ -97,7 +97,9 @@ class _Chunk:
             name: self._leaf(torch.from_numpy(np.broadcast_to(a, copies + a.shape).astype(np.float32)))
             for name, a in dense.items()
         }
-        self._local = {name: self._leaf(torch.from_numpy(a[users].astype(np.float32))) for name, a in local.items()}
+        self._local = {
+            name: self._leaf(torch.from_numpy(a[users].astype(np.float32))) for name, a in local.items()
+        }
 
     def train(self, objective: Objective, sgd: LocalSgd) -> NDArray[np.float64]:
         """Run all minibatches; returns the loss of each user [K]."""
@@ -111,7 +113,9 @@ class _Chunk:
             # Gradients stop at the gathered rows: a gradient of all rows would be dense, and mostly zero.
             rows = {name: self._leaf(table.index_select(0, flat)) for name, table in self._rows.items()}
             shaped = {name: leaf.view(*slots.shape, *leaf.shape[1:]) for name, leaf in rows.items()}
-            loss = objective(Minibatch(shaped, self._dense, self._local, torch.from_numpy(mask.astype(np.float32))))
+            loss = objective(
+                Minibatch(shaped, self._dense, self._local, torch.from_numpy(mask.astype(np.float32)))
+            )
             whole = [*self._dense.values(), *self._local.values()]
             gradients = torch.autograd.grad(loss.sum(), [*rows.values(), *whole])
             with torch.no_grad():

@@ -15,7 +15,7 @@ from fedrec.models.base import Recommender, RoundKey
 from fedrec.privacy.clipping import add_clipped
 
 #: Entries (interactions) of one chunk: its updates stay in the cache or at least in memory.
-CHUNK_ENTRIES = 50_000
+CHUNK_ENTRIES = 200_000
 
 
 def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:

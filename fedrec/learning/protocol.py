@@ -60,5 +60,7 @@ class Exchange(Protocol):
     def nodes(self) -> list[str]:
         """Ids of the nodes that can be reached now, sorted."""
 
-    def exchange(self, requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
+    def exchange(
+        self, requests: Mapping[str, Request], deadline_seconds: float
+    ) -> dict[str, Reply | Failure]:
         """One entry per request; a node that did not answer in time has a `Failure`."""

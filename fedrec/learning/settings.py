@@ -50,6 +50,6 @@ class RoundSettings(BaseModel):
     deadline_seconds: float = Field(default=600.0, gt=0.0)
     checkpoint_every: int = Field(default=1, ge=1)
     max_users_per_node: int = Field(default=1_000_000, ge=1)
-    select_metric: Literal["full/ndcg@10", "full/hr@10", "full/recall@20", "sampled/ndcg@10", "sampled/hr@10"] = (
-        "full/ndcg@10"
-    )
+    select_metric: Literal[
+        "full/ndcg@10", "full/hr@10", "full/recall@20", "sampled/ndcg@10", "sampled/hr@10"
+    ] = "full/ndcg@10"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from fedrec.errors import ProtocolError
 from fedrec.learning.kernels import add_rows, add_scalars, gram_into, squared_row_norms
 
-State = dict[str, NDArray[np.generic]]
+#: Named arrays; which ones there are is the recommender's business.
+State = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -90,7 +91,9 @@ class Layout:
             ProtocolError: the vector has another length than the layout.
         """
         if flat.shape != (self.size,):
-            raise ProtocolError(f"update of shape {flat.shape}: expected ({self.size},); the node runs another model")
+            raise ProtocolError(
+                f"update of shape {flat.shape}: expected ({self.size},); the node runs another model"
+            )
         out, start = {}, 0
         for name, spec in self.blocks.items():
             out[name] = spec.unpack(flat[start : start + spec.size])
@@ -176,14 +179,16 @@ class RowGram:
     def squared_norms(self) -> Floats:  # noqa: D102
         square = np.square(self.factor)
         own = (square.sum(axis=1) ** 2 + np.square(square).sum(axis=1)) / 2
-        return _segment_sums(np.square(self.weight), self.indptr) * own
+        return np.asarray(_segment_sums(np.square(self.weight), self.indptr) * own)
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
         user = np.repeat(np.arange(len(self.factor)), np.diff(self.indptr))
         order = np.argsort(self.row, kind="stable")
         items, starts = np.unique(self.row[order], return_index=True)
         weight = (self.weight * scale[user])[order]
-        for item, who, w in zip(items, np.split(user[order], starts[1:]), np.split(weight, starts[1:]), strict=True):
+        for item, who, w in zip(
+            items, np.split(user[order], starts[1:]), np.split(weight, starts[1:]), strict=True
+        ):
             vectors = self.factor[who]
             total[item] += vectors.T @ (vectors * w[:, None])
 
@@ -199,7 +204,7 @@ class Updates:
 
     def norms(self) -> Floats:
         """[U] L2 norm of each user's whole update, over all blocks together."""
-        return np.sqrt(sum((block.squared_norms() for block in self.blocks.values()), np.zeros(self.n_users)))
+        return np.asarray(np.sqrt(sum((block.squared_norms() for block in self.blocks.values()), np.zeros(self.n_users))))
 
     def add_into(self, totals: Mapping[str, Floats], scale: Floats) -> None:
         """Add every user's update times `scale` [U] to the accumulators of a layout."""
@@ -249,4 +254,5 @@ class UpdateSum:
 
 def _segment_sums(values: Floats, indptr: NDArray[np.int64]) -> Floats:
     """[U] sums of consecutive segments, exact zero for empty ones."""
-    return np.bincount(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), values, minlength=len(indptr) - 1)
+    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return np.bincount(owner, values, minlength=len(indptr) - 1).astype(np.float64)

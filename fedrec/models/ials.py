@@ -26,7 +26,7 @@ from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.keys import Purpose, key, normal, user_keys
-from fedrec.learning.updates import BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
+from fedrec.learning.updates import Block, BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 from fedrec.models.profiles import recency
 
@@ -58,6 +58,7 @@ class Ials(Recommender):
     """Alternating least squares whose user half never leaves the device."""
 
     kind: ClassVar[str] = "ials"
+    chunk_users: ClassVar[int] = 4096
 
     def __init__(self, config: IalsConfig) -> None:
         self.config = config
@@ -86,14 +87,14 @@ class Ials(Recommender):
     ) -> tuple[Updates, State]:
         weight = recency(batch, self.config.training_half_life)
         users = self._solve_users(shared, batch, weight)
-        blocks = {
+        blocks: dict[str, Block] = {
             "item_gram": RowGram(batch.indptr, batch.item, weight, users),
             "item_sum": Rows(batch.indptr, batch.item, users[batch.row] * weight[:, None]),
             "item_count": Rows(batch.indptr, batch.item, np.ones(len(batch.item))),
             "user_gram": Dense(users[:, :, None] * users[:, None, :], symmetric=True),
         }
         predicted = np.einsum("nd,nd->n", users[batch.row], shared["item_table"][batch.item])
-        loss = np.bincount(batch.row, np.square(1.0 - predicted), minlength=len(batch))
+        loss = np.bincount(batch.row, np.square(1.0 - predicted), minlength=len(batch)).astype(np.float64)
         return Updates(blocks, len(batch), loss, batch.counts.astype(np.float64)), {}
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
@@ -101,7 +102,7 @@ class Ials(Recommender):
         diagonal = c.reg * (b["item_count"] + c.unobserved_weight * total.users) ** c.reg_exponent
         left = b["item_gram"] + c.unobserved_weight * b["user_gram"]
         left += np.maximum(diagonal, 1e-9)[:, None, None] * np.eye(c.embedding_size)
-        return _with_gramian(np.linalg.solve(left, b["item_sum"][:, :, None])[:, :, 0]), server
+        return _with_gramian(np.asarray(np.linalg.solve(left, b["item_sum"][:, :, None])[:, :, 0], np.float64)), server
 
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
         weight = recency(batch, self.config.scoring_half_life)

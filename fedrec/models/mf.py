@@ -100,7 +100,10 @@ class MatrixFactorisation(Recommender):
             return self._torch_updates(shared, local, views)
         users = local["user_vector"].astype(np.float32)
         table, bias, loss = self._run_kernel(shared, users, views)
-        blocks = {"item_table": Rows(views.row_ptr, views.row, table), "item_bias": Rows(views.row_ptr, views.row, bias)}
+        blocks = {
+            "item_table": Rows(views.row_ptr, views.row, table),
+            "item_bias": Rows(views.row_ptr, views.row, bias),
+        }
         examples = batch.counts * self.config.local_epochs * (1 + self.config.negatives)
         return Updates(blocks, len(batch), loss, examples.astype(np.float64)), {"user_vector": users}
 
@@ -118,12 +121,17 @@ class MatrixFactorisation(Recommender):
         return {"user_vector": users}
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
-        return np.asarray(local["user_vector"] @ shared["item_table"].T + shared["item_bias"], dtype=np.float32)
+        return np.asarray(
+            local["user_vector"] @ shared["item_table"].T + shared["item_bias"], dtype=np.float32
+        )
 
     def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
         batch = train.batch(np.arange(train.n_users))
-        shared, users = self.init_shared(train.n_items, seed), self.init_local(batch.user, seed)["user_vector"]
+        shared, users = (
+            self.init_shared(train.n_items, seed),
+            self.init_local(batch.user, seed)["user_vector"],
+        )
         for epoch in range(1, rounds + 1):
             order = np.argsort(user_keys(key(seed, Purpose.COHORT, epoch), batch.user), kind="stable")
             for user in order:
@@ -131,8 +139,8 @@ class MatrixFactorisation(Recommender):
                 views = self._views(one, RoundKey(seed, epoch), train.n_items, 1)
                 vector = users[user : user + 1]
                 table, bias, _ = self._run_kernel(shared, vector, views)
-                shared["item_table"][views.row] += table - self.config.learning_rate * self.config.reg * (
-                    shared["item_table"][views.row]
+                shared["item_table"][views.row] += (
+                    table - self.config.learning_rate * self.config.reg * (shared["item_table"][views.row])
                 )
                 shared["item_bias"][views.row] += bias
                 users[user] = vector[0]
@@ -167,9 +175,9 @@ class MatrixFactorisation(Recommender):
         from torch.nn.functional import softplus
 
         users, mask = minibatch.local["user_vector"], minibatch.mask
-        bias = minibatch.rows["item_bias"]
-        dots = minibatch.rows["item_table"].flatten(1, 2) @ users[:, :, None]
-        scores = dots.view(bias.shape) + bias
+        scores = (minibatch.rows["item_table"] * users[:, None, None, :]).sum(-1) + minibatch.rows[
+            "item_bias"
+        ]
         if self.config.loss == "bce":
             per_group = softplus(-scores[..., 0]) + softplus(scores[..., 1:]).sum(-1)
         else:
@@ -179,4 +187,5 @@ class MatrixFactorisation(Recommender):
 
     def _vectors(self, base: np.uint64, index: IntArray) -> Scores:
         d = self.config.embedding_size
-        return (normal(user_keys(base, index), d) * (self.config.init_scale / np.sqrt(d))).astype(np.float32)
+        vectors = normal(user_keys(base, index), d) * (self.config.init_scale / np.sqrt(d))
+        return np.asarray(vectors, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""What bounds and hides the contribution of one user."""

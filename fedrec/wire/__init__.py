@@ -1,0 +1,1 @@
+"""Encodings: files and messages."""

@@ -49,5 +49,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             header = json.loads((file.metadata() or {}).get("header", "{}"))
     except Exception as error:
-        raise RunError(f"{path} cannot be read ({error}): expected a file written by fedrec; restore or retrain") from error
+        raise RunError(
+            f"{path} cannot be read ({error}): expected a file written by fedrec; restore or retrain"
+        ) from error
     return arrays, header

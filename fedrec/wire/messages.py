@@ -1,9 +1,9 @@
 """One codec for requests and replies: named arrays and a flat header of scalars, whatever carries them.
 
 What arrives was made by somebody else, so decoding checks everything that later code relies on: names (they
-become parts of file names), types of arrays (nothing that needs pickle), sizes. What the values mean is checked
-by whoever asked. A message is anything with the five fields of `fedrec.learning.protocol`: this module names no
-class of it and therefore needs numpy only. Out of scope: how bytes travel, compression, signatures.
+become parts of file names), types of arrays (nothing that needs pickle), sizes. What the values mean is for
+whoever asked to check. A message is anything with the five fields of `fedrec.learning.protocol`: this module
+names no class of it and so needs numpy only. Out of scope: how bytes travel, compression, signatures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MAX_BYTES = 1 << 31
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@:-]{0,127}")
 _META_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@:-]{0,63}")
-_DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
+_INTS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_DTYPES = _INTS | {"bool", "float16", "float32", "float64"}
 
 
 class Message(Protocol):
@@ -98,13 +99,14 @@ def _contiguous(name: str, values: NDArray[np.generic]) -> NDArray[np.generic]:
 
 def _plain(value: object) -> Scalar:
     """A scalar of numpy as one of Python; anything else is left for the checks to refuse."""
-    return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return,return-value]
+    return value.item() if isinstance(value, np.generic) else value  # type: ignore[return-value]
 
 
 def _check(arrays: Mapping[str, object], header: Mapping[str, object]) -> None:
     if len(arrays) > MAX_ARRAYS or len(header) > MAX_META + len(ENVELOPE):
         raise ProtocolError(
-            f"message of {len(arrays)} arrays and {len(header)} fields: expected at most {MAX_ARRAYS} and {MAX_META}"
+            f"message of {len(arrays)} arrays and {len(header)} fields: "
+            f"expected at most {MAX_ARRAYS} and {MAX_META}"
         )
     total = sum(_check_array(name, values) for name, values in arrays.items())
     if total > MAX_BYTES:

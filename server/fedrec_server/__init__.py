@@ -1,0 +1,1 @@
+"""The coordinator and what it needs to be deployed."""

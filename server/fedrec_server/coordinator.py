@@ -10,6 +10,7 @@ undisturbed run. Out of scope: what carries the messages, and presentation.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -86,7 +87,9 @@ class Progress:
     stale: int = 0
     abandoned: int = 0
     records: int = 0
-    totals: dict[str, float] = field(default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0})
+    totals: dict[str, float] = field(
+        default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
+    )
     done: bool = False
 
 
@@ -146,7 +149,12 @@ class Coordinator:
         keep = number % self.task.rounds.checkpoint_every == 0 or number == self._last_round()
         request = Request("train", number, progress.phase, self._shared, {"persist": keep})
         replies, failures = self._ask(request, self._read_update)
-        record: Event = {"phase": progress.phase, "round": number, "nodes": len(replies), "failures": failures}
+        record: Event = {
+            "phase": progress.phase,
+            "round": number,
+            "nodes": len(replies),
+            "failures": failures,
+        }
         if not self._enough(len(replies), len(replies) + len(failures)):
             self._abandon(record)
             return
@@ -170,7 +178,7 @@ class Coordinator:
         self, request: Request, read: Callable[[str, Reply], Any]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Send one request to every known node; readable answers and the reasons of the others."""
-        requests = {node: request for node in self._meet()}
+        requests = dict.fromkeys(self._meet(), request)
         answers = self._exchange.exchange(requests, self.task.rounds.deadline_seconds)
         return sift(requests, answers, read)
 
@@ -262,7 +270,9 @@ class Coordinator:
         write_arrays(self._folder / "model.safetensors", self._shared, {"round": progress.round})
         result: dict[str, Any] = {
             "rounds": progress.round,
-            "validation": {self.task.rounds.select_metric: progress.best_value} if progress.best_round else None,
+            "validation": {self.task.rounds.select_metric: progress.best_value}
+            if progress.best_round
+            else None,
             "test": None,
             "totals": progress.totals,
             "model_bytes": sum(values.nbytes for values in self._shared.values()),
@@ -289,13 +299,18 @@ class Coordinator:
 
     def _evaluate(self) -> MetricSums:
         request = Request("evaluate", self._progress.round, self._progress.phase, self._shared)
-        replies, failures = self._ask(request, lambda node, reply: MetricSums.from_arrays(reply.arrays))
+        final = self._progress.phase == "final"
+        like = MetricSums.empty(
+            self.task.evaluation if final else self.task.evaluation.quick(), self.task.n_items
+        )
+        replies, failures = self._ask(
+            request, lambda node, reply: MetricSums.from_arrays(reply.arrays, like, self._hosted[node])
+        )
         if not self._enough(len(replies), len(replies) + len(failures)):
-            raise RoundAbandoned(f"evaluation: {len(replies)} valid replies ({failures}): mend the nodes, then --resume")
-        first, *rest = replies.values()
-        for sums in rest:
-            first = first.merge(sums)
-        return first
+            raise RoundAbandoned(
+                f"evaluation: {len(replies)} valid replies, too few ({failures}); mend the nodes, then --resume"
+            )
+        return functools.reduce(MetricSums.merge, replies.values(), like)
 
     # Disk ----------------------------------------------------------------------------------------------
 
@@ -318,7 +333,9 @@ class Coordinator:
 
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
-            self._ask(Request("persist", self._progress.round, self._progress.phase), lambda node, reply: None)
+            self._ask(
+                Request("persist", self._progress.round, self._progress.phase), lambda node, reply: None
+            )
         arrays = {f"shared/{name}": a for name, a in self._shared.items()}
         arrays |= {f"server/{name}": a for name, a in self._server.items()}
         write_arrays(self._folder / "checkpoint.safetensors", arrays, asdict(self._progress))

@@ -54,7 +54,9 @@ def read_update(reply: Reply, layout: Layout, hosted_users: int, clip_norm: floa
     if not math.isfinite(norm):
         raise ProtocolError("update is not finite: expected finite numbers")
     if clip_norm is not None and norm > users * clip_norm * NORM_SLACK:
-        raise ProtocolError(f"update of norm {norm:.4g} for {users:g} users: expected at most {users * clip_norm:.4g}")
+        raise ProtocolError(
+            f"update of norm {norm:.4g} for {users:g} users: expected at most {users * clip_norm:.4g}"
+        )
     blocks = {name: values.astype(np.float64) for name, values in layout.unflatten(update).items()}
     return UpdateSum(
         blocks,

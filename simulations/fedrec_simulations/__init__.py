@@ -1,0 +1,1 @@
+"""Experiments: configurations, engines, reports and the command line."""

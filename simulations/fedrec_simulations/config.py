@@ -136,13 +136,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}): give an existing TOML file") from error
+        raise ConfigError(
+            f"configuration {path} cannot be read ({error.strerror}): give an existing TOML file"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"configuration {path} is no TOML ({error}): mend the line named") from error
     return parse_config(values, overrides, str(path))
 
 
-def parse_config(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> Config:
+def parse_config(
+    values: dict[str, Any], overrides: Sequence[str] = (), source: str = "configuration"
+) -> Config:
     """A configuration from plain values; see `load_config`."""
     for override in overrides:
         _override(values, override)
@@ -156,13 +160,17 @@ def parse_config(values: dict[str, Any], overrides: Sequence[str] = (), source: 
 def _override(values: dict[str, Any], text: str) -> None:
     path, sign, value = text.partition("=")
     if not sign or not path:
-        raise ConfigError(f"--set {text!r}: expected section.key=value, for example --set federation.rounds=5")
+        raise ConfigError(
+            f"--set {text!r}: expected section.key=value, for example --set federation.rounds=5"
+        )
     *sections, key = path.strip().split(".")
     target = values
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"--set {text!r}: {section!r} is a value, not a section; see `fedrec config show`")
+            raise ConfigError(
+                f"--set {text!r}: {section!r} is a value, not a section; see `fedrec config show`"
+            )
     try:
         target[key] = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:

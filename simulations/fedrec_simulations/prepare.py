@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrec.data.interactions import Catalog
+from fedrec.data import splits
+from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, Step, clean
+from fedrec.data.interactions import Catalog, Dataset, Interactions
+from fedrec.data.loaders import load_dataset
+from fedrec.data.rows import RowReport
 from fedrec.data.split import Split
-from fedrec_simulations.config import Config
+from fedrec.data.tabular import Columns, read_interactions
+from fedrec.errors import ConfigError
+from fedrec_simulations.config import Config, DataSection
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,72 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    raise NotImplementedError
+    """Everything that the `data` and `split` sections ask for.
+
+    Raises:
+        DataError: a file is missing, broken, empty, or does not hold what is asked for.
+        ConfigError: the two sections do not fit together.
+    """
+    rule = config.split
+    if rule.method in ("column", "folder"):
+        if rule.path is None:
+            raise ConfigError(f"split.method = {rule.method!r} needs split.path: give the file or folder it lies in")
+        split = splits.from_split_column(rule.path) if rule.method == "column" else splits.read_split(rule.path)
+        catalog = _catalog_of(config.data, split)
+        return _prepared(config, split, catalog, None)
+    dataset, report = load(config.data)
+    return _prepared(config, _split(config, dataset.interactions), dataset.catalog, report)
 
 
 def prepare_files(config: Config, train: Path, validation: Path | None, items: Path | None) -> Prepared:
-    raise NotImplementedError
+    """A split that somebody else made; its test part lies with them."""
+    split = splits.prepared(train, validation, None, items)
+    return _prepared(config, split, _catalog_of(config.data, split), None)
+
+
+def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
+    """Load and clean; items without interactions are dropped from the catalogue by the core, if there is one."""
+    read: RowReport | None = None
+    if data.name == "file":
+        if data.path is None:
+            raise ConfigError("data.name = 'file' needs data.path: give the file with the interactions")
+        columns = Columns(data.user_column, data.item_column, data.rating_column, data.timestamp_column)
+        interactions, read = read_interactions(data.path, columns)
+        dataset = Dataset(data.path.stem, interactions, Catalog.bare(interactions.item_ids))
+    else:
+        dataset = load_dataset(data.name, data.path, download=data.download)
+    steps: list[Step] = [DropDuplicates(), Binarise(data.min_rating)]
+    if data.core > 1:
+        steps.append(KCore(data.core, data.core))
+    return clean(dataset, steps, read)
+
+
+def _split(config: Config, interactions: Interactions) -> Split:
+    rule, seed = config.split, config.federation.seed
+    validation = rule.fraction if rule.validation else 0.0
+    match rule.method:
+        case "temporal":
+            return splits.temporal(interactions, test_fraction=rule.fraction, validation_fraction=validation)
+        case "per_user_ratio":
+            return splits.per_user_ratio(interactions, rule.fraction, validation, seed=seed)
+        case "held_out_users":
+            return splits.held_out_users(interactions, rule.fraction, validation, seed=seed)
+        case _:
+            return splits.leave_one_out(interactions, rule.validation, rule.ties)
+
+
+def _catalog_of(data: DataSection, split: Split) -> Catalog:
+    """Titles of the named data set where its files are given, else ids only."""
+    if data.name == "file" or (data.path is None and data.name != "movietweetings"):
+        return Catalog.bare(split.train.item_ids)
+    return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)
+
+
+def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningReport | None) -> Prepared:
+    description = {
+        "name": config.data.name,
+        "rule": config.split.model_dump(mode="json"),
+        "cleaning": report.as_dict() if report else None,
+        "split": splits.describe(split),
+    }
+    return Prepared(split, catalog.align(split.train.item_ids), description)

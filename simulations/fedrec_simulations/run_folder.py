@@ -1,12 +1,12 @@
 """A run folder: everything that is needed to repeat, resume, judge and serve a run.
 
-    RUN/config.json          the resolved configuration
-    RUN/data.json            what the data was, what cleaning removed, the split's rule and sizes
-    RUN/split/               the split in the data set's own ids, to be handed on
-    RUN/catalog.json         titles and categories by item index
-    RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
-    RUN/nodes/<k>/           node.json, shard.npz, local/: for node k alone
-    RUN/report.html, environment.json, logs/
+RUN/config.json          the resolved configuration
+RUN/data.json            what the data was, what cleaning removed, the split's rule and sizes
+RUN/split/               the split in the data set's own ids, to be handed on
+RUN/catalog.json         titles and categories by item index
+RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
+RUN/nodes/<k>/           node.json, shard.npz, local/: for node k alone
+RUN/report.html, environment.json, logs/
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class RunFolder:
             RunError: there is no run at `path`.
         """
         if not (path / "config.json").exists():
-            raise RunError(f"{path} is no run folder (no config.json): give a folder that `fedrec train` wrote")
+            raise RunError(
+                f"{path} is no run folder (no config.json): give a folder that `fedrec train` wrote"
+            )
         return cls(path)
 
     @classmethod
@@ -66,7 +68,9 @@ class RunFolder:
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
         for k in range(nodes):
             shard = split if nodes == 1 else split.shard(k, nodes)
-            write_node(path / "nodes" / str(k), shard, config.model, node_settings, config.evaluation, categories)
+            write_node(
+                path / "nodes" / str(k), shard, config.model, node_settings, config.evaluation, categories
+            )
         Task(
             config.model,
             node_settings,
@@ -87,7 +91,9 @@ class RunFolder:
     @property
     def config(self) -> Config:
         """The resolved configuration."""
-        return parse_config(json.loads((self.path / "config.json").read_text()), (), str(self.path / "config.json"))
+        return parse_config(
+            json.loads((self.path / "config.json").read_text()), (), str(self.path / "config.json")
+        )
 
     @property
     def data(self) -> dict[str, Any]:
@@ -132,7 +138,9 @@ class RunFolder:
         """Shared state of the final model."""
         path = self.path / "coordinator" / "model.safetensors"
         if not path.exists():
-            raise RunError(f"run {self.path} has no model yet: go on with `fedrec train --resume {self.path}`")
+            raise RunError(
+                f"run {self.path} has no model yet: go on with `fedrec train --resume {self.path}`"
+            )
         return read_arrays(path)[0]
 
     def node_folders(self) -> list[Path]:

@@ -22,7 +22,9 @@ class InProcessExchange:
         """Ids of all nodes."""
         return sorted(self._nodes)
 
-    def exchange(self, requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
+    def exchange(
+        self, requests: Mapping[str, Request], deadline_seconds: float
+    ) -> dict[str, Reply | Failure]:
         """Serve every request; a node's error is a failure, as it is over a network."""
         return {node: self._serve(node, request) for node, request in requests.items()}
 

@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` and `make test`. Each makes the environment when it is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint benchmark clean
+
+# Installed again whenever the dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedrec needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train, compare and recommend on the bundled data (about a minute)
+	$(BIN)/fedrec demo
+
+test: $(STAMP) lint  ## style, types, import rules, and every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(STAMP)  ## speed beside Flower's engine with one node per user, same run
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Components of the Flower app; everything is in the installed fedrec packages."""

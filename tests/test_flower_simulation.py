@@ -1,0 +1,43 @@
+"""One real Flower simulation: the same rounds as in process, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flower_helpers
+import numpy as np
+import pytest
+
+from fedrec.errors import ConfigError, RunError
+from fedrec.learning.settings import RoundSettings
+from fedrec_server.processes import marked
+from fedrec_simulations.engines.flower import run_flower
+from fedrec_simulations.engines.in_process import run_in_process
+
+ROUNDS = RoundSettings(rounds=2, deadline_seconds=60)
+
+
+@pytest.mark.slow
+def test_simulation_gives_the_model_of_the_in_process_engine(tmp_path: Path) -> None:
+    flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS)
+    here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS)
+    events: list[dict[str, object]] = []
+    outcome = run_flower(flower, 4, on_event=events.append)
+    twin = run_in_process(here)
+    assert outcome.finished and outcome.rounds == 2
+    assert [event["round"] for event in events if "round" in event] == [1, 2]
+    assert all(event["nodes"] == 4 and not event["failures"] for event in events)
+    for name, values in twin.shared.items():
+        np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
+    assert outcome.result["test"] == twin.result["test"]
+    assert not marked("simulation")
+
+
+def test_more_than_a_thousand_nodes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shard of users"):
+        run_flower(tmp_path, 1001)
+
+
+def test_a_run_laid_out_for_other_nodes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="expected 2"):
+        run_flower(flower_helpers.lay_out(tmp_path, 3, ROUNDS), 2)
