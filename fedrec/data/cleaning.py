@@ -30,7 +30,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class DropDuplicates:
-    """Of several interactions of a user with an item, the latest stays (of equally late ones the last in the file)."""
+    """Of several interactions of a user with an item the latest stays (of equally late ones the last in the file)."""
 
     name: str = "duplicates (latest wins)"
 

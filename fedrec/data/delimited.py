@@ -74,8 +74,11 @@ def split_lines(text: str, separator: str, quoted: bool) -> Iterator[tuple[int, 
     """
     if len(separator) > 1:
         text, separator = text.replace(separator, UNIT), UNIT
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+    lines = io.StringIO(text, newline="")
+    if quoted:
+        reader = csv.reader(lines, delimiter=separator)
+    else:
+        reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE)
     line = 1
     try:
         for row in reader:

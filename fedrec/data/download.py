@@ -144,7 +144,7 @@ def _verify(remote: Remote, found: Path, target: Path) -> Downloaded:
             found.unlink()
         raise _failure(remote, target, f"{found.name} has MD5 {md5}, published is {remote.md5}")
     if found != target:
-        os.replace(found, target)
+        found.replace(target)
     return Downloaded(target, md5, remote.md5 is not None)
 
 

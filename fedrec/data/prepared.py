@@ -143,8 +143,8 @@ def coded(column: Column) -> Coded:
 
 
 def _used(column: Column) -> list[str]:
-    coded = coded(column)
-    return [coded.ids[k] for k in np.unique(coded.index)]
+    texts = coded(column)
+    return [texts.ids[k] for k in np.unique(texts.index)]
 
 
 def _union(ids: list[list[str]]) -> NDArray[np.str_]:

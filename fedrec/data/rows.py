@@ -203,12 +203,13 @@ def join(fields: Sequence[Field], pieces: Iterable[Piece]) -> dict[str, Column]:
             if isinstance(column, Coded):
                 table = tables[wanted.role]
                 codes = np.array([table.setdefault(text, len(table)) for text in column.ids], dtype=np.int64)
-                column = codes[column.index] if len(codes) else column.index
-            parts[wanted.role].append(column)
+                parts[wanted.role].append(codes[column.index] if len(codes) else column.index)
+            else:
+                parts[wanted.role].append(column)
     out: dict[str, Column] = {}
     for wanted in fields:
         kind = np.float64 if wanted.kind == "number" else np.int64
-        whole = np.concatenate([np.zeros(0, kind), *parts[wanted.role]])
+        whole: NDArray[Any] = np.concatenate([np.zeros(0, kind), *parts[wanted.role]])
         out[wanted.role] = Coded(list(tables[wanted.role]), whole) if wanted.kind == "id" else whole
     return out
 

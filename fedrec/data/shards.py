@@ -5,7 +5,6 @@ Out of scope: splits to be handed on to others (`split_files`).
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ def save_shard(split: Split, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # numpy types ** as one bool
-    os.replace(temporary, path)
+        np.savez(stream, allow_pickle=False, **arrays)
+    temporary.replace(path)
 
 
 def load_shard(path: Path) -> Split:

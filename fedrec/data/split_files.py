@@ -98,8 +98,8 @@ def read_split(folder: Path) -> Split:
 
 
 def _texts(column: Column) -> NDArray[np.str_]:
-    coded = coded(column)
-    return np.array(coded.ids, dtype=np.str_)[coded.index]
+    texts = coded(column)
+    return np.array(texts.ids, dtype=np.str_)[texts.index]
 
 
 def _part_table(part: Interactions) -> dict[str, NDArray[Any]]:

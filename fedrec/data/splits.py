@@ -2,7 +2,8 @@
 
 The rule for "the last interaction" alone moves results by ten points where many time stamps are equal, so every
 rule is explicit, and the split itself (not the rule) is what is handed on: `write_split`, `read_split`.
-A user always keeps one interaction to learn from, so users with a single one are never tested; `describe` counts them.
+A user always keeps one interaction to learn from, so users with a single one are never tested (`describe` counts
+them).
 
 Out of scope: choosing candidates to rank (`fedrec.evaluation`).
 """

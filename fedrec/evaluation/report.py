@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedrec.evaluation.metrics import coverage, gini, novelty
 if TYPE_CHECKING:
     from fedrec.evaluation.sums import MetricSums
 
+BALANCED = ("full/ndcg@10", "sampled/ndcg@10", "sampled/hr@10")
 #: Groups by history length, the shortest first, behind "all".
 GROUPS = ("few", "middle", "many")
 
@@ -53,8 +55,14 @@ class EvaluationReport:
     unscored_users: int
 
     def values(self) -> dict[str, float]:
-        """Plain means over all users by name, list metrics as `lists/coverage@10`."""
+        """Plain means over all users by name, list metrics as `lists/coverage@10`.
+
+        "balanced" is the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10 where all three were
+        measured: the protocols prefer different models, and this one number respects both.
+        """
         means = {name: estimate.value for name, estimate in self.metrics["all"].items()}
+        if all(name in means for name in BALANCED):
+            means["balanced"] = prod(means[name] for name in BALANCED) ** (1 / len(BALANCED))
         return means | {f"lists/{name}": value for name, value in self.lists.items()}
 
     def as_dict(self) -> dict[str, Any]:

@@ -204,7 +204,9 @@ class Updates:
 
     def norms(self) -> Floats:
         """[U] L2 norm of each user's whole update, over all blocks together."""
-        return np.asarray(np.sqrt(sum((block.squared_norms() for block in self.blocks.values()), np.zeros(self.n_users))))
+        return np.asarray(
+            np.sqrt(sum((block.squared_norms() for block in self.blocks.values()), np.zeros(self.n_users)))
+        )
 
     def add_into(self, totals: Mapping[str, Floats], scale: Floats) -> None:
         """Add every user's update times `scale` [U] to the accumulators of a layout."""

@@ -1,0 +1,1 @@
+"""Data that comes with fedrec: MovieTweetings, MIT licence (`movietweetings.LICENSE`)."""

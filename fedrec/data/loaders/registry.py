@@ -1,0 +1,117 @@
+"""Data sets by name: from a folder or zip, from the cache, downloaded, or bundled.
+
+Out of scope: tables of one's own (`fedrec.data.tabular.read_interactions`), cleaning and splitting.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from fedrec.data.download import Progress, Remote, cache_folder
+from fedrec.data.download import download as fetch_file
+from fedrec.data.files import Source
+from fedrec.data.interactions import Dataset
+from fedrec.data.loaders import amazon, lastfm, movielens, movietweetings, msweb, netflix
+from fedrec.data.loaders.common import DatasetInfo, Loaded
+from fedrec.data.rows import RowReport
+from fedrec.errors import ConfigError, DataError
+
+ALL_INFOS = (
+    movietweetings.INFOS,
+    movielens.INFOS,
+    netflix.INFOS,
+    amazon.INFOS,
+    lastfm.INFOS,
+    msweb.INFOS,
+)
+REGISTRY: dict[str, DatasetInfo] = {info.name: info for infos in ALL_INFOS for info in infos}
+BUNDLED = "movietweetings"
+
+
+def dataset_names() -> list[str]:
+    """Names that `load_dataset` knows."""
+    return list(REGISTRY)
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Title, terms of use and source of a data set (`amazon-2023:Books` and `amazon-2023` alike).
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    base = name.partition(":")[0]
+    if base not in REGISTRY:
+        near = difflib.get_close_matches(base.lower(), REGISTRY, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no data set is called {name!r}: {hint}there are {', '.join(REGISTRY)}")
+    return REGISTRY[base]
+
+
+def load_dataset(
+    name: str, path: Path | None = None, *, download: bool = False, progress: Progress | None = None
+) -> Dataset:
+    """A data set from its original files.
+
+    Args:
+        name: one of `dataset_names()`; Amazon's come in categories, `amazon-2023:All_Beauty`.
+        path: folder, zip or file; None: the bundled snapshot, or what was downloaded before.
+        download: fetch it if it is not there.
+        progress: see `fedrec.data.download.download`.
+
+    Raises:
+        ConfigError: there is no data set of that name, or it needs a category.
+        DataError: the files are missing or damaged (even in one row: see `load_with_report`).
+        DownloadError: it could not be fetched.
+    """
+    dataset, report = load_with_report(name, path, download=download, progress=progress)
+    if report.bad:
+        raise DataError(
+            f"{report}: original files have no such rows, so this copy is damaged; fetch it again "
+            "(or keep the rest with load_with_report)"
+        )
+    return dataset
+
+
+def load_with_report(
+    name: str, path: Path | None = None, *, download: bool = False, progress: Progress | None = None
+) -> tuple[Dataset, RowReport]:
+    """As `load_dataset`, but rows that cannot be used are left out and reported."""
+    info = dataset_info(name)
+    category = name.partition(":")[2]
+    loaded = _load(info, category, path, download, progress)
+    title = f"{name} ({loaded.variant})" if loaded.variant else name
+    catalog = loaded.catalog.align(loaded.interactions.item_ids)
+    return Dataset(title, loaded.interactions, catalog, info.terms), loaded.report
+
+
+def _load(
+    info: DatasetInfo, category: str, path: Path | None, fetch: bool, progress: Progress | None
+) -> Loaded:
+    if path is not None:
+        return info.load(Source.at(Path(path)), category)
+    if info.name == BUNDLED:
+        return movietweetings.load_bundled()
+    if info.has_categories and not category:
+        raise ConfigError(
+            f"{info.title} come in categories: ask for {info.name}:All_Beauty, for example, or give a path"
+        )
+    folder = cache_folder() / "data" / info.name
+    files = [
+        Remote(r.url.format(category=category), r.name.format(category=category), r.md5) for r in info.remotes
+    ]
+    missing = [remote for remote in files if not (folder / remote.name).exists()]
+    if not info.remotes and not folder.is_dir():
+        raise DataError(
+            f"{info.title} cannot be downloaded: {info.by_hand}; give its path or place it in {folder}"
+        )
+    if missing and not fetch:
+        raise DataError(
+            f"{info.title} is not here: give its path, allow the download of {missing[0].url}, "
+            f"or place the file at {folder / missing[0].name}"
+        )
+    for remote in missing:
+        fetch_file(remote, folder, progress)
+    if len(files) == 1 and files[0].name.endswith(".zip"):
+        return info.load(Source.at(folder / files[0].name), category)
+    return info.load(Source.at(folder), category)
