@@ -25,7 +25,13 @@ def triples(data: Interactions) -> list[tuple[str, str, float]]:
 
 
 def test_the_latest_of_duplicates_wins() -> None:
-    rows = [("u", "a", 1.0, 5), ("u", "b", 2.0, 6), ("u", "a", 3.0, 9), ("u", "a", 4.0, 9), ("u", "a", 5.0, 2)]
+    rows = [
+        ("u", "a", 1.0, 5),
+        ("u", "b", 2.0, 6),
+        ("u", "a", 3.0, 9),
+        ("u", "a", 4.0, 9),
+        ("u", "a", 5.0, 2),
+    ]
     cleaned, report = clean(dataset(rows), [DropDuplicates()])
     assert triples(cleaned.interactions) == [("u", "b", 2.0), ("u", "a", 4.0)]
     assert report.rows[0].removed == 3

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import threading
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from fedrec.data.download import Remote, cache_folder, download
-from fedrec.errors import DownloadError
+from fedrec.data.loaders import registry
+from fedrec.errors import DataError, DownloadError
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -79,7 +83,9 @@ def server() -> Iterator[Server]:
 
 def test_whole_file_with_progress(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    done = download(Remote(server.url(), "f.zip", MD5), tmp_path / "new", lambda have, of: seen.append((have, of)))
+    done = download(
+        Remote(server.url(), "f.zip", MD5), tmp_path / "new", lambda have, of: seen.append((have, of))
+    )
     assert done.path.read_bytes() == CONTENT and done.verified and done.md5 == MD5
     assert seen[-1] == (len(CONTENT), len(CONTENT)) and [h for h, _ in seen] == sorted(h for h, _ in seen)
     assert [p.name for p in done.path.parent.iterdir()] == ["f.zip"]
@@ -129,7 +135,7 @@ def test_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
 
 
 def test_refusals_say_the_address_and_where_to_place_the_file(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="404|Not Found") as caught:
+    with pytest.raises(DownloadError, match=r"404|Not Found") as caught:
         download(Remote(server.url("missing"), "f.zip"), tmp_path)
     assert server.url("missing") in str(caught.value) and str(tmp_path / "f.zip") in str(caught.value)
 
@@ -141,6 +147,23 @@ def test_connection_refused(tmp_path: Path) -> None:
         download(Remote(url, "f.zip"), tmp_path)
     assert url in str(caught.value) and str(tmp_path / "f.zip") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_is_fetched_into_the_cache_and_loaded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("ml-1m/movies.dat", "1::Toy Story (1995)::Animation\n")
+        archive.writestr("ml-1m/ratings.dat", "7::1::5::978300760\n")
+    server.content = packed.getvalue()
+    remote = Remote(server.url(), "ml-1m.zip", hashlib.md5(server.content).hexdigest())
+    monkeypatch.setenv("FEDREC_HOME", str(tmp_path))
+    monkeypatch.setitem(registry.REGISTRY, "ml-1m", replace(registry.REGISTRY["ml-1m"], remotes=(remote,)))
+    with pytest.raises(DataError, match="allow the download"):
+        registry.load_dataset("ml-1m")
+    assert registry.load_dataset("ml-1m", download=True).catalog.label(0) == "Toy Story (1995)"
+    assert registry.load_dataset("ml-1m").interactions.user_ids.tolist() == ["7"] and len(server.sent) == 1
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ def test_byte_order_mark_and_windows_lines(tmp_path: Path, arrow: bool) -> None:
         ("user,item\nx\ny\n", Columns("user", "item"), "none of its 2 rows can be used"),
         ("user_id,item\n1,2\n", Columns("userid", "item"), "did you mean 'user_id'.*it has user_id, item"),
         ("1,2\n", Columns(0, 5), "has 2 columns"),
-        ('user,item\n1,"' + "x\n" * 70000, Columns("user", "item"), "line 2.*never closed|none of its 1 rows"),
+        ('user,item\n0,a\n1,"' + "x\n" * 70000, Columns("user", "item"), "line 3: .*never closed"),
+        ('user,item\n0,a\n1,"b\n2,c\n', Columns("user", "item"), "line 3: .*never closed"),
     ],
 )
 def test_one_clear_message(tmp_path: Path, arrow: bool, content: str, columns: Columns, message: str) -> None:
@@ -229,7 +230,9 @@ def test_csv_read_fast_and_carefully_is_the_same(rows: list[tuple[str, str, floa
     assert one.rows == two.rows == len(rows) and one.bad == two.bad == 0
     for name in ("user", "item"):
         assert [fast[name].ids[k] for k in fast[name].index] == [slow[name].ids[k] for k in slow[name].index]
-    assert np.array_equal(fast["rating"], slow["rating"]) and np.array_equal(fast["timestamp"], slow["timestamp"])
+    assert np.array_equal(fast["rating"], slow["rating"]) and np.array_equal(
+        fast["timestamp"], slow["timestamp"]
+    )
     assert np.asarray(fast["timestamp"]).tolist() == [row[3] for row in rows]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import flower_helpers  # noqa: F401  (before flwr)
 import numpy as np
 import pytest
-import flower_helpers  # noqa: F401  (before flwr)
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -143,6 +143,11 @@ def pickled(message: Message) -> Message:
     )
 
 
+def with_header(**header: Any) -> Answer:
+    return lambda message: reply_to(message, header=ConfigRecord(header))
+
+
+ENVELOPE: dict[str, Any] = {"kind": "train", "round": 3, "phase": "final"}
 BAD: dict[str, tuple[Answer, str]] = {
     "silent": (lambda message: None, "no answer within 5 s"),
     "error": (lambda message: Message(Error(1001, "RunError: no shard"), reply_to=message), "no shard"),
@@ -150,10 +155,10 @@ BAD: dict[str, tuple[Answer, str]] = {
     "no records": (lambda message: Message(RecordDict(), reply_to=message), "records"),
     "extra record": (lambda message: reply_to(message, more=ConfigRecord({"a": 1})), "records"),
     "swapped records": (lambda message: reply_to(message, arrays=ConfigRecord({"a": 1})), "another type"),
-    "unknown header": (lambda message: reply_to(message, header=ConfigRecord({"kind": "train", "round": 3, "phase": "final", "x": 1})), "unknown"),
-    "no header": (lambda message: reply_to(message, header=ConfigRecord({})), "kind"),
-    "wrong type in header": (lambda message: reply_to(message, header=ConfigRecord({"kind": "train", "round": 3.5, "phase": "final"})), "round"),
-    "list in header": (lambda message: reply_to(message, header=ConfigRecord({"kind": "train", "round": 3, "phase": "final", "meta.a": [1]})), "list"),
+    "unknown header": (with_header(**ENVELOPE, x=1), "unknown"),
+    "no header": (with_header(), "kind"),
+    "wrong type in header": (with_header(**(ENVELOPE | {"round": 3.5})), "round"),
+    "list in header": (with_header(**(ENVELOPE | {"meta.a": [1]})), "list"),
     "broken array": (broken_array, "cannot be read"),
     "pickle": (pickled, "cannot be read"),
     "text array": (lambda message: reply_to(message, arrays=ArrayRecord({"x": Array(np.array(["a"]))})), "numbers"),
@@ -252,9 +257,7 @@ def test_every_node_gets_records_of_its_own() -> None:
     assert reply.arrays["table"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize(
-    "values", [np.zeros((0, 4), np.float32), np.array(3.0), np.array([True])]
-)
+@pytest.mark.parametrize("values", [np.zeros((0, 4), np.float32), np.array(3.0), np.array([True])])
 def test_odd_shapes_survive_flowers_own_encoding(values: Any) -> None:
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import flower_helpers
@@ -18,19 +19,30 @@ ROUNDS = RoundSettings(rounds=2, deadline_seconds=60)
 
 
 @pytest.mark.slow
-def test_simulation_gives_the_model_of_the_in_process_engine(tmp_path: Path) -> None:
+def test_simulation_gives_the_model_of_the_in_process_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A mark of this test's own: another simulation may run on the machine.
+    monkeypatch.setattr("fedrec_simulations.engines.flower.MARK", tmp_path.name + str(os.getpid()))
     flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS)
     here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS)
     events: list[dict[str, object]] = []
-    outcome = run_flower(flower, 4, on_event=events.append)
+    running: list[int] = []
+
+    def note(event: dict[str, object]) -> None:
+        events.append(event)
+        running.append(len(marked(tmp_path.name + str(os.getpid()))))
+
+    outcome = run_flower(flower, 4, on_event=note)
     twin = run_in_process(here)
+    assert min(running) > 2
     assert outcome.finished and outcome.rounds == 2
     assert [event["round"] for event in events if "round" in event] == [1, 2]
     assert all(event["nodes"] == 4 and not event["failures"] for event in events)
     for name, values in twin.shared.items():
         np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
     assert outcome.result["test"] == twin.result["test"]
-    assert not marked("simulation")
+    assert not marked(tmp_path.name + str(os.getpid()))
 
 
 def test_more_than_a_thousand_nodes_are_refused(tmp_path: Path) -> None:

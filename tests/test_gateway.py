@@ -61,10 +61,10 @@ class Setup:
 
     def raw(self, request: bytes) -> bytes:
         """Bytes as they are, past every client's clean-up of paths."""
-        with socket.create_connection(("127.0.0.1", self.port), 10) as plain:
-            with self.trust.wrap_socket(plain, server_hostname="localhost") as tls:
-                tls.sendall(request)
-                return tls.recv(65536)
+        plain = socket.create_connection(("127.0.0.1", self.port), 10)
+        with self.trust.wrap_socket(plain, server_hostname="localhost") as tls:
+            tls.sendall(request)
+            return tls.recv(65536)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     app = make_app(f"https://127.0.0.1:{up_port}", ca, MAX_BODY)
     front = server_config(app, "127.0.0.1", port, folder / "gateway.pem", folder / "gateway.key")
     trust = ssl.create_default_context(cafile=str(ca))
-    with served(up), served(front):
-        with httpx.Client(base_url=f"https://localhost:{port}", verify=trust, trust_env=False) as client:
-            yield Setup(upstream, client, port, trust)
+    client = httpx.Client(base_url=f"https://localhost:{port}", verify=trust, trust_env=False)
+    with served(up), served(front), client:
+        yield Setup(upstream, client, port, trust)
 
 
 def test_node_api_and_health_pass_with_body_headers_and_status(setup: Setup) -> None:
@@ -94,15 +94,38 @@ def test_node_api_and_health_pass_with_body_headers_and_status(setup: Setup) -> 
 
 
 CLOSED = [
-    "/", "/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/metrics", "/v1/fleet",
-    "/v1/fleet/", "/v1/fleet/../control/start-run", "/v1/fleet/..%2fcontrol/start-run", "/v1/fleet/%2e%2e/control/start-run",
-    "/v1/fleet/..;/control/start-run", "//v1/fleet/pull-messages", "/v1//fleet/pull-messages", "/v1/fleet//pull-messages",
-    "/v1/fleet/pull-messages/", "/v1/fleet/pull-messages/x", "/v1%2ffleet/pull-messages", "/v1/fleet%2fpull-messages",
-    "/V1/FLEET/pull-messages", "/v1/fleet/pull-messages?x=1", "/v1/fleet/pull-messages%00", "/v1/fleet/pull\\..\\control",
-    "/health/", "/health/../v1/control/start-run", "/./v1/fleet/pull-messages", "/v1/control/../fleet/pull-messages",
-    "/v1/fleet/..%252fcontrol%252fstart-run", "/v1/control/start-run#/v1/fleet/pull-messages",
-    "http://127.0.0.1/v1/control/start-run", "*",
-]  # fmt: skip
+    "/",
+    "/v1/control/start-run",
+    "/v1/runtime/acquire-task",
+    "/docs",
+    "/openapi.json",
+    "/metrics",
+    "/v1/fleet",
+    "/v1/fleet/",
+    "/v1/fleet/../control/start-run",
+    "/v1/fleet/..%2fcontrol/start-run",
+    "/v1/fleet/%2e%2e/control/start-run",
+    "/v1/fleet/..;/control/start-run",
+    "//v1/fleet/pull-messages",
+    "/v1//fleet/pull-messages",
+    "/v1/fleet//pull-messages",
+    "/v1/fleet/pull-messages/",
+    "/v1/fleet/pull-messages/x",
+    "/v1%2ffleet/pull-messages",
+    "/v1/fleet%2fpull-messages",
+    "/V1/FLEET/pull-messages",
+    "/v1/fleet/pull-messages?x=1",
+    "/v1/fleet/pull-messages%00",
+    "/v1/fleet/pull\\..\\control",
+    "/health/",
+    "/health/../v1/control/start-run",
+    "/./v1/fleet/pull-messages",
+    "/v1/control/../fleet/pull-messages",
+    "/v1/fleet/..%252fcontrol%252fstart-run",
+    "/v1/control/start-run#/v1/fleet/pull-messages",
+    "http://127.0.0.1/v1/control/start-run",
+    "*",
+]
 
 
 @pytest.mark.parametrize("path", CLOSED)
@@ -153,7 +176,7 @@ def test_two_lengths_cannot_smuggle_a_second_request(setup: Setup) -> None:
 
 
 def test_a_client_without_the_private_ca_refuses_the_gateway(setup: Setup) -> None:
-    with pytest.raises(httpx.ConnectError, match="(?i)certificate"):
+    with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
         httpx.get(f"https://localhost:{setup.port}/health", trust_env=False)
 
 

@@ -66,25 +66,27 @@ def sniff_separator(line: str) -> str:
     return next((s for s in ("::", "\t", ",", ";", "|") if s in line), ",")
 
 
-def split_lines(text: str, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """Records with the number (from 1) of the line they start on; empty lines are no records.
+def split_lines(
+    text: str, separator: str, quoted: bool, first_line: int = 1
+) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of the line they start on; empty lines are no records.
 
     Raises:
-        DataError: a quote is opened and not closed for more than 128 KiB.
+        DataError: a double quote is opened and never closed (what follows would vanish in one field).
     """
     if len(separator) > 1:
         text, separator = text.replace(separator, UNIT), UNIT
     lines = io.StringIO(text, newline="")
     if quoted:
-        reader = csv.reader(lines, delimiter=separator)
+        reader = csv.reader(lines, delimiter=separator, strict=text.count('"') % 2 == 1)
     else:
         reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE)
-    line = 1
+    line = first_line
     try:
         for row in reader:
             if row:
                 yield line, row
-            line = reader.line_num + 1
+            line = first_line + reader.line_num
     except csv.Error as error:
         raise DataError(
             f"line {line}: {error}; a double quote is probably opened there and never closed"
@@ -119,12 +121,11 @@ def read_block(
 def _pick(
     text: str, first_line: int, layout: Layout, positions: Sequence[int]
 ) -> Iterator[tuple[int, Sequence[object] | BadValueError]]:
-    for line, row in split_lines(text, layout.separator, layout.quoted):
-        number = first_line + line - 1
+    for line, row in split_lines(text, layout.separator, layout.quoted, first_line):
         if len(row) != layout.width:
-            yield number, BadValueError(f"{len(row)} fields where {layout.width} are expected")
+            yield line, BadValueError(f"{len(row)} fields where {layout.width} are expected")
         else:
-            yield number, [row[p] for p in positions]
+            yield line, [row[p] for p in positions]
 
 
 def _fast(
@@ -132,6 +133,8 @@ def _fast(
 ) -> tuple[Piece, int] | None:
     pa = pyarrow_or_none()
     if pa is None or not block.strip() or len(set(positions)) != len(positions):
+        return None
+    if layout.quoted and block.count(b'"') % 2:
         return None
     separator = layout.separator
     if len(separator) > 1:

@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.errors import DataError
 
@@ -128,6 +131,20 @@ class Source:
         """A member in memory, seekable (Parquet needs that)."""
         with self.open(member) as stream:
             return io.BytesIO(stream.read())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an `.npz` without pickled objects.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        # Opened here, because np.load leaves the file open when it is no whole archive.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no whole file of arrays ({error}): make it again") from error
 
 
 def decode(data: bytes) -> str:

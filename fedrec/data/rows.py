@@ -189,7 +189,10 @@ def _piece_of_values(fields: Sequence[Field], values: Sequence[Sequence[Any]]) -
             index = [known.setdefault(text, len(known)) for text in column]
             out[wanted.role] = Coded(list(known), np.array(index, dtype=np.int64))
         else:
-            out[wanted.role] = np.array(column, dtype=np.float64 if wanted.kind == "number" else np.int64)
+            values_of: NDArray[Any] = np.array(
+                column, dtype=np.float64 if wanted.kind == "number" else np.int64
+            )
+            out[wanted.role] = values_of
     return out
 
 

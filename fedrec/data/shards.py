@@ -5,13 +5,13 @@ Out of scope: splits to be handed on to others (`split_files`).
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.data.files import read_arrays
 from fedrec.data.interactions import Interactions
 from fedrec.data.prepared import PARTS
 from fedrec.data.split import Split
@@ -47,8 +47,7 @@ def load_shard(path: Path) -> Split:
         DataError: the file is missing, damaged, or no shard.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
         parts = {}
         for name in PARTS:
             columns = {
@@ -62,5 +61,5 @@ def load_shard(path: Path) -> Split:
         if train is None:
             raise KeyError("train")
         return Split(train, parts["validation"], parts["test"], parts["support"], arrays["user_key"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, DataError) as error:
         raise DataError(f"{path} is no whole shard ({error}): set the node up again") from error

@@ -43,15 +43,27 @@ class Split:
             object.__setattr__(self, "user_key", np.arange(self.train.n_users, dtype=np.int64))
 
     def learnable(self, phase: str) -> Interactions:
-        """What the phase trains on: "select" the training part, "final" training and validation part."""
-        if phase == "final" and self.validation is not None:
-            return self.train.merge(self.validation)
-        return self.train
+        """What the phase trains on: "select" the training part, "final" training and validation part.
+
+        Users who were held out for validation are trained on in "final", support included.
+        """
+        if phase != "final" or self.validation is None:
+            return self.train
+        return self.train.merge(self._support(validated=True)).merge(self.validation)
 
     def history(self, phase: str) -> Interactions:
         """What a user's device knows when it recommends: what is learnt from, and the support of held-out users."""
         learnable = self.learnable(phase)
-        return learnable if self.support is None else learnable.merge(self.support)
+        return self._support(validated=False if phase == "final" else None).merge(learnable)
+
+    def _support(self, validated: bool | None) -> Interactions:
+        """Support of the users with (True) or without (False) a validation part, or of all (None)."""
+        if self.support is None:
+            return self.train.select(np.zeros(len(self.train), dtype=bool))
+        if validated is None or self.validation is None:
+            return self.support if not validated else self.support.select(np.zeros(len(self.support), dtype=bool))
+        has = self.validation.counts[self.support.user] > 0
+        return self.support.select(has if validated else ~has)
 
     def target(self, phase: str) -> Interactions | None:
         """What the phase is judged on."""

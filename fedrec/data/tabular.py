@@ -256,7 +256,7 @@ def _delimited(
         try:
             yield read_block(data, first_line, layout, fields, positions, report)
         except DataError as error:
-            raise DataError(f"{label}, in the part that starts on line {first_line}: {error}") from error
+            raise DataError(f"{label}, {error}") from error
 
 
 def _first_line(stream: BinaryIO) -> tuple[int, bytes]:

@@ -127,23 +127,17 @@ class MatrixFactorisation(Recommender):
 
     def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
-        batch = train.batch(np.arange(train.n_users))
-        shared, users = (
-            self.init_shared(train.n_items, seed),
-            self.init_local(batch.user, seed)["user_vector"],
-        )
+        c, batch = self.config, train.batch(np.arange(train.n_users))
+        shared, users = self.init_shared(train.n_items, seed), self.init_local(batch.user, seed)["user_vector"]
+        kind = mf_kernel.BCE if c.loss == "bce" else mf_kernel.BPR
         for epoch in range(1, rounds + 1):
             order = np.argsort(user_keys(key(seed, Purpose.COHORT, epoch), batch.user), kind="stable")
-            for user in order:
-                one = batch.take(np.array([user]))
-                views = self._views(one, RoundKey(seed, epoch), train.n_items, 1)
-                vector = users[user : user + 1]
-                table, bias, _ = self._run_kernel(shared, vector, views)
-                shared["item_table"][views.row] += (
-                    table - self.config.learning_rate * self.config.reg * (shared["item_table"][views.row])
-                )
-                shared["item_bias"][views.row] += bias
-                users[user] = vector[0]
+            views = self._views(batch, RoundKey(seed, epoch), train.n_items, 1)
+            mf_kernel.train_in_place(
+                order, views.row_ptr, views.row, views.example_ptr, views.slot, shared["item_table"],
+                shared["item_bias"], users, kind, c.learning_rate, c.reg, c.batch_size,
+            )  # fmt: skip
+            shared["item_table"] *= np.float32(1.0 - c.learning_rate * c.reg)
         return shared, {"user_vector": users}
 
     def _views(self, batch: UserBatch, round_key: RoundKey, n_items: int, epochs: int) -> LocalViews:

@@ -32,41 +32,89 @@ def train(
     delta_bias: NDArray[np.float32],
     loss: NDArray[np.float64],
 ) -> None:
-    """Train every user of a batch; `user_vector` [U, d] is updated in place, the deltas [N, ...] are filled."""
-    d, width = item_table.shape[1], slot.shape[1]
-    rate, decay = np.float32(learning_rate), np.float32(reg)
+    """Train every user on copies; `user_vector` [U, d] changes in place, the deltas [N, ...] are filled."""
+    d = item_table.shape[1]
+    scores = np.empty((batch_size, slot.shape[1]), dtype=np.float32)
+    grad = np.empty(d, dtype=np.float32)
     for u in range(len(row_ptr) - 1):
         first, last = row_ptr[u], row_ptr[u + 1]
-        table, bias, p = delta_table[first:last], delta_bias[first:last], user_vector[u]
+        table, bias = delta_table[first:last], delta_bias[first:last]
         for s in range(last - first):
             bias[s] = item_bias[row[first + s]]
             source, target = item_table[row[first + s]], table[s]
             for k in range(d):
                 target[k] = source[k]
-        scores = np.empty((batch_size, width), dtype=np.float32)
-        grad = np.empty(d, dtype=np.float32)
-        for start in range(example_ptr[u], example_ptr[u + 1], batch_size):
-            size = min(batch_size, example_ptr[u + 1] - start)
-            for b in range(size):
-                for j in range(width):
-                    scores[b, j] = bias[slot[start + b, j]] + _dot(p, table[slot[start + b, j]])
-            loss[u] += _coefficients(scores[:size], loss_kind)
-            grad[:] = decay * np.float32(size) * p
-            for b in range(size):
-                for j in range(width):
-                    _axpy(grad, scores[b, j], table[slot[start + b, j]])
-            for b in range(size):
-                for j in range(width):
-                    s, step = slot[start + b, j], -rate * scores[b, j]
-                    bias[s] += step
-                    _axpy(table[s], step, p)
-            for k in range(d):
-                p[k] -= rate * grad[k]
+        examples = slot[example_ptr[u] : example_ptr[u + 1]]
+        loss[u] = _sgd(
+            table, bias, user_vector[u], examples, loss_kind, learning_rate, reg, batch_size, scores, grad
+        )
         for s in range(last - first):
             bias[s] -= item_bias[row[first + s]]
             source, target = item_table[row[first + s]], table[s]
             for k in range(d):
                 target[k] -= source[k]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def train_in_place(
+    order: NDArray[np.int64],
+    row_ptr: NDArray[np.int64],
+    row: NDArray[np.int64],
+    example_ptr: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    item_table: NDArray[np.float32],
+    item_bias: NDArray[np.float32],
+    user_vector: NDArray[np.float32],
+    loss_kind: int,
+    learning_rate: float,
+    reg: float,
+    batch_size: int,
+) -> None:
+    """The centralised twin: users in the given order on one table, every step seen by the next."""
+    scores = np.empty((batch_size, slot.shape[1]), dtype=np.float32)
+    grad = np.empty(item_table.shape[1], dtype=np.float32)
+    for u in order:
+        examples = slot[example_ptr[u] : example_ptr[u + 1]]
+        rows = np.empty(examples.shape, dtype=np.int64)
+        for b in range(examples.shape[0]):
+            for j in range(examples.shape[1]):
+                rows[b, j] = row[row_ptr[u] + examples[b, j]]
+        _sgd(item_table, item_bias, user_vector[u], rows, loss_kind, learning_rate, reg, batch_size, scores, grad)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _sgd(
+    table: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    p: NDArray[np.float32],
+    examples: NDArray[np.integer],
+    loss_kind: int,
+    learning_rate: float,
+    reg: float,
+    batch_size: int,
+    scores: NDArray[np.float32],
+    grad: NDArray[np.float32],
+) -> float:
+    """One user's minibatches; table [S, d], bias [S] and p [d] change in place; returns the summed loss."""
+    rate, decay, total = np.float32(learning_rate), np.float32(reg), 0.0
+    for start in range(0, examples.shape[0], batch_size):
+        size = min(batch_size, examples.shape[0] - start)
+        for b in range(size):
+            for j in range(examples.shape[1]):
+                scores[b, j] = bias[examples[start + b, j]] + _dot(p, table[examples[start + b, j]])
+        total += _coefficients(scores[:size], loss_kind)
+        grad[:] = decay * np.float32(size) * p
+        for b in range(size):
+            for j in range(examples.shape[1]):
+                _axpy(grad, scores[b, j], table[examples[start + b, j]])
+        for b in range(size):
+            for j in range(examples.shape[1]):
+                step = -rate * scores[b, j]
+                bias[examples[start + b, j]] += step
+                _axpy(table[examples[start + b, j]], step, p)
+        for k in range(p.shape[0]):
+            p[k] -= rate * grad[k]
+    return total
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True, inline="always")

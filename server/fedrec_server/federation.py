@@ -1,86 +1,63 @@
 """A federation on this machine, with everything a spread-out one has: TLS, node keys, a gateway, own processes.
 
-    FOLDER/federation.json        ports, marks and process ids: any process of the user can go on from here
+    FOLDER/federation.json        ports, marks and process ids
     FOLDER/tls/                   private CA, certificates of SuperLink and gateway
-    FOLDER/superlink/             SuperLink's database; FOLDER/operator/ Flower settings of `flwr`
+    FOLDER/superlink/             SuperLink's database; FOLDER/operator/ settings of the `flwr` command
     FOLDER/nodes/<k>/             key, Flower home, and `data`, a link to what the node hosts: RUN/nodes/<k>
     FOLDER/logs/
 
-Nodes are given the gateway's address only; SuperLink's own port, with its control API that knows no
-authentication, is the operator's. Everything listens on 127.0.0.1, where other users of the machine can reach it:
-this is for trying a deployment out, not for a shared host. Out of scope: rounds, printing.
+Nodes are given the gateway's address only; SuperLink's own port, whose control API knows no authentication, is the
+operator's. Everything listens on 127.0.0.1, where other users of the machine can reach it: this is for trying a
+deployment out, not for a shared host. Out of scope: rounds, printing.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import shutil
 import signal
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from fedrec.errors import ConfigError, FederationError, RunError
-from fedrec.wire.files import write_json
 from fedrec_server.certificates import make_certificates, make_node_key
-from fedrec_server.flower_cli import FlowerCli, last_words
-from fedrec_server.launch import Launch, follow
-from fedrec_server.processes import (
-    end,
-    flower_environment,
-    free_ports,
-    is_alive,
-    kill,
-    marked,
-    program,
-    start,
-)
+from fedrec_server.federation_parts import Parts, Record
+from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
+from fedrec_server.flower_run import FlowerRun, check_nodes
+from fedrec_server.processes import cut, end, flower_environment, is_alive, kill, marked, start
 
 MAX_NODES = 64
 START_SECONDS = 120.0
 #: Flower refuses a killed node's key for about a minute.
-NODE_SECONDS = 150.0
+NODE_SECONDS = 180.0
+#: How long a coordinator waits for nodes that are not there.
+WAIT_SECONDS = 30.0
+#: How long the process of a run that has ended may take to leave.
+LEAVE_SECONDS = 20.0
 POLL_SECONDS = 0.5
 Event = dict[str, Any]
-
-
-@dataclass
-class Record:
-    """What `federation.json` holds."""
-
-    mark: str
-    nodes: int
-    superlink_port: int
-    gateway_port: int
-    node_ports: list[int]
-    node_ids: list[str]
-    pids: dict[str, int]
+Step = Callable[[str], None]
 
 
 class Federation:
     """A running federation; make one with `up`, find one again with `open`."""
 
-    def __init__(self, folder: Path, record: Record) -> None:
-        self.folder = folder
-        self.record = record
-        self.cli = FlowerCli(folder / "operator")
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.record = parts.record
+        self.cli = FlowerCli(parts.home("operator"))
 
     # Up and down ---------------------------------------------------------------------------------------
 
     @classmethod
-    def up(
-        cls, folder: Path, nodes: int = 4, *, on_step: Callable[[str], None] = lambda step: None
-    ) -> Federation:
+    def up(cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None) -> Federation:
         """Start a federation and wait until all its nodes are there.
 
         Args:
@@ -93,14 +70,17 @@ class Federation:
             FederationError: it runs already, or a part did not start; nothing is left running.
         """
         if not 1 <= nodes <= MAX_NODES:
-            raise ConfigError(f"{nodes} nodes: expected 1 to {MAX_NODES}, each is a process of about 150 MB here")
+            raise ConfigError(
+                f"{nodes} nodes: expected 1 to {MAX_NODES}; each takes about 250 MB on this machine"
+            )
         folder = folder.resolve()
-        if (folder / "federation.json").exists() and marked(cls.open(folder).record.mark):
-            raise FederationError(f"a federation already runs in {folder}: stop it with `fedrec federation down`")
-        for name in ("tls", "superlink", "operator", "nodes"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        federation = cls(folder, cls._plan(nodes))
-        federation._save()
+        if (folder / "federation.json").exists() and marked(Parts.read(folder).record.mark):
+            raise FederationError(
+                f"a federation already runs in {folder}: stop it with `fedrec federation down`"
+            )
+        federation = cls(Parts(folder, Record.plan(nodes)))
+        federation.forget()
+        federation.parts.write()
         try:
             federation._start_all(on_step)
         except BaseException:
@@ -115,30 +95,29 @@ class Federation:
         Raises:
             FederationError: there is none.
         """
-        path = folder.resolve() / "federation.json"
-        try:
-            return cls(path.parent, Record(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError) as error:
-            raise FederationError(
-                f"no federation in {folder} ({type(error).__name__}): start one with `fedrec federation up`"
-            ) from error
+        return cls(Parts.read(folder))
 
     def down(self) -> None:
-        """Stop every process of the federation; keys, database and logs stay."""
+        """Stop every process of the federation; keys, database and logs stay until `forget` or the next `up`."""
         end(self.record.mark, self.record.pids.values())
         self.record.pids = {}
-        self._save()
+        self.parts.write()
+
+    def forget(self) -> None:
+        """Remove keys and database of a federation that is down; what nodes host is elsewhere."""
+        for name in ("tls", "superlink", "operator", "nodes"):
+            shutil.rmtree(self.parts.home(name), ignore_errors=True)
 
     def status(self) -> dict[str, Any]:
         """Whether each part runs, and what Flower says of each node."""
         alive = {name: is_alive(pid) for name, pid in self.record.pids.items()}
         known = self.cli.node_status() if alive.get("superlink") else {}
-        nodes = {str(k): known.get(node, "unknown") for k, node in enumerate(self.record.node_ids)}
+        silent = NodeStatus("unknown", 0.0)
         return {
-            "folder": str(self.folder),
-            "processes": alive,
-            "nodes": nodes,
+            "folder": str(self.parts.folder),
             "gateway": f"127.0.0.1:{self.record.gateway_port}",
+            "processes": alive,
+            "nodes": {str(k): known.get(node, silent).status for k, node in enumerate(self.record.node_ids)},
         }
 
     # Nodes ---------------------------------------------------------------------------------------------
@@ -148,12 +127,13 @@ class Federation:
         self._kill(f"node-{k}")
 
     def restart_node(self, k: int, *, wait: bool = True) -> None:
-        """Start a node again; its key is refused until Flower has noticed that it was gone.
+        """Start a node again; after a kill its key is refused until Flower has noticed that it was gone.
 
         Raises:
             FederationError: it was not accepted in time.
         """
-        self._kill(f"node-{k}")
+        name = f"node-{k}"
+        end(self.parts.mark(name), [self.record.pids[name]] if name in self.record.pids else [])
         self._start_node(k)
         if wait:
             self.await_nodes([k])
@@ -172,52 +152,28 @@ class Federation:
             if not missing:
                 return
             if time.monotonic() > deadline:
-                log = self._log(f"node-{missing[0]}")
+                log = self.parts.log(f"node-{missing[0]}")
                 raise FederationError(f"node {missing[0]} did not come ({last_words(log)}): see {log}")
             time.sleep(POLL_SECONDS)
 
-    def supernode_command(self, key: Path, port: int, data: Path) -> list[str]:
-        """How a SuperNode is started: with the gateway's address, its own key and its own folder."""
-        return [
-            program("flower-supernode"),
-            "--superlink",
-            f"127.0.0.1:{self.record.gateway_port}",
-            "--root-certificates",
-            str(self.folder / "tls" / "ca.crt"),
-            "--auth-supernode-private-key",
-            str(key),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--node-config",
-            f"node-dir={json.dumps(str(data))}",
-        ]
-
     # Runs ----------------------------------------------------------------------------------------------
 
-    def start_run(self, run_dir: Path, app: Path, *, wait_seconds: float = 60.0) -> Run:
-        """Hand the nodes their folders and start a coordinator as a new Flower run; it resumes by itself.
+    def start_run(self, run_dir: Path, app: Path, *, wait_seconds: float = WAIT_SECONDS) -> FlowerRun:
+        """Hand each node its folder and start a coordinator; it goes on where an earlier one was killed.
 
         Raises:
             RunError: the run folder does not fit the federation.
+            FederationError: another run is going on: each node hosts one run at a time.
         """
         run_dir = run_dir.resolve()
-        folders = [run_dir / "nodes" / str(k) for k in range(self.record.nodes)]
-        found = len([path for path in (run_dir / "nodes").glob("*") if path.is_dir()])
-        if found != len(folders) or not all(path.is_dir() for path in folders):
-            raise RunError(f"run {run_dir} is laid out for {found} nodes: expected {len(folders)}; prepare it again")
-        for k, target in enumerate(folders):
-            _point(self.folder / "nodes" / str(k) / "data", target)
-        launch = Launch(run_dir / "coordinator")
-        launch.prepare()
-        log = run_dir / "logs" / "flower-run.log"
-        config: dict[str, str | int | float] = {
-            "run-dir": str(run_dir),
-            "nodes": self.record.nodes,
-            "wait-seconds": wait_seconds,
-        }
-        return Run(launch, self.cli.run(app, config, mark=f"{self.record.mark}/run", log=log), log)
+        check_nodes(run_dir, self.record.nodes)
+        self._clear()
+        for k in range(self.record.nodes):
+            _point(self.parts.node_home(k) / "data", run_dir / "nodes" / str(k))
+        mark = self.parts.mark("run")
+        return FlowerRun.start(
+            self.cli, app, run_dir, self.record.nodes, mark=mark, wait_seconds=wait_seconds
+        )
 
     def run_and_wait(
         self,
@@ -242,7 +198,7 @@ class Federation:
         on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Go on with a run whose coordinator or SuperLink was killed, as a new Flower run; as `run_and_wait`.
+        """Go on after the coordinator or the SuperLink was killed, as a new Flower run; see `run_and_wait`.
 
         Raises:
             RunError: there is no checkpoint to go on from.
@@ -260,8 +216,7 @@ class Federation:
         Raises:
             FederationError: no coordinator runs.
         """
-        found = marked(f"{self.record.mark}/superlink")
-        coordinators = [pid for pid, command in found.items() if "flwr-serverapp" in command]
+        coordinators = self._coordinators()
         if not coordinators:
             raise FederationError("no coordinator runs in this federation: start a run first")
         kill(coordinators, signal.SIGKILL)
@@ -280,22 +235,36 @@ class Federation:
         self._start_superlink()
         self._await_health("superlink", self.record.superlink_port)
 
+    def _coordinators(self) -> list[int]:
+        found = marked(self.parts.mark("superlink"))
+        return [pid for pid, command in found.items() if "flwr-serverapp" in command]
+
+    def _clear(self) -> None:
+        """Make room for a run.
+
+        A run whose coordinator was killed stays "running" at Flower for a minute, and nodes wait for the rest of
+        what it was sending; they are free again when Flower is told that it is over.
+        """
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while self._coordinators():
+            if time.monotonic() > deadline:
+                raise FederationError("a run is going on in this federation: wait for its end, or stop it")
+            time.sleep(POLL_SECONDS)
+        for run_id, status in self.cli.run_status().items():
+            if not status.startswith("finished"):
+                self.cli.stop_run(run_id)
+
     # Parts ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _plan(nodes: int) -> Record:
-        superlink, gateway, *others = free_ports(2 + nodes)
-        return Record(f"federation-{secrets.token_hex(8)}", nodes, superlink, gateway, others, [], {})
-
-    def _start_all(self, on_step: Callable[[str], None]) -> None:
-        ca = make_certificates(self.folder / "tls", ("superlink", "gateway"))
+    def _start_all(self, on_step: Step) -> None:
+        ca = make_certificates(self.parts.home("tls"), ("superlink", "gateway"))
         self.cli.write_config(f"127.0.0.1:{self.record.superlink_port}", ca)
         self._start_superlink()
-        self._start_gateway()
+        self._start("gateway", self.parts.gateway(), dict(os.environ))
         self._await_health("superlink", self.record.superlink_port)
-        on_step("SuperLink answers over TLS and wants node keys")
+        on_step("SuperLink answers over TLS and demands node keys")
         self._await_health("gateway", self.record.gateway_port)
-        on_step(f"gateway answers on 127.0.0.1:{self.record.gateway_port}, the only address nodes are given")
+        on_step("gateway answers over TLS: the only address that nodes are given")
         with ThreadPoolExecutor(2) as pool:
             self.record.node_ids = list(pool.map(self._admit, range(self.record.nodes)))
         on_step(f"{self.record.nodes} node keys registered")
@@ -304,108 +273,47 @@ class Federation:
         self.await_nodes()
         on_step(f"{self.record.nodes} SuperNodes online")
 
-    def _start_superlink(self) -> None:
-        tls, home = self.folder / "tls", self.folder / "superlink"
-        home.mkdir(parents=True, exist_ok=True)
-        command = [program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.record.superlink_port)]
-        command += ["--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "superlink.pem")]
-        command += ["--ssl-keyfile", str(tls / "superlink.key"), "--enable-supernode-auth"]
-        command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
-        self._start("superlink", command, flower_environment(home / "flower"))
-
-    def _start_gateway(self) -> None:
-        tls = self.folder / "tls"
-        command = [sys.executable, "-m", "fedrec_server.gateway", "--port", str(self.record.gateway_port)]
-        command += ["--certificate", str(tls / "gateway.pem"), "--key", str(tls / "gateway.key")]
-        command += ["--upstream", f"https://127.0.0.1:{self.record.superlink_port}", "--ca", str(tls / "ca.crt")]
-        self._start("gateway", command, dict(os.environ))
-
     def _admit(self, k: int) -> str:
-        return self.cli.register(make_node_key(self.folder / "nodes" / str(k) / "key"), str(k))
+        """Make a node's key and register it under the node's number; returns its id at Flower."""
+        return self.cli.register(make_node_key(self.parts.node_home(k) / "key"), str(k))
+
+    def _start_superlink(self) -> None:
+        home = self.parts.home("superlink")
+        self._start("superlink", self.parts.superlink(), flower_environment(home / "flower"))
 
     def _start_node(self, k: int) -> None:
-        home = self.folder / "nodes" / str(k)
-        command = self.supernode_command(home / "key", self.record.node_ports[k], home / "data")
-        supervised = [sys.executable, "-m", "fedrec_server.supervisor", *command]
-        self._start(f"node-{k}", supervised, flower_environment(home / "flower"))
+        home = self.parts.node_home(k)
+        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower"))
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
-        child = start(command, mark=f"{self.record.mark}/{name}", env=env, log=self._log(name))
+        self.record.started[name] = time.time()
+        child = start(command, mark=self.parts.mark(name), env=env, log=self.parts.log(name))
         self.record.pids[name] = child.pid
-        self._save()
+        self.parts.write()
 
     def _kill(self, name: str) -> None:
         pid = self.record.pids.pop(name, None)
-        end(f"{self.record.mark}/{name}", [] if pid is None else [pid], patience_seconds=0.0)
-        self._save()
+        cut(self.parts.mark(name), [] if pid is None else [pid])
+        self.parts.write()
 
     def _await_health(self, name: str, port: int) -> None:
-        """Wait until a part answers over TLS with its certificate."""
-        trust = ssl.create_default_context(cafile=str(self.folder / "tls" / "ca.crt"))
+        """Wait until a part answers over TLS with a certificate of the private CA."""
+        trust = ssl.create_default_context(cafile=str(self.parts.ca))
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and is_alive(self.record.pids[name]):
-            try:
+            with suppress(httpx.HTTPError):
                 url = f"https://127.0.0.1:{port}/health"
                 if httpx.get(url, verify=trust, timeout=5.0, trust_env=False).is_success:
                     return
-            except httpx.HTTPError:
-                pass
             time.sleep(POLL_SECONDS / 2)
-        log = self._log(name)
+        log = self.parts.log(name)
         raise FederationError(f"{name} did not start ({last_words(log)}): see {log}")
 
-    def _is_online(self, k: int, status: dict[str, str]) -> bool:
-        """Whether Flower says so of a SuperNode that lives: a killed one stays "online" there for a while."""
-        lives = any("flower-superexec" in c for c in marked(f"{self.record.mark}/node-{k}").values())
-        return lives and status.get(self.record.node_ids[k]) == "online"
-
-    def _log(self, name: str) -> Path:
-        return self.folder / "logs" / f"{name}.log"
-
-    def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "federation.json", asdict(self.record))
-
-
-@dataclass(frozen=True)
-class Run:
-    """A coordinator that was started as a Flower run."""
-
-    launch: Launch
-    starter: subprocess.Popen[bytes]
-    log: Path
-
-    def wait(
-        self,
-        *,
-        on_event: Callable[[Event], None] = lambda event: None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> bool:
-        """Report events until the run ends; whether it finished all rounds.
-
-        Raises:
-            FedrecError: whatever ended the coordinator.
-        """
-        try:
-            return follow(self.launch, self._gone, on_event=on_event, stop=stop)
-        finally:
-            end_starter(self.starter)
-
-    def _gone(self) -> str | None:
-        if self.starter.poll() is None:
-            return None
-        return f"Flower ended the run ({last_words(self.log)}; all of it in {self.log})"
-
-
-def end_starter(starter: subprocess.Popen[bytes]) -> None:
-    """Stop following a run's log; the run itself goes on or has ended."""
-    if starter.poll() is None:
-        starter.terminate()
-        try:
-            starter.wait(5.0)
-        except subprocess.TimeoutExpired:
-            starter.kill()
-            starter.wait(5.0)
+    def _is_online(self, k: int, status: dict[str, NodeStatus]) -> bool:
+        """Whether a node came since it was started: Flower calls a killed one online for a while."""
+        node = status.get(self.record.node_ids[k])
+        age = time.time() - self.record.started.get(f"node-{k}", 0.0)
+        return node is not None and node.status == "online" and node.seconds <= age + 1.0
 
 
 def _point(link: Path, target: Path) -> None:

@@ -20,6 +20,14 @@ COMMAND_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
+class NodeStatus:
+    """What Flower says of a node: "online" or another word, and for how many seconds since it came."""
+
+    status: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class FlowerCli:
     """Runs `flwr` against one SuperLink.
 
@@ -70,15 +78,18 @@ class FlowerCli:
         answer = self.call("supernode", "register", str(public_key), CONNECTION, "--name", name)
         return str(answer["node-id"])
 
-    def node_status(self) -> dict[str, str]:
+    def node_status(self) -> dict[str, NodeStatus]:
         """Status of each registered node by its id at Flower."""
         nodes = self.call("supernode", "ls", CONNECTION)["nodes"]
-        return {str(node["node-id"]): str(node["status"]) for node in nodes}
+        return {str(n["node-id"]): NodeStatus(str(n["status"]), float(n["online-elapsed"])) for n in nodes}
 
-    def run_status(self, run_id: str) -> str:
-        """What Flower says of a run, such as "running" or "finished:failed"."""
-        (run,) = self.call("ls", CONNECTION, "--run-id", run_id)["runs"]
-        return str(run["status"])
+    def run_status(self) -> dict[str, str]:
+        """Status of each run by its id, such as "running" or "finished:failed"."""
+        return {str(run["run-id"]): str(run["status"]) for run in self.call("ls", CONNECTION)["runs"]}
+
+    def stop_run(self, run_id: str) -> None:
+        """End a run at Flower."""
+        self.call("stop", run_id, CONNECTION)
 
     def run(
         self,

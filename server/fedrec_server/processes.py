@@ -21,6 +21,7 @@ from fedrec.errors import FederationError
 
 MARK = "FEDREC_PROCESS"
 POLL_SECONDS = 0.1
+CUT_SECONDS = 10.0
 
 #: Children of this process by id; kept so that their ends are noticed, whoever asks.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -124,15 +125,18 @@ def end(mark: str, leaders: Iterable[int], patience_seconds: float = 5.0) -> Non
     kill(leaders, signal.SIGTERM)
     deadline = time.monotonic() + patience_seconds
     while any(is_alive(pid) for pid in leaders) and time.monotonic() < deadline:
-        _collect()
         time.sleep(POLL_SECONDS)
+    cut(mark, leaders)
+
+
+def cut(mark: str, leaders: Iterable[int]) -> None:
+    """Kill all marked processes without asking, as a power cut does, the leaders first."""
     for pid in leaders:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + CUT_SECONDS
     while (left := marked(mark)) and time.monotonic() < deadline:
         kill(left, signal.SIGKILL)
-        _collect()
         time.sleep(POLL_SECONDS)
     _collect()
 

@@ -22,7 +22,7 @@ STEADY_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
 
-class _Stop(Exception):
+class _StopRequested(Exception):  # noqa: N818 - no error
     """A signal asked to stop."""
 
 
@@ -39,7 +39,7 @@ def supervise(command: Sequence[str]) -> None:
             steady = time.monotonic() - started > STEADY_SECONDS
             pause = FIRST_PAUSE_SECONDS if steady else min(pause * 2, LONGEST_PAUSE_SECONDS)
             time.sleep(pause)
-    except _Stop:
+    except _StopRequested:
         if child is not None and child.poll() is None:
             child.terminate()
             try:
@@ -49,7 +49,7 @@ def supervise(command: Sequence[str]) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Stop
+    raise _StopRequested
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from fedrec.data import splits
 from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, Step, clean
 from fedrec.data.interactions import Catalog, Dataset, Interactions
-from fedrec.data.loaders import load_dataset
+from fedrec.data.loaders import load_dataset, load_with_report
 from fedrec.data.rows import RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
@@ -60,7 +60,7 @@ def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
         interactions, read = read_interactions(data.path, columns)
         dataset = Dataset(data.path.stem, interactions, Catalog.bare(interactions.item_ids))
     else:
-        dataset = load_dataset(data.name, data.path, download=data.download)
+        dataset, read = load_with_report(data.name, data.path, download=data.download)
     steps: list[Step] = [DropDuplicates(), Binarise(data.min_rating)]
     if data.core > 1:
         steps.append(KCore(data.core, data.core))

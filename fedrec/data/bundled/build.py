@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.files import Source
+from fedrec.data.files import Source, read_arrays
 from fedrec.data.interactions import Catalog, Interactions
 from fedrec.errors import DataError
 
@@ -60,13 +60,12 @@ def load_bundle(path: Path = BUNDLE) -> tuple[Interactions, Catalog]:
         DataError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
         ids, titles, genres = (_lines(arrays[name]) for name in ("ids", "titles", "genres"))
         counts = arrays["counts"].astype(np.int64)
         user = np.repeat(np.arange(len(counts)), counts)
         stamps = _times(arrays["gap_seconds"].astype(np.int64), counts)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, DataError) as error:
         raise DataError(f"bundled data {path} cannot be read ({error}): install fedrec again") from error
     item_ids = np.array(ids, dtype=np.str_)
     user_ids = np.arange(1, len(counts) + 1).astype(np.str_)

@@ -1,0 +1,95 @@
+"""The centralised twin of a run: the same recommender, data, split and judge, trained where all data lies.
+
+It is what the price of federating is measured against. Its number of epochs is chosen on the validation part,
+as the federation's number of rounds is, and it looks at the test part once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.split import Split
+from fedrec.errors import DataError
+from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
+from fedrec.evaluation.report import EvaluationReport
+from fedrec.learning.protocol import Phase
+from fedrec.models.base import Recommender
+from fedrec.models.registry import build
+from fedrec_simulations.config import Config
+
+#: Epochs tried for models that are trained step by step.
+EPOCHS = (5, 10, 20, 40)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """How the centralised twin did.
+
+    Attributes:
+        report: on the test part.
+        epochs: passes over the data; what a federation calls rounds.
+        fit_seconds: of the final fit alone.
+    """
+
+    report: EvaluationReport
+    epochs: int
+    fit_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"test": self.report.as_dict(), "epochs": self.epochs, "fit_seconds": self.fit_seconds}
+
+
+def fit_twin(config: Config, split: Split, categories: NDArray[np.float32] | None = None) -> Twin:
+    """Choose epochs, fit on training and validation part, judge on the test part.
+
+    Raises:
+        DataError: the split has no test part.
+    """
+    if split.test is None:
+        raise DataError("the split has no test part: the centralised twin cannot be judged")
+    recommender = build(config.model)
+    epochs = _choose(config, recommender, split)
+    started = time.perf_counter()
+    shared, local = recommender.fit(split.learnable("final"), config.federation.seed, epochs)
+    seconds = time.perf_counter() - started
+    report = _judge(config, recommender, shared, local, split, "final", config.evaluation, categories)
+    return Twin(report, epochs, seconds)
+
+
+def _choose(config: Config, recommender: Recommender, split: Split) -> int:
+    if recommender.one_round:
+        return 1
+    if config.model.kind == "ials" or split.validation is None:
+        return config.federation.rounds
+    best = (-1.0, EPOCHS[0])
+    for epochs in EPOCHS:
+        shared, local = recommender.fit(split.train, config.federation.seed, epochs)
+        settings = config.evaluation.quick()
+        values = _judge(config, recommender, shared, local, split, "select", settings, None).values()
+        best = max(best, (values[config.federation.select_metric], epochs))
+    return best[1]
+
+
+def _judge(
+    config: Config,
+    recommender: Recommender,
+    shared: dict[str, NDArray[Any]],
+    local: dict[str, NDArray[Any]],
+    split: Split,
+    phase: Phase,
+    settings: EvaluationSettings,
+    categories: NDArray[np.float32] | None,
+) -> EvaluationReport:
+    target = split.target(phase)
+    assert target is not None
+    history = split.batch(split.history(phase))
+    seed = config.federation.seed
+    return evaluate(
+        recommender, shared, local, history, split.batch(target), settings, seed, categories
+    ).report()
