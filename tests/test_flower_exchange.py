@@ -239,6 +239,12 @@ def test_names_are_the_operators_else_numbers_and_stay() -> None:
     assert exchange.nodes() == ["2", "hospital"]
 
 
+def test_two_nodes_registered_under_one_name_are_two_nodes() -> None:
+    grid = FakeGrid({1: reply_to, 2: reply_to})
+    grid.names = {1: "clinic", 2: "clinic"}
+    assert grid.exchange().nodes() == ["1", "clinic"]
+
+
 def test_waiting_for_nodes_ends_at_its_time() -> None:
     grid = FakeGrid({1: reply_to})
     assert grid.exchange().wait_for(3, 20.0) == ["0"]

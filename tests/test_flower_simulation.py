@@ -12,6 +12,7 @@ import pytest
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.settings import RoundSettings
 from fedrec_server.processes import marked
+from fedrec_simulations.engines import flower as engine
 from fedrec_simulations.engines.flower import run_flower
 from fedrec_simulations.engines.in_process import run_in_process
 
@@ -23,7 +24,7 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A mark of this test's own: another simulation may run on the machine.
-    monkeypatch.setattr("fedrec_simulations.engines.flower.MARK", tmp_path.name + str(os.getpid()))
+    monkeypatch.setattr(engine, "MARK", f"simulated-{os.getpid()}")
     flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS)
     here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS)
     events: list[dict[str, object]] = []
@@ -31,7 +32,7 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
 
     def note(event: dict[str, object]) -> None:
         events.append(event)
-        running.append(len(marked(tmp_path.name + str(os.getpid()))))
+        running.append(len(marked(engine.MARK)))
 
     outcome = run_flower(flower, 4, on_event=note)
     twin = run_in_process(here)
@@ -42,7 +43,28 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
     for name, values in twin.shared.items():
         np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
     assert outcome.result["test"] == twin.result["test"]
-    assert not marked(tmp_path.name + str(os.getpid()))
+    assert not marked(engine.MARK)
+
+
+@pytest.mark.slow
+def test_a_stopped_simulation_goes_on_under_another_engine(tmp_path: Path) -> None:
+    flower = flower_helpers.lay_out(tmp_path / "flower", 2, ROUNDS)
+    here = flower_helpers.lay_out(tmp_path / "here", 2, ROUNDS)
+    seen: list[dict[str, object]] = []
+    stopped = run_flower(flower, 2, on_event=seen.append, stop=lambda: True)
+    assert (stopped.finished, stopped.rounds) == (False, 1)
+    outcome, twin = run_in_process(flower), run_in_process(here)
+    assert outcome.finished
+    for name, values in twin.shared.items():
+        np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_is_left_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MARK", f"interrupted-{os.getpid()}")
+    with pytest.raises(KeyboardInterrupt), engine._superlink(tmp_path / "superlink.log"):
+        assert marked(engine.MARK)
+        raise KeyboardInterrupt
+    assert not marked(engine.MARK)
 
 
 def test_more_than_a_thousand_nodes_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from contract import RecommenderContract, train
@@ -135,7 +137,7 @@ def test_ials_lowers_its_stated_loss_in_every_round(split: Split) -> None:
         )
         total, _ = train_users(recommender, shared, {}, batch, RoundKey(0, number), None, part.n_items)
         shared, _ = recommender.apply(shared, {}, total)
-    assert all(after < before for before, after in zip(losses[1:], losses[2:], strict=False)), losses
+    assert all(after < before for before, after in pairwise(losses[1:])), losses
 
 
 @pytest.mark.parametrize("loss", ["bce", "bpr"])

@@ -11,7 +11,9 @@ from fedrec.data.split import Split
 def _part(*rows: tuple[int, int]) -> Interactions:
     users, items = [str(u) for u, _ in rows], [str(i) for _, i in rows]
     ids = np.array([str(k) for k in range(9)])
-    return Interactions.from_columns(np.array(users, dtype=str), np.array(items, dtype=str), item_ids=ids, user_ids=ids)
+    return Interactions.from_columns(
+        np.array(users, dtype=str), np.array(items, dtype=str), item_ids=ids, user_ids=ids
+    )
 
 
 HELD_OUT = Split(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedrec.data.interactions import Interactions, IntArray, UserBatch
+from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.errors import DataError
 
 
@@ -61,7 +61,11 @@ class Split:
         if self.support is None:
             return self.train.select(np.zeros(len(self.train), dtype=bool))
         if validated is None or self.validation is None:
-            return self.support if not validated else self.support.select(np.zeros(len(self.support), dtype=bool))
+            return (
+                self.support
+                if not validated
+                else self.support.select(np.zeros(len(self.support), dtype=bool))
+            )
         has = self.validation.counts[self.support.user] > 0
         return self.support.select(has if validated else ~has)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.keys import Purpose, key, uniform, user_keys
+from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import State, UpdateSum
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.privacy.clipping import add_clipped
@@ -46,10 +47,24 @@ def train_users(
     """
     total = UpdateSum(recommender.layout(n_items).zeros())
     after = {name: values.copy() for name, values in local.items()}
+    with one_blas_thread():
+        _add_chunks(recommender, shared, local, after, batch, round_key, clip_norm, total)
+    return total, after
+
+
+def _add_chunks(
+    recommender: Recommender,
+    shared: State,
+    local: State,
+    after: State,
+    batch: UserBatch,
+    round_key: RoundKey,
+    clip_norm: float | None,
+    total: UpdateSum,
+) -> None:
     for where, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
         mine = {name: values[where] for name, values in local.items()}
         updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
         add_clipped(total, updates, clip_norm)
         for name, values in changed.items():
             after[name][where] = values
-    return total, after

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.keys import Purpose, key, normal, user_keys
+from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import Block, BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 from fedrec.models.profiles import recency
@@ -102,11 +103,14 @@ class Ials(Recommender):
         diagonal = c.reg * (b["item_count"] + c.unobserved_weight * total.users) ** c.reg_exponent
         left = b["item_gram"] + c.unobserved_weight * b["user_gram"]
         left += np.maximum(diagonal, 1e-9)[:, None, None] * np.eye(c.embedding_size)
-        return _with_gramian(np.asarray(np.linalg.solve(left, b["item_sum"][:, :, None])[:, :, 0], np.float64)), server
+        with one_blas_thread():
+            item_table = np.linalg.solve(left, b["item_sum"][:, :, None])[:, :, 0]
+        return _with_gramian(np.asarray(item_table, np.float64)), server
 
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
         weight = recency(batch, self.config.scoring_half_life)
-        return {"user_vector": self._solve_users(shared, batch, weight).astype(np.float32)}
+        with one_blas_thread():
+            return {"user_vector": self._solve_users(shared, batch, weight).astype(np.float32)}
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         users = self.fold_in(shared, batch)["user_vector"]
@@ -119,15 +123,22 @@ class Ials(Recommender):
         columns = np.split(by_item, np.cumsum(train.item_counts)[:-1])
         shared = self.init_shared(train.n_items, seed)
         for _ in range(rounds):
+            shared = self._sweep(shared, batch, weight, columns)
+        return shared, {}
+
+    def _sweep(
+        self, shared: State, batch: UserBatch, weight: NDArray[np.float64], columns: list[IntArray]
+    ) -> State:
+        """One centralised round: all users, then all items; columns: entries of the batch by item."""
+        with one_blas_thread():
             users = self._solve_users(shared, batch, weight)
             alpha_gram = self.config.unobserved_weight * users.T @ users
-            item_table = np.zeros((train.n_items, self.config.embedding_size))
+            item_table = np.zeros((len(columns), self.config.embedding_size))
             for item, entries in enumerate(columns):
-                count, mine = len(entries), users[batch.row[entries]]
-                left = self._left(alpha_gram, mine, weight[entries], count, train.n_users)
+                mine = users[batch.row[entries]]
+                left = self._left(alpha_gram, mine, weight[entries], len(entries), len(batch))
                 item_table[item] = np.linalg.solve(left, mine.T @ weight[entries])
-            shared = _with_gramian(item_table)
-        return shared, {}
+        return _with_gramian(item_table)
 
     def _solve_users(
         self, shared: State, batch: UserBatch, weight: NDArray[np.float64]

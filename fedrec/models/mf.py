@@ -128,7 +128,10 @@ class MatrixFactorisation(Recommender):
     def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
         c, batch = self.config, train.batch(np.arange(train.n_users))
-        shared, users = self.init_shared(train.n_items, seed), self.init_local(batch.user, seed)["user_vector"]
+        shared, users = (
+            self.init_shared(train.n_items, seed),
+            self.init_local(batch.user, seed)["user_vector"],
+        )
         kind = mf_kernel.BCE if c.loss == "bce" else mf_kernel.BPR
         for epoch in range(1, rounds + 1):
             order = np.argsort(user_keys(key(seed, Purpose.COHORT, epoch), batch.user), kind="stable")

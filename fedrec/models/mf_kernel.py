@@ -79,7 +79,18 @@ def train_in_place(
         for b in range(examples.shape[0]):
             for j in range(examples.shape[1]):
                 rows[b, j] = row[row_ptr[u] + examples[b, j]]
-        _sgd(item_table, item_bias, user_vector[u], rows, loss_kind, learning_rate, reg, batch_size, scores, grad)
+        _sgd(
+            item_table,
+            item_bias,
+            user_vector[u],
+            rows,
+            loss_kind,
+            learning_rate,
+            reg,
+            batch_size,
+            scores,
+            grad,
+        )
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from fedrec.errors import ConfigError, FederationError, RunError
+from fedrec.errors import ConfigError, FederationError
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record
 from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
@@ -201,12 +201,10 @@ class Federation:
         """Go on after the coordinator or the SuperLink was killed, as a new Flower run; see `run_and_wait`.
 
         Raises:
-            RunError: there is no checkpoint to go on from.
             FedrecError: whatever ended the coordinator.
         """
-        if not (run_dir / "coordinator" / "checkpoint.safetensors").exists():
-            raise RunError(f"run {run_dir} has no checkpoint yet: start it without --resume")
-        if not is_alive(self.record.pids.get("superlink", 0)):
+        pid = self.record.pids.get("superlink")
+        if pid is None or not is_alive(pid):
             self.restart_superlink()
         return self.run_and_wait(run_dir, app, on_event=on_event, stop=stop)
 

@@ -9,6 +9,7 @@ a subclass would only hand `configure_*` and `aggregate_*` through. Out of scope
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -75,12 +76,16 @@ class GridExchange:
         except Exception:  # the SuperLink is away; it may come back
             return []
         for info in present:
-            name = self._names.setdefault(info.node_id, info.name or str(len(self._names)))
+            name = self._names.setdefault(info.node_id, self._new_name(info.name))
             seen = self._seen.get(name)
             if seen is None or seen.activated != info.last_activated_at:
                 self._seen[name] = _Seen(info.node_id, info.last_activated_at)
         now, here = self._clock(), {self._names[info.node_id] for info in present}
         return sorted(name for name in here if self._seen[name].rests_until <= now)
+
+    def _new_name(self, registered: str) -> str:
+        taken = set(self._names.values())
+        return next(n for n in (registered, *map(str, itertools.count(len(taken)))) if n and n not in taken)
 
     def wait_for(self, count: int, timeout_seconds: float) -> list[str]:
         """The nodes that are there once `count` have come, or when the time is over."""

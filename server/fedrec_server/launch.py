@@ -151,16 +151,20 @@ def follow(
     """
     lived, reason, deadline = False, None, 0.0
     while True:
+        # In this order: what was reported before the end is not lost.
+        ending = launch.ending()
         for event in launch.new_events():
             on_event(event)
-        if (ending := launch.ending()) is not None:
+        if ending is not None:
             return _finished(ending)
         if stop():
             launch.request_stop()
         alive = launch.is_alive()
-        if reason is None:
-            reason = gone() or ("the coordinator's process died" if lived and not alive else None)
-            deadline = time.monotonic() + grace_seconds
+        if reason is None and lived and not alive:
+            # It holds the folder until its last word is written: one more look is enough.
+            reason, deadline = "the coordinator's process died", time.monotonic()
+        elif reason is None:
+            reason, deadline = gone(), time.monotonic() + grace_seconds
         elif time.monotonic() > deadline:
             raise FederationError(f"{reason} before the run was finished: go on with --resume")
         lived = lived or alive

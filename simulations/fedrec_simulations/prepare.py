@@ -36,8 +36,12 @@ def prepare(config: Config) -> Prepared:
     rule = config.split
     if rule.method in ("column", "folder"):
         if rule.path is None:
-            raise ConfigError(f"split.method = {rule.method!r} needs split.path: give the file or folder it lies in")
-        split = splits.from_split_column(rule.path) if rule.method == "column" else splits.read_split(rule.path)
+            raise ConfigError(
+                f"split.method = {rule.method!r} needs split.path: give the file or folder it lies in"
+            )
+        split = (
+            splits.from_split_column(rule.path) if rule.method == "column" else splits.read_split(rule.path)
+        )
         catalog = _catalog_of(config.data, split)
         return _prepared(config, split, catalog, None)
     dataset, report = load(config.data)

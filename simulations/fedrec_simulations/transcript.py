@@ -1,10 +1,9 @@
 """Makes the transcript of a deployment under attack and accident: every line is something that was observed.
 
-    python -m fedrec_simulations.transcript RUN FEDERATION OUT.md
+    python -m fedrec_simulations.transcript simulations/experiments/movietweetings-mf.toml FOLDER OUT.md
 
-RUN is a run folder laid out for as many nodes as the federation is to have. Four accidents happen to the run: a
-node is killed while it computes, and later started again; a node with an unregistered key asks to be let in; the
-coordinator is killed; SuperLink itself is killed. Out of scope: laying out the run.
+A run with that configuration is laid out in FOLDER for four nodes. A node with an unregistered key asks to be let
+in; a node is killed while it computes, and later started again; the coordinator is killed; SuperLink is killed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import re
 import ssl
 import sys
 import time
@@ -23,12 +23,26 @@ from typing import Any
 import httpx
 
 from fedrec.errors import FederationError
+from fedrec.wire.files import read_arrays
 from fedrec_server.certificates import make_node_key
 from fedrec_server.federation import Federation
 from fedrec_server.processes import cut, flower_environment, free_ports, marked, start
+from fedrec_simulations.config import load_config
 from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_simulations.prepare import prepare
+from fedrec_simulations.run_folder import RunFolder
 
+NODES = 4
+#: Enough rounds for all that happens, a deadline that is not long to watch, and no choice of rounds.
+OVERRIDES = (
+    "federation.rounds=16",
+    "federation.deadline_seconds=30",
+    "federation.checkpoint_every=1",
+    "split.validation=false",
+)
 WORK_SECONDS = 60.0
+#: Flower notices a dead coordinator after about a minute.
+NOTICE_SECONDS = 150.0
 REFUSAL_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -72,8 +86,8 @@ def refusal_of_stranger(federation: Federation, folder: Path) -> str:
         raise FederationError(f"a node with an unregistered key was not refused: see {log}") from error
     finally:
         cut(mark, [child.pid])
-    said = [line.strip() for line in log.read_text().splitlines() if "code" in line.lower()]
-    return f"exit status {child.returncode}: {' '.join(said)[:200]}"
+    said = re.findall(r"\[code: \d+\][^.\n]*", log.read_text())
+    return f"exit status {child.returncode}, {' '.join(said) or 'without a word'}"
 
 
 @dataclass
@@ -100,7 +114,7 @@ class Transcript:
         self.say(text + (f"; {failures}" if failures else ""))
 
 
-def perform(run_dir: Path, folder: Path, transcript: Transcript, nodes: int = 4) -> None:
+def perform(run_dir: Path, folder: Path, transcript: Transcript, nodes: int = NODES) -> None:
     """Let everything happen, and say what was seen."""
     federation = Federation.up(folder, nodes, on_step=transcript.say)
     try:
@@ -135,21 +149,35 @@ def _interrupted(federation: Federation, run_dir: Path, transcript: Transcript) 
         transcript.round(event)
         if event.get("round") == 1:
             killer.kill_while_working()
-            transcript.say(f"node 1 killed (SIGKILL), computing at that moment: {killer.was_working}")
-        if event.get("round") == 2:
+            transcript.say(f"node 1 killed (SIGKILL); it was computing its answer: {killer.was_working}")
+        elif event.get("round") == 2:
+            federation.restart_node(1, wait=False)
             transcript.say("node 1 started again; Flower refuses its key until it has noticed the death")
-            federation.restart_node(1)
-            transcript.say("node 1 online again, with the local state on its disk")
-        if event.get("round", 0) >= 3 and event["nodes"] == federation.record.nodes:
-            transcript.say("coordinator killed (SIGKILL)")
+        elif event.get("round", 0) > 2 and event["nodes"] == federation.record.nodes:
+            transcript.say("node 1 takes part again, with the users' state on its disk")
+            await_checkpoint(run_dir, event["round"])
             federation.kill_coordinator()
+            transcript.say("coordinator killed (SIGKILL)")
 
-    run = federation.start_run(run_dir, app_folder())
+    transcript.say("training starts")
     try:
-        run.wait(on_event=interfere)
+        federation.run_and_wait(run_dir, app_folder(), on_event=interfere)
     except FederationError as error:
         transcript.say(f"engine: {error}")
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while "running" in federation.cli.run_status().values() and time.monotonic() < deadline:
+        time.sleep(2.0)
     _tell_flowers_view(federation, transcript)
+
+
+def await_checkpoint(run_dir: Path, round_: int) -> None:
+    """Wait until the coordinator has written the checkpoint of a round that it reported."""
+    path, deadline = run_dir / "coordinator" / "checkpoint.safetensors", time.monotonic() + WORK_SECONDS
+    while time.monotonic() < deadline:
+        if path.exists() and read_arrays(path)[1]["round"] >= round_:
+            return
+        time.sleep(POLL_SECONDS)
+    raise FederationError(f"{path} did not come: expected a checkpoint of round {round_}")
 
 
 def _tell_flowers_view(federation: Federation, transcript: Transcript) -> None:
@@ -166,6 +194,7 @@ def _resumed(federation: Federation, run_dir: Path, transcript: Transcript) -> N
         transcript.round(event)
         if not first:
             first.append(event["round"])
+            await_checkpoint(run_dir, event["round"])
             transcript.say("SuperLink killed (SIGKILL), and the coordinator with it")
             federation.kill_superlink()
 
@@ -183,21 +212,26 @@ def _resumed(federation: Federation, run_dir: Path, transcript: Transcript) -> N
 def main() -> None:
     """Write the transcript of one performance."""
     parser = argparse.ArgumentParser(prog="python -m fedrec_simulations.transcript")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("federation", type=Path)
-    parser.add_argument("out", type=Path)
+    for name in ("config", "folder", "out"):
+        parser.add_argument(name, type=Path)
     given = parser.parse_args()
+    folder: Path = given.folder.resolve()
+    config = load_config(given.config, (*OVERRIDES, f"federation.nodes={NODES}"))
+    RunFolder.create(folder / "run", config, prepare(config), NODES)
     transcript = Transcript(on_line=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
-    nodes = len(list((given.run / "nodes").iterdir()))
-    perform(given.run, given.federation, transcript, nodes)
-    body = "\n".join(transcript.lines)
-    for folder, name in ((given.run, "RUN"), (given.federation, "FEDERATION")):
-        body = body.replace(str(folder.resolve()), name).replace(str(folder), name)
-    given.out.write_text(
+    perform(folder / "run", folder / "federation", transcript)
+    given.out.write_text(render(transcript, config.name, folder))
+
+
+def render(transcript: Transcript, name: str, folder: Path) -> str:
+    """The page; paths of this machine are replaced."""
+    body = "\n".join(transcript.lines).replace(str(folder), "FOLDER")
+    return (
         "# A deployment, attacked and hit by accidents\n\n"
-        f"{nodes} SuperNodes on loopback over TLS with node keys, {dt.datetime.now(dt.UTC):%Y-%m-%d}, "
-        f"{os.cpu_count()} cores. Made by `python -m fedrec_simulations.transcript RUN FEDERATION OUT.md`; "
-        f"every line was observed.\n\n```text\n{body}\n```\n"
+        f"Experiment `{name}` on {NODES} SuperNodes on loopback over TLS with node keys, "
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} cores. Every line was observed; "
+        "times are since the start. Made by `python -m fedrec_simulations.transcript "
+        f"simulations/experiments/{name}.toml FOLDER OUT.md`.\n\n```text\n{body}\n```\n"
     )
 
 

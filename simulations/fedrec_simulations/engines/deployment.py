@@ -72,13 +72,13 @@ def federation_run(
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Run (or go on with) a run on the federation of a folder.
+    """Run (or go on with) a run on the federation of a folder; a SuperLink that died is started again.
 
     Raises:
         FederationError: there is no federation in the folder.
         FedrecError: whatever ended the coordinator.
     """
-    finished = Federation.open(folder).run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
+    finished = Federation.open(folder).resume(run_dir, app_folder(), on_event=on_event, stop=stop)
     return read_outcome(run_dir, finished)
 
 

@@ -1,0 +1,49 @@
+"""`fedrec config show|schema`: what a configuration means, and what could stand in one."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from fedrec_simulations.cli.answer import Answer, to_json
+from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, find_config
+from fedrec_simulations.cli.toml_text import to_toml
+from fedrec_simulations.config import Config, load_config
+
+app = typer.Typer(no_args_is_help=True, help="Show a resolved configuration, or the schema of all of them.")
+
+
+@app.command()
+def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
+    """The configuration with every default filled in; each value says where it comes from."""
+    path = find_config(config)
+    resolved = load_config(path, overrides or ())
+    values = resolved.model_dump(mode="json")
+    text = to_toml(values, lambda where: _source(where, tomllib.loads(path.read_text()), overrides or []))
+    warnings = resolved.warnings()
+    return Answer({"config": values, "warnings": warnings}, [_literal(text), *(f"# {w}" for w in warnings)])
+
+
+@app.command()
+def schema(json_: JsonFlag = False) -> Answer:
+    """The JSON schema of a configuration, for editors that check TOML."""
+    document = Config.model_json_schema()
+    return Answer(document, [_literal(to_json(document))])
+
+
+def _source(where: tuple[str, ...], given: dict[str, Any], overrides: list[str]) -> str:
+    if any(text.partition("=")[0].strip() == ".".join(where) for text in overrides):
+        return "--set"
+    inside: Any = given
+    for key in where:
+        if not isinstance(inside, dict) or key not in inside:
+            return "default"
+        inside = inside[key]
+    return ""
+
+
+def _literal(text: str) -> str:
+    return escape(text.rstrip("\n"))
