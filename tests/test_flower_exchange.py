@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.wire.messages import encode
+from fedrec_server import flower_app
 from fedrec_server.flower_app import GridExchange, parse_records, record_maker
 
 Answer = Callable[[Message], Message | None]
@@ -249,6 +250,15 @@ def test_waiting_for_nodes_ends_at_its_time() -> None:
     grid = FakeGrid({1: reply_to})
     assert grid.exchange().wait_for(3, 20.0) == ["0"]
     assert 20.0 <= grid.time < 22.0
+
+
+def test_a_request_to_many_nodes_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Request] = []
+    monkeypatch.setattr(flower_app, "encode", lambda request: (made.append(request), encode(request))[1])
+    exchange = FakeGrid(dict.fromkeys(range(1, 6), reply_to)).exchange()
+    request = Request("hello", 0)
+    answers = exchange.exchange(dict.fromkeys(exchange.nodes(), request), 5.0)
+    assert len(answers) == 5 and made == [request]
 
 
 def test_every_node_gets_records_of_its_own() -> None:

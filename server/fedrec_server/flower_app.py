@@ -76,7 +76,9 @@ class GridExchange:
         except Exception:  # the SuperLink is away; it may come back
             return []
         for info in present:
-            name = self._names.setdefault(info.node_id, self._new_name(info.name))
+            if info.node_id not in self._names:
+                self._names[info.node_id] = self._new_name(info.name)
+            name = self._names[info.node_id]
             seen = self._seen.get(name)
             if seen is None or seen.activated != info.last_activated_at:
                 self._seen[name] = _Seen(info.node_id, info.last_activated_at)
@@ -85,7 +87,8 @@ class GridExchange:
 
     def _new_name(self, registered: str) -> str:
         taken = set(self._names.values())
-        return next(n for n in (registered, *map(str, itertools.count(len(taken)))) if n and n not in taken)
+        numbers = map(str, itertools.count(len(taken)))
+        return next(name for name in itertools.chain([registered], numbers) if name and name not in taken)
 
     def wait_for(self, count: int, timeout_seconds: float) -> list[str]:
         """The nodes that are there once `count` have come, or when the time is over."""
@@ -127,9 +130,10 @@ class GridExchange:
             if node not in self._seen:
                 answers[node] = Failure("the node is not known to the federation")
                 continue
-            content = contents.setdefault(id(request), record_maker(request))
+            if id(request) not in contents:
+                contents[id(request)] = record_maker(request)
             message = Message(
-                content(),
+                contents[id(request)](),
                 self._seen[node].node_id,
                 MESSAGE_TYPES.get(request.kind, MessageType.QUERY),
                 ttl=ttl_seconds,
@@ -154,7 +158,7 @@ class GridExchange:
 
     def _read(self, node: str, message: Message) -> Reply | Failure:
         if message.has_error():
-            reason = str(message.error.reason or "no reason given")
+            reason = " ".join(str(message.error.reason or "no reason given").split())
             return Failure(f"error {message.error.code}: {reason[:MAX_REASON]}")
         if message.metadata.src_node_id != self._seen[node].node_id:
             return Failure("the answer came from another node")
@@ -203,15 +207,15 @@ def main(grid: Grid, context: Context) -> None:
     launch = Launch(folder)
     if not folder.is_dir():
         raise FederationError(f"run-dir {folder.parent} has no coordinator folder: prepare the run first")
-    try:
-        # A coordinator whose SuperLink was restarted lives on for a while.
-        with launch.held(float(config["wait-seconds"])):
+    # A coordinator whose SuperLink was restarted lives on for a while; the last word is said while held.
+    with launch.held(float(config["wait-seconds"])):
+        try:
             exchange = GridExchange(grid)
             exchange.wait_for(int(config["nodes"]), float(config["wait-seconds"]))
             coordinator = open_coordinator(
                 folder, exchange, on_event=launch.report, stop=launch.stop_requested
             )
             launch.end(finished=coordinator.run().finished)
-    except Exception as error:
-        launch.end(finished=False, error=error)
-        raise
+        except Exception as error:
+            launch.end(finished=False, error=error)
+            raise

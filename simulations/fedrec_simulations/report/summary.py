@@ -1,0 +1,144 @@
+"""What reports, comparisons and the command line show of a run, read from its folder.
+
+Out of scope: computing metrics (`fedrec.evaluation`), drawing (`plots`, `page`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedrec.evaluation.report import Estimate
+from fedrec.wire.files import write_json
+from fedrec_simulations.config import Config
+from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.twin import Twin
+
+#: The metrics of every comparison, with their names for people.
+HEADLINE = {
+    "sampled/hr@10": "HR@10, sampled",
+    "sampled/ndcg@10": "NDCG@10, sampled",
+    "full/ndcg@10": "NDCG@10, all items",
+}
+GROUPS = ("few", "middle", "many")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run, finished or not."""
+
+    run: RunFolder
+
+    @cached_property
+    def config(self) -> Config:
+        """Its configuration."""
+        return self.run.config
+
+    @cached_property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return self.config.name
+
+    @property
+    def model(self) -> str:
+        """Kind of recommender."""
+        return self.config.model.kind
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """One record per round that counted."""
+        return [record for record in self.run.records if not record.get("abandoned")]
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The result; empty while the run is not finished."""
+        path = self.run.path / "coordinator" / "result.json"
+        return self.run.result if path.exists() else {}
+
+    @cached_property
+    def twin(self) -> dict[str, Any] | None:
+        """The centralised twin beside it, if one was trained."""
+        return _optional_json(self.run.path / "twin.json")
+
+    @cached_property
+    def started(self) -> dict[str, Any]:
+        """Engine and command line."""
+        return _optional_json(self.run.path / "command.json") or {"engine": "in-process", "command": ""}
+
+    @property
+    def seconds(self) -> float:
+        """Of all rounds, both phases."""
+        return float(sum(record["seconds"] for record in self.records))
+
+    @property
+    def bytes_up(self) -> float:
+        """Sent by a user in a round."""
+        return float(self.records[-1]["bytes_up_per_user"]) if self.records else 0.0
+
+    @property
+    def bytes_down(self) -> float:
+        """Received by a user in a round."""
+        return float(self.records[-1]["bytes_down_per_user"]) if self.records else 0.0
+
+    def estimate(self, metric: str, group: str = "all") -> Estimate | None:
+        """A metric on the test part, None where it was not measured."""
+        return estimate(self.result.get("test"), metric, group)
+
+    def twin_estimate(self, metric: str, group: str = "all") -> Estimate | None:
+        """The same of the centralised twin."""
+        return estimate(self.twin and self.twin.get("test"), metric, group)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "run": str(self.run.path),
+            "name": self.name,
+            "model": self.model,
+            "engine": self.started["engine"],
+            "finished": bool(self.result),
+            "rounds": self.result.get("rounds"),
+            "seconds": self.seconds,
+            "bytes_up_per_user_and_round": self.bytes_up,
+            "bytes_down_per_user_and_round": self.bytes_down,
+            "validation": self.result.get("validation"),
+            "test": self.result.get("test"),
+            "twin": self.twin,
+            "privacy_warnings": self.config.warnings(),
+        }
+
+
+def estimate(report: Mapping[str, Any] | None, metric: str, group: str = "all") -> Estimate | None:
+    """One metric of an evaluation report in plain types."""
+    values = (report or {}).get("metrics", {}).get(group, {}).get(metric)
+    return None if values is None else Estimate(**values)
+
+
+def write_twin(run: RunFolder, twin: Twin) -> None:
+    """Put a twin's result beside a run, where summaries find it."""
+    write_json(run.path / "twin.json", twin.as_dict())
+
+
+def same_question(runs: list[Summary]) -> bool:
+    """Whether all runs were judged on the same held-out items, measured the same way."""
+    return len({_question(summary) for summary in runs}) <= 1
+
+
+def _question(summary: Summary) -> str:
+    digest = hashlib.sha256(summary.config.evaluation.model_dump_json().encode())
+    split = summary.run.split
+    for part in (split.test, split.history("final")):
+        if part is not None:
+            for values in (part.user, part.item):
+                digest.update(values.tobytes())
+    for ids in (split.train.user_ids, split.train.item_ids):
+        digest.update("\0".join(ids.tolist()).encode())
+    return digest.hexdigest()
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return dict(json.loads(path.read_text())) if path.exists() else None

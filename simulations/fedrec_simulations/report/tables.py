@@ -1,0 +1,36 @@
+"""The comparison of runs as rows of text: one source for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedrec.evaluation.report import Estimate
+from fedrec_simulations.cli.answer import size
+from fedrec_simulations.report.summary import HEADLINE, Summary
+
+COLUMNS = (*HEADLINE.values(), "95% interval", "rounds", "seconds", "up / user·round", "down / user·round")
+
+
+def number(value: Estimate | None) -> str:
+    """A metric to four digits, or a dash."""
+    return "–" if value is None else f"{value.value:.4f}"
+
+
+def bounds(value: Estimate | None) -> str:
+    """Its interval."""
+    return "–" if value is None or value.low is None else f"{value.low:.4f}–{value.high:.4f}"
+
+
+def comparison(runs: Sequence[Summary]) -> list[list[str]]:
+    """Name, then `COLUMNS`, of each run, each followed by its centralised twin where there is one."""
+    rows = []
+    for run in runs:
+        found = [run.estimate(metric) for metric in HEADLINE]
+        rounds = str(run.result.get("rounds", "unfinished"))
+        rows.append([run.name, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"])
+        rows[-1] += [size(run.bytes_up), size(run.bytes_down)]
+        if run.twin:
+            found = [run.twin_estimate(metric) for metric in HEADLINE]
+            rows.append(["  centralised twin", *map(number, found), bounds(found[-1])])
+            rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", "–", "–"]
+    return rows
