@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "flower_peer"
 ACTORS = 2
 START_SECONDS, RUN_SECONDS, POLL_SECONDS = 90.0, 900.0, 0.5
-#: float32 weights averaged in another order; a user that is missing or trained otherwise shows at 1e-4 or more.
+#: float32 weights averaged in another order; a missing user shows at 2e-5 or more.
 TOLERANCE = 5e-6
 
 

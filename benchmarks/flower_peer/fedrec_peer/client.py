@@ -11,6 +11,10 @@ import functools
 
 import numpy as np
 import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch.nn.functional import softplus
+
 from benchmarks.workload import (
     EMBEDDING_SIZE,
     LEARNING_RATE,
@@ -22,10 +26,6 @@ from benchmarks.workload import (
     ml1m_shape,
     recommender,
 )
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from torch.nn.functional import softplus
-
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.views import build_views
 

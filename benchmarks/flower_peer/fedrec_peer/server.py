@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.cpu import tree_cpu_seconds
-from benchmarks.workload import N_ITEMS, SEED, recommender
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from benchmarks.cpu import tree_cpu_seconds
+from benchmarks.workload import N_ITEMS, SEED, recommender
 from fedrec_server.processes import MARK
 
 app = ServerApp()

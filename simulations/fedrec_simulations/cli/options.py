@@ -21,7 +21,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override a value of the configuration; may be repeated."),
 ]
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="TOML file, or the name of an experiment that comes with fedrec.")
+    str,
+    typer.Argument(metavar="CONFIG", help="TOML file, or the name of an experiment that comes with fedrec."),
 ]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, as `fedrec train` wrote it.", show_default=False)

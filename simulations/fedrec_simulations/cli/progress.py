@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fedrec_simulations.cli.answer import duration, notice
+from fedrec_simulations.cli.answer import notice
 from fedrec_simulations.config import Config
+from fedrec_simulations.report.units import duration
 
 #: Seconds between two lines where stderr is no terminal.
 LINE_SECONDS = 5.0
@@ -84,7 +85,9 @@ class RoundProgress:
 
     def _show(self, event: Mapping[str, Any]) -> None:
         speed = event["users"] / max(event["seconds"], 1e-9)
-        facts = f"{speed:,.0f} users/s  {self._metric} best {max(self._best[0], 0):.4f} (round {self._best[1]})"
+        facts = (
+            f"{speed:,.0f} users/s  {self._metric} best {max(self._best[0], 0):.4f} (round {self._best[1]})"
+        )
         if not self._best[1]:
             facts = f"{speed:,.0f} users/s"
         facts += f"  at most {duration(self._left(event))} left"

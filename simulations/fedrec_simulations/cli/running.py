@@ -28,7 +28,9 @@ def default_folder(config: Config) -> Path:
     return Path("runs") / config.name
 
 
-def lay_out(config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None) -> RunFolder:
+def lay_out(
+    config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None
+) -> RunFolder:
     """A new run folder for an engine; in process one node hosts everybody."""
     count = nodes or (1 if engine == "in-process" else config.federation.nodes)
     run = RunFolder.create(out, config, prepared, count)
@@ -40,9 +42,10 @@ def lay_out(config: Config, prepared: Prepared, out: Path, engine: Engine, nodes
 def drive(run: RunFolder, engine: Engine, on_event: Callable[[Event], None] = lambda event: None) -> Outcome:
     """Train until the end or until Ctrl-C, with progress on stderr; goes on where the last checkpoint lies."""
     config, nodes = run.config, len(run.node_folders())
-    with StopRequest() as stop, RoundProgress(
-        config, run.records, one_round=build(config.model).one_round
-    ) as progress:
+    with (
+        StopRequest() as stop,
+        RoundProgress(config, run.records, one_round=build(config.model).one_round) as progress,
+    ):
 
         def both(event: Event) -> None:
             progress(event)

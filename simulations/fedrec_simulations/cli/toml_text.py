@@ -22,7 +22,9 @@ def to_toml(values: Mapping[str, Any], note: Note = lambda path: "") -> str:
 
 
 def _table(values: Mapping[str, Any], path: tuple[str, ...], note: Note) -> list[str]:
-    flat = {key: value for key, value in values.items() if not isinstance(value, Mapping) and value is not None}
+    flat = {
+        key: value for key, value in values.items() if not isinstance(value, Mapping) and value is not None
+    }
     lines = ["", f"[{'.'.join(map(_key, path))}]"] if path and flat else []
     for key, value in flat.items():
         comment = note((*path, key))

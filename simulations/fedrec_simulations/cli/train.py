@@ -7,14 +7,15 @@ from typing import Annotated
 
 import click
 import typer
+from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, RunError
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, table, warn
 from fedrec_simulations.cli.options import Engine, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.running import default_folder, drive, lay_out
 from fedrec_simulations.prepare import prepare, prepare_files
-from fedrec_simulations.report.summary import HEADLINE, Summary
+from fedrec_simulations.report.summary import Summary
 from fedrec_simulations.report.tables import COLUMNS, comparison
 from fedrec_simulations.run_folder import RunFolder
 
@@ -22,11 +23,14 @@ from fedrec_simulations.run_folder import RunFolder
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="TOML file, or the name of an experiment that comes with fedrec."),
+        typer.Argument(
+            metavar="[CONFIG]", help="TOML file, or the name of an experiment that comes with fedrec."
+        ),
     ] = None,
     overrides: Overrides = None,
     engine: Annotated[
-        Engine | None, typer.Option(help="Where the rounds run; in-process unless a resumed run says otherwise.")
+        Engine | None,
+        typer.Option(help="Where the rounds run; in-process unless a resumed run says otherwise."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write; runs/<name> by default.")] = None,
     resume: Annotated[
@@ -34,13 +38,17 @@ def train(
     ] = None,
     train_file: Annotated[
         Path | None,
-        typer.Option("--train", metavar="FILE", help="Prepared split: user,item[,rating][,timestamp], CSV or Parquet."),
+        typer.Option(
+            "--train", metavar="FILE", help="Prepared split: user,item[,rating][,timestamp], CSV or Parquet."
+        ),
     ] = None,
     validation_file: Annotated[
-        Path | None, typer.Option("--validation", metavar="FILE", help="Held out for choosing rounds; same columns.")
+        Path | None,
+        typer.Option("--validation", metavar="FILE", help="Held out for choosing rounds; same columns."),
     ] = None,
     items_file: Annotated[
-        Path | None, typer.Option("--items", metavar="FILE", help="Column item: items nobody interacted with yet.")
+        Path | None,
+        typer.Option("--items", metavar="FILE", help="Column item: items nobody interacted with yet."),
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write RUN/report.html.")] = True,
     json_: JsonFlag = False,
@@ -48,14 +56,18 @@ def train(
     """Train a federated recommender. Ctrl-C stops at the end of a round and leaves a checkpoint."""
     if resume is not None:
         if config or overrides or out or train_file or validation_file or items_file:
-            raise click.UsageError("--resume takes everything from the run folder: give only --engine beside it")
+            raise click.UsageError(
+                "--resume takes everything from the run folder: give only --engine beside it"
+            )
         run = RunFolder.open(resume)
     else:
         if config is None:
             raise click.UsageError("give a CONFIG, or --resume RUN")
         if train_file is None and (validation_file or items_file):
             raise click.UsageError("--validation and --items need --train FILE")
-        run = _new_run(config, overrides, engine or "in-process", out, (train_file, validation_file, items_file))
+        run = _new_run(
+            config, overrides, engine or "in-process", out, (train_file, validation_file, items_file)
+        )
     return finish(run, engine or Summary(run).started["engine"], report)
 
 
@@ -67,8 +79,8 @@ def _new_run(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file: give a folder")
     if (folder / "config.json").exists():
-        # Said before minutes are spent on reading data.
-        RunFolder.refuse_existing(folder)
+        # RunFolder.create says so, too, but only after the data is read.
+        raise RunError(f"{folder} already holds a run: use --resume {folder}, or --out with another folder")
     train_file, validation_file, items_file = files
     if train_file is not None:
         prepared = prepare_files(config, train_file, validation_file, items_file)
@@ -91,13 +103,14 @@ def finish(run: RunFolder, engine: Engine, report: bool = True) -> Answer:
         from fedrec_simulations.report.page import write_page
 
         page = write_page(run.path / "report.html", [summary])
-    return Answer(summary.as_dict() | {"report": page}, _view(summary, page))
+    return Answer(summary.as_dict() | {"report": page}, view(summary, page))
 
 
-def _view(summary: Summary, page: Path | None) -> list[object]:
+def view(summary: Summary, page: Path | None) -> list[RenderableType]:
+    """What a finished run prints."""
     run = escape(str(summary.run.path))
     if summary.result.get("test") is None:
-        view: list[object] = [
+        view: list[RenderableType] = [
             f"trained for {summary.result['rounds']} rounds; there is no test part here, so nothing was judged.",
             f"Rankings for whoever holds it: fedrec evaluate {run} --rankings rankings.csv --top 100",
         ]

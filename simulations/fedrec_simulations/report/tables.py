@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedrec.evaluation.report import Estimate
-from fedrec_simulations.cli.answer import size
 from fedrec_simulations.report.summary import HEADLINE, Summary
+from fedrec_simulations.report.units import size
 
 COLUMNS = (*HEADLINE.values(), "95% interval", "rounds", "seconds", "up / user·round", "down / user·round")
 

@@ -1,0 +1,42 @@
+"""`fedrec compare`: several runs side by side, as a table and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fedrec_simulations.cli.answer import Answer, notice, table, warn
+from fedrec_simulations.cli.options import JsonFlag
+from fedrec_simulations.report.summary import Summary, same_question
+from fedrec_simulations.report.tables import COLUMNS, comparison
+from fedrec_simulations.run_folder import RunFolder
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("comparison.html"),
+    json_: JsonFlag = False,
+) -> Answer:
+    """Compare runs that were judged on the same held-out items."""
+    from fedrec_simulations.report.page import write_page
+
+    summaries = [Summary(RunFolder.open(path)) for path in runs]
+    comparable = same_question(summaries)
+    warn(list(dict.fromkeys(line for summary in summaries for line in summary.config.warnings())))
+    if not comparable:
+        notice(
+            "warning: these runs saw different data or held-out items, or were measured differently: "
+            "their numbers do not compare",
+            "bold red",
+        )
+    page = write_page(out, summaries, comparable=comparable)
+    document = {
+        "runs": [summary.as_dict() for summary in summaries],
+        "comparable": comparable,
+        "report": page,
+    }
+    rows = comparison(summaries)
+    return Answer(document, [table("comparison", ("run", *COLUMNS), rows), f"page: {escape(str(page))}"])

@@ -1,0 +1,124 @@
+"""`fedrec evaluate`: judge a finished run again through its nodes, or hand its rankings to somebody else."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import RenderableType
+from rich.markup import escape
+
+from fedrec.data.shards import load_shard
+from fedrec.errors import DataError
+from fedrec.evaluation.report import EvaluationReport
+from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.protocol import Request
+from fedrec_client.node import open_node
+from fedrec_simulations.cli.answer import Answer, table, warn
+from fedrec_simulations.cli.options import JsonFlag, RunArgument
+from fedrec_simulations.cli.rankings import write_rankings
+from fedrec_simulations.report.summary import write_twin
+from fedrec_simulations.run_folder import RunFolder, category_matrix
+from fedrec_simulations.twin import Twin, fit_twin
+
+
+def evaluate(
+    run: RunArgument,
+    rankings: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.csv", help="Write user,item,rank of unseen items for every user."),
+    ] = None,
+    top: Annotated[str, typer.Option(metavar="N|all", help="Length of the ranking of each user.")] = "100",
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Train and judge the centralised twin, too, and keep its result.")
+    ] = False,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Judge the final model on the test part, or write its rankings for others to judge."""
+    length = _length(top)
+    folder = RunFolder.open(run)
+    config = folder.config
+    has_test = folder.result.get("test") is not None
+    if not has_test and (rankings is None or twin):
+        raise DataError(
+            f"run {run} has no test part, so nothing can be judged here: write its rankings for whoever holds "
+            "it, with --rankings OUT.csv"
+        )
+    warn(config.warnings())
+    document: dict[str, Any] = {"run": run}
+    view: list[RenderableType] = []
+    if has_test:
+        report = evaluate_run(folder)
+        document["test"] = report.as_dict()
+        view += _view(config.name, report)
+    if twin:
+        found = fit_twin(config, folder.split, category_matrix(folder.catalog))
+        write_twin(folder, found)
+        document["twin"] = found.as_dict()
+        view += _twin_view(found)
+    if rankings is not None:
+        users, rows = write_rankings(folder, rankings, length)
+        document["rankings"] = {"file": rankings, "users": users, "rows": rows}
+        view.append(f"rankings of {users} users, {rows} rows: {escape(str(rankings))}")
+    return Answer(document, view)
+
+
+def evaluate_run(run: RunFolder) -> EvaluationReport:
+    """Each node judges the people it hosts; only sums come together here.
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    config, split_items = run.config, len(run.catalog)
+    request = Request("evaluate", int(run.result["rounds"]), "final", run.model)
+    like = MetricSums.empty(config.evaluation, split_items)
+    sums = []
+    for folder in run.node_folders():
+        hosted = load_shard(folder / "shard.npz").train.n_users
+        sums.append(MetricSums.from_arrays(open_node(folder).handle(request).arrays, like, hosted))
+    return functools.reduce(MetricSums.merge, sums, like).report()
+
+
+def _length(top: str) -> int | None:
+    if top == "all":
+        return None
+    if not top.isdigit() or int(top) < 1:
+        raise click.UsageError(f"--top {top!r}: expected a whole number of at least 1, or all")
+    return int(top)
+
+
+def _view(name: str, report: EvaluationReport) -> list[RenderableType]:
+    groups = [group for group in ("all", "few", "middle", "many") if group in report.metrics]
+    few, many = report.group_bounds
+    meaning = {
+        "all": "all",
+        "few": f"few (<{few})",
+        "middle": f"middle ({few}–{many - 1})",
+        "many": f"many (≥{many})",
+    }
+    columns = ["metric", *(f"{meaning[group]}: {report.n_users[group]} users" for group in groups)]
+    rows = []
+    for metric in report.metrics["all"]:
+        cells = []
+        for group in groups:
+            found = report.metrics[group][metric]
+            spread = "" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]"
+            cells.append(f"{found.value:.4f}{spread}")
+        rows.append([metric, *cells])
+    lists = [[metric, f"{value:.4f}"] for metric, value in report.lists.items()]
+    out: list[RenderableType] = [table(f"{name} on the test part (95% bootstrap intervals)", columns, rows)]
+    if lists:
+        out.append(table("recommended lists", ["metric", "value"], lists))
+    if report.unscored_users:
+        out.append(f"[bold red]{report.unscored_users} users got scores that are no numbers[/]")
+    return out
+
+
+def _twin_view(twin: Twin) -> list[RenderableType]:
+    rows = [[name, f"{value:.4f}"] for name, value in twin.report.values().items()]
+    return [
+        table(f"centralised twin ({twin.epochs} epochs, {twin.fit_seconds:.1f} s)", ["metric", "value"], rows)
+    ]

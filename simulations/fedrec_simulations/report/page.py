@@ -1,0 +1,240 @@
+"""The HTML report: one page without any outside reference, for one run or for several side by side.
+
+What is shown is gathered here as plain values; `template.html` lays it out and escapes every text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fedrec.errors import DataError, RunError
+from fedrec.wire.files import atomic_write
+from fedrec_simulations.report import plots
+from fedrec_simulations.report.examples import recommend, typical_users
+from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary
+from fedrec_simulations.report.tables import COLUMNS, bounds, comparison, number
+from fedrec_simulations.report.units import size
+
+LISTS = {
+    "coverage": "share of the catalogue that is recommended to anybody",
+    "novelty": "mean surprise of a recommended item, in bits",
+    "gini": "how unevenly recommendations spread over items: 0 even, 1 all on one",
+    "diversity": "mean distance of the categories within a list: 0 alike, 1 nothing in common",
+}
+
+
+def write_page(
+    out: Path, runs: Sequence[Summary], *, comparable: bool = True, examples_of: Summary | None = None
+) -> Path:
+    """Write the page of some runs.
+
+    Args:
+        out: the HTML file.
+        runs: at least one.
+        comparable: whether they were judged alike; if not, the page says so.
+        examples_of: the run whose lists are shown; the last one by default.
+
+    Raises:
+        RunError: the page cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("fedrec_simulations.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("template.html").render(
+        _contents(runs, comparable, examples_of or runs[-1])
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(out, html.encode())
+    except OSError as error:
+        raise RunError(f"report {out} cannot be written ({error.strerror}): give another file") from error
+    return out
+
+
+def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -> dict[str, Any]:
+    judged = [run for run in runs if run.result.get("test")]
+    return {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        "runs": [_run(run) for run in runs],
+        "warnings": list(dict.fromkeys(line for run in runs for line in run.config.warnings())),
+        "comparable": comparable,
+        "columns": COLUMNS,
+        "rows": comparison(runs),
+        "score_plots": [Markup(_scores(judged, metric)) for metric in HEADLINE] if judged else [],
+        "curve_plots": [Markup(svg) for svg in _curves(runs)],
+        "loss_plots": [Markup(_loss(run)) for run in runs if len(run.records) > 1],
+        "group_plots": [Markup(_groups(judged, metric)) for metric in HEADLINE] if judged else [],
+        "group_rows": _group_rows(judged),
+        "group_columns": _group_columns(judged),
+        "list_rows": _list_rows(judged),
+        "list_columns": [run.name for run in judged],
+        "bytes_rows": [
+            [run.name, size(run.bytes_up), size(run.bytes_down), str(len(run.records)), *_totals(run)]
+            for run in runs
+        ],
+        "data": [_data(run) for run in runs[:1]] if comparable else [_data(run) for run in runs],
+        "examples": _examples(examples_of),
+        "examples_name": examples_of.name,
+    }
+
+
+def _run(run: Summary) -> dict[str, Any]:
+    config = run.config.model_dump(mode="json")
+    return {
+        "name": run.name,
+        "folder": str(run.run.path),
+        "model": run.model,
+        "engine": run.started["engine"],
+        "command": run.started["command"],
+        "nodes": run.run.data.get("nodes", 1),
+        "rounds": run.result.get("rounds", "not finished"),
+        "config": {
+            f"{section}.{key}": value for section in config for key, value in _flat(config[section]).items()
+        },
+        "environment": _environment(run),
+    }
+
+
+def _flat(section: Any) -> dict[str, Any]:
+    return section if isinstance(section, dict) else {"": section}
+
+
+def _environment(run: Summary) -> dict[str, str]:
+    path = run.run.path / "environment.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+# Plots -------------------------------------------------------------------------------------------------
+
+
+def _scores(runs: Sequence[Summary], metric: str) -> str:
+    rows = []
+    for run in runs:
+        points = [("federated", run.estimate(metric))]
+        if run.twin:
+            points.append(("centralised twin", run.twin_estimate(metric)))
+        rows.append((run.name, points))
+    name = HEADLINE[metric]
+    return plots.intervals(rows, f"{name} (95% interval)", f"{name} of every run, with intervals")
+
+
+def _groups(runs: Sequence[Summary], metric: str) -> str:
+    few, many = runs[0].result["test"]["group_bounds"]
+    labels = {"few": f"few (<{few})", "middle": f"middle ({few}–{many - 1})", "many": f"many (≥{many})"}
+    rows = [
+        (
+            run.name,
+            [(labels[group], run.estimate(metric, group)) for group in GROUPS if run.estimate(metric, group)],
+        )
+        for run in runs
+    ]
+    name = HEADLINE[metric]
+    return plots.intervals(
+        rows, f"{name} by number of interactions (95% interval)", f"{name} by group of users"
+    )
+
+
+def _curves(runs: Sequence[Summary]) -> list[str]:
+    """Validation metric per round, one plot per metric by which rounds were chosen."""
+    lines: dict[str, list[plots.Line]] = {}
+    for run in runs:
+        metric = run.config.federation.select_metric
+        judged = [r for r in run.records if r["phase"] == "select" and metric in r.get("validation", {})]
+        if len(judged) > 1:
+            x, y = [r["round"] for r in judged], [r["validation"][metric] for r in judged]
+            chosen = run.result.get("rounds")
+            lines.setdefault(metric, []).append(plots.Line(run.name, x, y, chosen))
+    return [
+        plots.curves(some, "round", f"{metric} on the validation part", f"{metric} per round")
+        for metric, some in lines.items()
+    ]
+
+
+def _loss(run: Summary) -> str:
+    lines = []
+    for phase, label in (("select", "choosing rounds"), ("final", "final training")):
+        records = [r for r in run.records if r["phase"] == phase]
+        if records:
+            x, y = [r["round"] for r in records], [r["loss"] for r in records]
+            lines.append(plots.Line(f"{run.name}: {label}", x, y))
+    return plots.curves(lines, "round", "training loss per example", f"training loss of {run.name} per round")
+
+
+# Tables ------------------------------------------------------------------------------------------------
+
+
+def _totals(run: Summary) -> list[str]:
+    totals = run.result.get("totals")
+    return [size(totals["bytes_up"]), size(totals["bytes_down"])] if totals else ["–", "–"]
+
+
+def _group_columns(runs: Sequence[Summary]) -> list[str]:
+    if not runs:
+        return []
+    users = runs[0].result["test"]["n_users"]
+    return [f"{group}: {users[group]} users" for group in ("all", *GROUPS)]
+
+
+def _group_rows(runs: Sequence[Summary]) -> list[list[str]]:
+    rows = []
+    for run in runs:
+        for metric, name in HEADLINE.items():
+            found = [run.estimate(metric, group) for group in ("all", *GROUPS)]
+            if any(found):
+                rows.append(
+                    [f"{run.name}: {name}", *(f"{number(e)} ({bounds(e)})" if e else "–" for e in found)]
+                )
+    return rows
+
+
+def _list_rows(runs: Sequence[Summary]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for run in runs for name in run.result["test"]["lists"]))
+    rows = []
+    for name in names:
+        values = [run.result["test"]["lists"].get(name) for run in runs]
+        meaning = LISTS.get(name.partition("@")[0], "")
+        rows.append([name, *("–" if value is None else f"{value:.4f}" for value in values), meaning])
+    return rows
+
+
+def _data(run: Summary) -> dict[str, Any]:
+    data = run.run.data
+    cleaning = data.get("cleaning") or {}
+    split = data.get("split", {})
+    parts = [
+        [name, f"{value['users']:,}", f"{value['interactions']:,}"]
+        for name, value in split.items()
+        if isinstance(value, dict)
+    ]
+    counts = [
+        [name.replace("_", " "), f"{value:,}"] for name, value in split.items() if isinstance(value, int)
+    ]
+    return {
+        "name": data.get("name", "?"),
+        "rule": data.get("rule", {}),
+        "read": cleaning.get("read"),
+        "steps": cleaning.get("steps", []),
+        "parts": parts,
+        "counts": counts,
+    }
+
+
+def _examples(run: Summary) -> list[dict[str, Any]]:
+    if not run.result:
+        return []
+    try:
+        people = [recommend(run.run, user, n=10) for user in typical_users(run.run)]
+    except DataError:
+        # A run whose users have no history at all has nobody to show.
+        return []
+    return [person.as_dict() for person in people]
