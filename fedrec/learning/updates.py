@@ -182,6 +182,8 @@ class RowGram:
         return np.asarray(_segment_sums(np.square(self.weight), self.indptr) * own)
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        if not len(self.row):
+            return
         user = np.repeat(np.arange(len(self.factor)), np.diff(self.indptr))
         order = np.argsort(self.row, kind="stable")
         items, starts = np.unique(self.row[order], return_index=True)

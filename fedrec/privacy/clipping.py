@@ -29,11 +29,11 @@ def add_clipped(total: UpdateSum, updates: Updates, clip_norm: float | None) -> 
             f"{int((~np.isfinite(norms)).sum())} of {updates.n_users} updates are not finite: "
             "expected finite numbers; lower the learning rate"
         )
-    bound = np.inf if clip_norm is None else clip_norm
-    scale = np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny))
+    # min(1, C / norm) without a division by zero.
+    scale = np.ones_like(norms) if clip_norm is None else clip_norm / np.maximum(norms, clip_norm)
     updates.add_into(total.blocks, scale)
     total.users += updates.n_users
     total.loss += float(updates.loss.sum())
     total.examples += float(updates.examples.sum())
-    total.clipped += int((norms > bound).sum())
+    total.clipped += 0 if clip_norm is None else int((norms > clip_norm).sum())
     total.norm += float(norms.sum())
