@@ -64,7 +64,8 @@ def packages(requirements: list[str]) -> list[Check]:
 
 def _extra(name: str, requirements: list[Requirement]) -> Check:
     """One line for the base installation or an extra; nobody needs `dev` and `export` to train."""
-    wrong, right = [], []
+    wrong: list[str] = []
+    right: list[str] = []
     for requirement in requirements:
         try:
             here = version(requirement.name)
@@ -99,7 +100,7 @@ def _numba() -> Check:
         return Check(
             "numba", found == "compiles", found, "install numba again: pip install --force-reinstall numba"
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+    except Exception as error:
         return Check(
             "numba", False, _first_line(error), "pip install 'fedrec[train]'; is the cache folder writable?"
         )
@@ -113,7 +114,7 @@ def _torch() -> Check:
         threads = torch.get_num_threads()
         text = f"{torch.__version__}, {threads} threads on {cores} cores"
         return Check("torch", threads <= cores, text, "set OMP_NUM_THREADS to the number of cores at most")
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Check("torch", False, _first_line(error), "pip install 'fedrec[train]'")
 
 
@@ -126,6 +127,7 @@ def _flower() -> Check:
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
+            check=False,
             env=env,
             capture_output=True,
             text=True,
@@ -151,7 +153,7 @@ def _bundled() -> Check:
         return Check(
             "bundled data", True, f"MovieTweetings, {len(data):,} interactions of {data.n_users:,} users"
         )
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Check(
             "bundled data", False, _first_line(error), "install fedrec again: its data file is damaged"
         )

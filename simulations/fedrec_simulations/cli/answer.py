@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -66,7 +67,9 @@ def _plain(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A table whose first `left` columns are text, the others numbers; cells are taken literally."""
-    out = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
+    out = Table(
+        title=escape(title) if title else None, title_justify="left", header_style="bold", box=SIMPLE_HEAD
+    )
     for k, column in enumerate(columns):
         out.add_column(escape(column), justify="left" if k < left else "right", overflow="fold")
     for row in rows:

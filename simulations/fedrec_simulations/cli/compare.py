@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag
-from fedrec_simulations.report.summary import Summary, same_question
+from fedrec_simulations.report.summary import Summary, same_question, side_by_side
 from fedrec_simulations.report.tables import COLUMNS, comparison
 from fedrec_simulations.run_folder import RunFolder
 
@@ -23,7 +23,7 @@ def compare(
     """Compare runs that were judged on the same held-out items."""
     from fedrec_simulations.report.page import write_page
 
-    summaries = [Summary(RunFolder.open(path)) for path in runs]
+    summaries = side_by_side([Summary(RunFolder.open(path)) for path in runs])
     comparable = same_question(summaries)
     warn(list(dict.fromkeys(line for summary in summaries for line in summary.config.warnings())))
     if not comparable:

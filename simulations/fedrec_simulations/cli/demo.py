@@ -1,4 +1,4 @@
-"""`fedrec demo`: real, bundled data; five federated recommenders beside their centralised twins; titles for one person.
+"""`fedrec demo`: real, bundled data; five federated recommenders and their twins; titles for one person.
 
 About a minute on two cores. Out of scope: getting the most out of a model (`simulations/experiments`, `fedrec tune`).
 """
@@ -22,7 +22,7 @@ from fedrec_simulations.cli.running import drive, lay_out
 from fedrec_simulations.config import Config
 from fedrec_simulations.prepare import Prepared, prepare
 from fedrec_simulations.report.examples import recommend, typical_users
-from fedrec_simulations.report.summary import Summary, write_twin
+from fedrec_simulations.report.summary import Summary, side_by_side, write_twin
 from fedrec_simulations.report.tables import COLUMNS, comparison
 from fedrec_simulations.run_folder import category_matrix
 from fedrec_simulations.twin import fit_twin
@@ -33,7 +33,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "movietweetings-popularity": (),
     "movietweetings-item-knn": (),
     "movietweetings-ease": (),
-    "movietweetings-ials": ("model.embedding_size=32", "federation.rounds=8"),
+    "movietweetings-ials": ("model.embedding_size=32", "federation.rounds=5"),
     "movietweetings-mf": (),
 }
 #: Whose lists are shown; fixed beforehand, since choosing it by the test part would be peeking.
@@ -57,14 +57,15 @@ def demo(
     _clear(out)
     prepared = prepare(next(iter(configs.values())))
     _introduce(prepared)
-    warn(next(iter(configs.values())).warnings())
+    warn(list(dict.fromkeys(line for config in configs.values() for line in config.warnings())))
     runs = []
     for name, config in configs.items():
         run = _one(out / name, config, prepared)
         if run is None:
             return Answer({"interrupted": True}, ["interrupted: start `fedrec demo` again"], INTERRUPTED)
         runs.append(run)
-    shown = next(run for run in runs if run.name == SHOWN)
+    runs = side_by_side(runs)
+    shown = next(run for run in runs if run.config.name == SHOWN)
     person = recommend(shown.run, user or typical_users(shown.run)[1], n=10)
     page = write_page(out / "report.html", runs, examples_of=shown)
     seconds = time.perf_counter() - started

@@ -96,7 +96,7 @@ def _view(name: str, report: EvaluationReport) -> list[RenderableType]:
     meaning = {
         "all": "all",
         "few": f"few (<{few})",
-        "middle": f"middle ({few}–{many - 1})",
+        "middle": f"middle ({few} to {many - 1})",
         "many": f"many (≥{many})",
     }
     columns = ["metric", *(f"{meaning[group]}: {report.n_users[group]} users" for group in groups)]

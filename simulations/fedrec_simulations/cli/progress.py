@@ -77,7 +77,7 @@ class RoundProgress:
 
     def _left(self, event: Mapping[str, Any]) -> float:
         """Seconds left at most: patience may end the choice of rounds earlier."""
-        rounds = self._total(event["phase"]) - event["round"]
+        rounds = self._total(event["phase"]) - int(event["round"])
         if event["phase"] == "select":
             rounds += self._total("final")
         recent = self._seconds[-20:]

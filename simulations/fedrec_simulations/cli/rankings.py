@@ -49,7 +49,7 @@ def write_rankings(run: RunFolder, out: Path, top: int | None) -> tuple[int, int
     except OSError as error:
         raise ConfigError(
             f"--rankings {out} cannot be written ({error.strerror}): give a file in an existing folder"
-        )
+        ) from error
     return users, rows
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.errors import ConfigError
@@ -15,6 +16,7 @@ from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.config import Config
 from fedrec_simulations.prepare import prepare
 from fedrec_simulations.report.summary import HEADLINE
+from fedrec_simulations.report.tables import DASH
 from fedrec_simulations.tuning import Trial, combinations, run_trials, without_test
 
 
@@ -55,7 +57,7 @@ def tune(
     document = {"metric": metric, "trials": [_plain(trial) for trial in trials], "best": target}
     columns = ["trial", metric, *HEADLINE.values(), "rounds", "seconds"]
     rows = [_row(trial) for trial in trials]
-    view = [
+    view: list[RenderableType] = [
         table(f"{base.name} on the validation part", columns, rows),
         f"best: {escape(str(target))}; train it with: fedrec train {escape(str(target))}",
     ]
@@ -83,6 +85,6 @@ def _plain(trial: Trial) -> dict[str, object]:
 
 
 def _row(trial: Trial) -> list[str]:
-    shown = [f"{trial.validation[name]:.4f}" if name in trial.validation else "–" for name in HEADLINE]
+    shown = [f"{trial.validation[name]:.4f}" if name in trial.validation else DASH for name in HEADLINE]
     what = " ".join(trial.overrides) or "as given"
     return [what, f"{trial.score:.4f}", *shown, str(trial.rounds), f"{trial.seconds:.1f}"]

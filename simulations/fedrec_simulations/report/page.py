@@ -18,7 +18,7 @@ from fedrec.wire.files import atomic_write
 from fedrec_simulations.report import plots
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary
-from fedrec_simulations.report.tables import COLUMNS, bounds, comparison, number
+from fedrec_simulations.report.tables import COLUMNS, DASH, bounds, comparison, number
 from fedrec_simulations.report.units import size
 
 LISTS = {
@@ -76,8 +76,9 @@ def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -
         "group_plots": [Markup(_groups(judged, metric)) for metric in HEADLINE] if judged else [],
         "group_rows": _group_rows(judged),
         "group_columns": _group_columns(judged),
-        "list_rows": _list_rows(judged),
-        "list_columns": [run.name for run in judged],
+        "list_rows": _list_rows(judged, _list_columns(judged)),
+        "list_columns": _list_columns(judged),
+        "list_meanings": LISTS,
         "bytes_rows": [
             [run.name, size(run.bytes_up), size(run.bytes_down), str(len(run.records)), *_totals(run)]
             for run in runs
@@ -130,7 +131,7 @@ def _scores(runs: Sequence[Summary], metric: str) -> str:
 
 def _groups(runs: Sequence[Summary], metric: str) -> str:
     few, many = runs[0].result["test"]["group_bounds"]
-    labels = {"few": f"few (<{few})", "middle": f"middle ({few}–{many - 1})", "many": f"many (≥{many})"}
+    labels = {"few": f"few (<{few})", "middle": f"middle ({few} to {many - 1})", "many": f"many (≥{many})"}
     rows = [
         (
             run.name,
@@ -139,9 +140,7 @@ def _groups(runs: Sequence[Summary], metric: str) -> str:
         for run in runs
     ]
     name = HEADLINE[metric]
-    return plots.intervals(
-        rows, f"{name} by number of interactions (95% interval)", f"{name} by group of users"
-    )
+    return plots.intervals(rows, f"{name} (95% interval)", f"{name} by group of users")
 
 
 def _curves(runs: Sequence[Summary]) -> list[str]:
@@ -175,7 +174,7 @@ def _loss(run: Summary) -> str:
 
 def _totals(run: Summary) -> list[str]:
     totals = run.result.get("totals")
-    return [size(totals["bytes_up"]), size(totals["bytes_down"])] if totals else ["–", "–"]
+    return [size(totals["bytes_up"]), size(totals["bytes_down"])] if totals else [DASH, DASH]
 
 
 def _group_columns(runs: Sequence[Summary]) -> list[str]:
@@ -192,19 +191,21 @@ def _group_rows(runs: Sequence[Summary]) -> list[list[str]]:
             found = [run.estimate(metric, group) for group in ("all", *GROUPS)]
             if any(found):
                 rows.append(
-                    [f"{run.name}: {name}", *(f"{number(e)} ({bounds(e)})" if e else "–" for e in found)]
+                    [f"{run.name}: {name}", *(f"{number(e)} ({bounds(e)})" if e else DASH for e in found)]
                 )
     return rows
 
 
-def _list_rows(runs: Sequence[Summary]) -> list[list[str]]:
-    names = list(dict.fromkeys(name for run in runs for name in run.result["test"]["lists"]))
+def _list_columns(runs: Sequence[Summary]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.result["test"]["lists"]))
+
+
+def _list_rows(runs: Sequence[Summary], columns: Sequence[str]) -> list[list[str]]:
     rows = []
-    for name in names:
-        values = [run.result["test"]["lists"].get(name) for run in runs]
-        meaning = LISTS.get(name.partition("@")[0], "")
-        rows.append([name, *("–" if value is None else f"{value:.4f}" for value in values), meaning])
-    return rows
+    for run in runs:
+        values = [run.result["test"]["lists"].get(name) for name in columns]
+        rows.append([run.name, *(DASH if value is None else f"{value:.4f}" for value in values)])
+    return rows if columns else []
 
 
 def _data(run: Summary) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: text stays text, axes take the page's colour, series a palette that colour-blind people can tell.
+"""Plots as inline SVG: text stays text, axes take the page's colour, series a colour-blind-safe palette.
 
 Colours: Okabe and Ito 2008, "Color Universal Design", without yellow and black, which vanish on white or on dark
 pages. Every series has its own marker, too. Out of scope: what is plotted (`page`).

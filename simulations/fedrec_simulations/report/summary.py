@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Summary:
     """One run, finished or not."""
 
     run: RunFolder
+    label: str = ""
 
     @cached_property
     def config(self) -> Config:
@@ -42,7 +44,7 @@ class Summary:
     @cached_property
     def name(self) -> str:
         """What it is called in tables."""
-        return self.config.name
+        return self.label or self.config.name
 
     @property
     def model(self) -> str:
@@ -123,7 +125,17 @@ def write_twin(run: RunFolder, twin: Twin) -> None:
     write_json(run.path / "twin.json", twin.as_dict())
 
 
-def same_question(runs: list[Summary]) -> bool:
+def side_by_side(runs: Sequence[Summary]) -> list[Summary]:
+    """The same runs under short, distinct names: without what all names begin with, or as folders if two are alike."""
+    names = [run.config.name for run in runs]
+    if len(set(names)) < len(names):
+        return [replace(run, label=str(run.run.path)) for run in runs]
+    common = os.path.commonprefix(names)
+    start = common.rfind("-") + 1 if len(names) > 1 else 0
+    return [replace(run, label=name[start:]) for run, name in zip(runs, names, strict=True)]
+
+
+def same_question(runs: Sequence[Summary]) -> bool:
     """Whether all runs were judged on the same held-out items, measured the same way."""
     return len({_question(summary) for summary in runs}) <= 1
 

@@ -8,17 +8,19 @@ from fedrec.evaluation.report import Estimate
 from fedrec_simulations.report.summary import HEADLINE, Summary
 from fedrec_simulations.report.units import size
 
-COLUMNS = (*HEADLINE.values(), "95% interval", "rounds", "seconds", "up / user·round", "down / user·round")
+COLUMNS = (*HEADLINE.values(), "95% interval", "rounds", "seconds", "up", "down")
+#: Stands for a number that there is not.
+DASH = "-"
 
 
 def number(value: Estimate | None) -> str:
     """A metric to four digits, or a dash."""
-    return "–" if value is None else f"{value.value:.4f}"
+    return DASH if value is None else f"{value.value:.4f}"
 
 
 def bounds(value: Estimate | None) -> str:
     """Its interval."""
-    return "–" if value is None or value.low is None else f"{value.low:.4f}–{value.high:.4f}"
+    return DASH if value is None or value.low is None else f"{value.low:.4f} - {value.high:.4f}"
 
 
 def comparison(runs: Sequence[Summary]) -> list[list[str]]:
@@ -32,5 +34,5 @@ def comparison(runs: Sequence[Summary]) -> list[list[str]]:
         if run.twin:
             found = [run.twin_estimate(metric) for metric in HEADLINE]
             rows.append(["  centralised twin", *map(number, found), bounds(found[-1])])
-            rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", "–", "–"]
+            rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", DASH, DASH]
     return rows
