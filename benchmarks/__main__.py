@@ -92,8 +92,8 @@ def main() -> None:
     chosen, before = options(), machine()
     torch.set_num_threads(1)
     ours = {
-        "fedrec, compiled kernel": users_per_cpu_second("compiled", 5, chosen.users),
-        "fedrec, generic batched path (torch)": users_per_cpu_second("torch", 3, chosen.users),
+        "fedrec, compiled kernel": users_per_cpu_second("compiled", 20, chosen.users),
+        "fedrec, generic batched path (torch)": users_per_cpu_second("torch", 5, chosen.users),
     }
     limit = 1 / roofline.seconds_per_user(cohort(chosen.users))
     sizes: list[Growth] = [growth(items, chosen.users) for items in CATALOGUES]

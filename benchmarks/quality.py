@@ -1,6 +1,7 @@
 """Quality of every recommender on every data set at hand, federated beside its centralised twin.
 
-    python -m benchmarks.quality [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m] [--models ...] [--json FILE]
+    python -m benchmarks.quality [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m] [--models ...] [--no-recency]
+        [--json FILE]
 
 Runs `simulations/experiments/<set>-<model>.toml` in process: rounds are chosen on the validation item, the final fit
 learns from it too, the test item is looked at once. `--data` is a folder with `ml-100k/` and `ml-1m/`, whose terms
@@ -63,6 +64,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--sets", default="movietweetings,ml-100k,ml-1m")
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument(
+        "--no-recency", action="store_true", help="the same settings with every interaction alike"
+    )
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     rows: dict[str, Any] = {}
@@ -79,13 +83,21 @@ def main() -> None:
             path = (EXPERIMENTS / f"{name}-{model}.toml").resolve()
             try:
                 overrides = [] if name == "movietweetings" else paths(options.data.resolve(), name)
-                rows[f"{name}/{model}"] = run(load_config(path, overrides))
+                rows[f"{name}/{model}"] = run(_config(path, overrides, recency=not options.no_recency))
             except FedrecError as error:
                 print(f"| {model} | {error} |")
                 continue
             print(line(model, rows[f"{name}/{model}"]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+
+
+def _config(path: Path, overrides: list[str], *, recency: bool) -> Config:
+    config = load_config(path, overrides)
+    if recency or not hasattr(config.model, "scoring_half_life"):
+        return config
+    model = config.model.model_copy(update={"scoring_half_life": None})
+    return config.model_copy(update={"model": model})
 
 
 def paths(data: Path, name: str) -> list[str]:

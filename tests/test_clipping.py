@@ -12,14 +12,14 @@ from fedrec.errors import ProtocolError
 from fedrec.learning.updates import BlockSpec, Dense, Layout, Rows, Updates, UpdateSum
 from fedrec.privacy.clipping import add_clipped
 
-I, D = 7, 3
-LAYOUT = Layout({"table": BlockSpec((I, D)), "bias": BlockSpec((I,)), "layer": BlockSpec((2, D))})
+ITEMS, D = 7, 3
+LAYOUT = Layout({"table": BlockSpec((ITEMS, D)), "bias": BlockSpec((ITEMS,)), "layer": BlockSpec((2, D))})
 norms = st.floats(1e-6, 1e6)
 
 
 def made(seed: int, n_users: int, size: float = 1.0) -> Updates:
     rng = np.random.default_rng(seed)
-    batch = ragged(rng, n_users, I, I)
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
     n = len(batch.item)
     table = (size * rng.normal(size=(n, D))).astype(np.float32)
     blocks = {

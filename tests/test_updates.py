@@ -13,14 +13,14 @@ from properties import quick, ragged, seeds
 from fedrec.errors import ProtocolError
 from fedrec.learning.updates import Block, BlockSpec, Dense, Gram, Layout, RowGram, Rows, Updates, UpdateSum
 
-I, D = 9, 4
+ITEMS, D = 9, 4
 Made = tuple[Block, BlockSpec, np.ndarray]
 """A block of U users, its shape, and what it means, written out: [U, *shape]."""
 
 
 def dense(rng: np.random.Generator, n_users: int) -> Made:
-    values = rng.normal(size=(n_users, I, D))
-    return Dense(values), BlockSpec((I, D)), values
+    values = rng.normal(size=(n_users, ITEMS, D))
+    return Dense(values), BlockSpec((ITEMS, D)), values
 
 
 def dense_symmetric(rng: np.random.Generator, n_users: int) -> Made:
@@ -30,34 +30,34 @@ def dense_symmetric(rng: np.random.Generator, n_users: int) -> Made:
 
 
 def rows(rng: np.random.Generator, n_users: int) -> Made:
-    batch = ragged(rng, n_users, I, I)
-    values, full = rng.normal(size=(len(batch.item), D)), np.zeros((n_users, I, D))
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    values, full = rng.normal(size=(len(batch.item), D)), np.zeros((n_users, ITEMS, D))
     full[batch.row, batch.item] = values
-    return Rows(batch.indptr, batch.item, values), BlockSpec((I, D)), full
+    return Rows(batch.indptr, batch.item, values), BlockSpec((ITEMS, D)), full
 
 
 def scalar_rows(rng: np.random.Generator, n_users: int) -> Made:
-    batch = ragged(rng, n_users, I, I)
-    values, full = rng.normal(size=len(batch.item)), np.zeros((n_users, I))
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    values, full = rng.normal(size=len(batch.item)), np.zeros((n_users, ITEMS))
     full[batch.row, batch.item] = values
-    return Rows(batch.indptr, batch.item, values), BlockSpec((I,)), full
+    return Rows(batch.indptr, batch.item, values), BlockSpec((ITEMS,)), full
 
 
 def gram(rng: np.random.Generator, n_users: int) -> Made:
-    batch = ragged(rng, n_users, I, I)
-    x, full = rng.normal(size=len(batch.item)), np.zeros((n_users, I))
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    x, full = rng.normal(size=len(batch.item)), np.zeros((n_users, ITEMS))
     full[batch.row, batch.item] = x
     outer = full[:, :, None] * full[:, None, :]
-    return Gram(batch.indptr, batch.item, x), BlockSpec((I, I), symmetric=True), outer
+    return Gram(batch.indptr, batch.item, x), BlockSpec((ITEMS, ITEMS), symmetric=True), outer
 
 
 def row_gram(rng: np.random.Generator, n_users: int) -> Made:
-    batch = ragged(rng, n_users, I, I)
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
     weight, factor = rng.normal(size=len(batch.item)), rng.normal(size=(n_users, D))
-    full = np.zeros((n_users, I, D, D))
+    full = np.zeros((n_users, ITEMS, D, D))
     outer = factor[:, :, None] * factor[:, None, :]
     full[batch.row, batch.item] = weight[:, None, None] * outer[batch.row]
-    return RowGram(batch.indptr, batch.item, weight, factor), BlockSpec((I, D, D), symmetric=True), full
+    return RowGram(batch.indptr, batch.item, weight, factor), BlockSpec((ITEMS, D, D), symmetric=True), full
 
 
 KINDS = (dense, dense_symmetric, rows, scalar_rows, gram, row_gram)
@@ -101,7 +101,7 @@ def test_single_precision_rows_sum_in_double(seed: int) -> None:
     block, _, full = rows(rng, 4)
     assert isinstance(block, Rows)
     single = Rows(block.indptr, block.row, block.values.astype(np.float32))
-    total = np.full((I, D), 1e6)
+    total = np.full((ITEMS, D), 1e6)
     single.add_into(total, np.ones(4))
     expected = 1e6 + full.astype(np.float32).astype(np.float64).sum(0)
     np.testing.assert_allclose(total, expected, rtol=1e-15, atol=0)

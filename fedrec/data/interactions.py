@@ -166,7 +166,7 @@ def _index_ids(
     unknown = (given[index] != text) if len(given) else np.ones(len(text), dtype=bool)
     if np.any(unknown):
         raise DataError(
-            f"unknown {what} id {text[unknown][0]!r} ({int(unknown.sum())} rows): "
+            f"unknown {what} id {str(text[unknown][0])!r} ({int(unknown.sum())} rows): "
             f"expected one of the {len(given)} known {what}s; drop these rows or add the {what}s"
         )
     return given, index.astype(np.int64)

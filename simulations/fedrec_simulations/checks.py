@@ -66,7 +66,7 @@ def _extra(name: str, requirements: list[Requirement]) -> Check:
     """One line for the base installation or an extra; nobody needs `dev` and `export` to train."""
     wrong: list[str] = []
     right: list[str] = []
-    for requirement in requirements:
+    for requirement in {one.name: one for one in requirements}.values():
         try:
             here = version(requirement.name)
         except PackageNotFoundError:

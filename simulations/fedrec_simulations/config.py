@@ -34,6 +34,7 @@ class DataSection(Section):
         path: file, folder or zip of the original files; the bundled set needs none.
         download: fetch the original files when `path` is not given.
         user_column, item_column, rating_column, timestamp_column: for name = "file".
+        rating_range: lowest and highest possible rating; interactions outside are dropped; None: not checked.
         min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
         core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
     """
@@ -45,6 +46,7 @@ class DataSection(Section):
     item_column: str = "item"
     rating_column: str | None = None
     timestamp_column: str | None = None
+    rating_range: tuple[float, float] | None = None
     min_rating: float | None = None
     core: int = Field(default=1, ge=1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.data import splits
-from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, Step, clean
+from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, RatingRange, Step, clean
 from fedrec.data.interactions import Catalog, Dataset, Interactions
 from fedrec.data.loaders import load_dataset, load_with_report
 from fedrec.data.rows import RowReport
@@ -65,7 +65,10 @@ def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
         dataset = Dataset(data.path.stem, interactions, Catalog.bare(interactions.item_ids))
     else:
         dataset, read = load_with_report(data.name, data.path, download=data.download)
-    steps: list[Step] = [DropDuplicates(), Binarise(data.min_rating)]
+    steps: list[Step] = [DropDuplicates()]
+    if data.rating_range is not None:
+        steps.append(RatingRange(*data.rating_range))
+    steps.append(Binarise(data.min_rating))
     if data.core > 1:
         steps.append(KCore(data.core, data.core))
     return clean(dataset, steps, read)

@@ -60,7 +60,7 @@ def groups(user: int, round_: int) -> torch.Tensor:
 def private_vector(context: Context, user: int) -> torch.Tensor:
     """The user's own vector: the one kept on this node, or its initial value."""
     if "private" in context.state:
-        return torch.from_numpy(context.state["private"]["user"].numpy())
+        return torch.from_numpy(context.state.array_records["private"]["user"].numpy())
     return torch.from_numpy(recommender().init_local(np.array([user]), SEED)["user_vector"][0])
 
 
@@ -69,10 +69,11 @@ def train(message: Message, context: Context) -> Message:
     """One epoch of minibatch SGD on this node's user."""
     torch.set_num_threads(1)
     user, mf = int(context.node_config["partition-id"]), model()
-    shared = message.content["arrays"].to_torch_state_dict()
+    shared = message.content.array_records["arrays"].to_torch_state_dict()
     mf.load_state_dict(shared | {"user": private_vector(context, user)})
     optimizer = torch.optim.SGD(mf.parameters(), lr=LEARNING_RATE)
-    for minibatch in groups(user, int(message.content["config"]["server-round"])).split(MINIBATCH):
+    round_ = int(str(message.content.config_records["config"]["server-round"]))
+    for minibatch in torch.split(groups(user, round_), MINIBATCH):
         scores = mf(minibatch)
         loss = softplus(-scores[:, 0]).sum() + softplus(scores[:, 1:]).sum()
         loss = loss + REG / 2 * len(minibatch) * mf.user.square().sum()

@@ -68,7 +68,11 @@ def _plain(value: Any) -> Any:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A table whose first `left` columns are text, the others numbers; cells are taken literally."""
     out = Table(
-        title=escape(title) if title else None, title_justify="left", header_style="bold", box=SIMPLE_HEAD
+        title=escape(title) if title else None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_header=any(columns),
     )
     for k, column in enumerate(columns):
         out.add_column(escape(column), justify="left" if k < left else "right", overflow="fold")

@@ -30,12 +30,10 @@ from fedrec_simulations.cli import (
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, to_json
 
 USAGE = 2
-NO_COMMAND = "NoArgsIsHelpError"
 
 app = typer.Typer(
     name="fedrec",
     help="Federated recommenders: train where the data is, recommend on the device.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,7 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns the exit code."""
     as_json = "--json" in arguments
     try:
-        answer = typer.main.get_command(app).main(list(arguments), prog_name="fedrec", standalone_mode=False)
+        answer = typer.main.get_command(app).main(
+            list(arguments) or ["--help"], prog_name="fedrec", standalone_mode=False
+        )
     except FedrecError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
@@ -82,13 +82,8 @@ def _print(answer: Answer, as_json: bool) -> int:
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:
-    if type(error).__name__ == NO_COMMAND and not as_json:
-        sys.stderr.write(error.format_message() + "\n")
-        return USAGE
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "fedrec"
-    if type(error).__name__ == NO_COMMAND:
-        return _fail(f"{path} needs a command: see `{path} --help`", USAGE, as_json)
     return _fail(f"{error.format_message().rstrip('.')}: see `{path} --help`", USAGE, as_json)
 
 

@@ -13,7 +13,7 @@ from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, 
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.config import Config, load_config
 
-app = typer.Typer(no_args_is_help=True, help="Show a resolved configuration, or the schema of all of them.")
+app = typer.Typer(help="Show a resolved configuration, or the schema of all of them.")
 
 
 @app.command()

@@ -18,9 +18,7 @@ from fedrec_simulations.cli.running import default_folder, lay_out
 from fedrec_simulations.prepare import prepare
 from fedrec_simulations.run_folder import RunFolder
 
-app = typer.Typer(
-    no_args_is_help=True, help="A federation on this machine: SuperLink, gateway, nodes, over TLS."
-)
+app = typer.Typer(help="A federation on this machine: SuperLink, gateway, nodes, over TLS.")
 Folder = Annotated[Path, typer.Option("--folder", help="Where the federation keeps keys, database and logs.")]
 HERE = Path("runs/federation")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -126,13 +125,15 @@ def write_twin(run: RunFolder, twin: Twin) -> None:
 
 
 def side_by_side(runs: Sequence[Summary]) -> list[Summary]:
-    """The same runs under short, distinct names: without what all names begin with, or as folders if two are alike."""
+    """The same runs under short names: without the words all begin with, or as folders where two names are alike."""
     names = [run.config.name for run in runs]
     if len(set(names)) < len(names):
         return [replace(run, label=str(run.run.path)) for run in runs]
-    common = os.path.commonprefix(names)
-    start = common.rfind("-") + 1 if len(names) > 1 else 0
-    return [replace(run, label=name[start:]) for run, name in zip(runs, names, strict=True)]
+    words = [name.split("-") for name in names]
+    shared = 0
+    while len(runs) > 1 and len({tuple(word[: shared + 1]) for word in words}) == 1:
+        shared += 1
+    return [replace(run, label="-".join(word[shared:])) for run, word in zip(runs, words, strict=True)]
 
 
 def same_question(runs: Sequence[Summary]) -> bool:

@@ -1,0 +1,123 @@
+"""The documentation runs as it stands: Python blocks are executed, command lines parsed, links followed.
+
+Blocks of one page share their names and a temporary folder, in the order in which they stand. What a page says is
+printed (`print(x)  # 3 users`) must be printed. A command line is parsed by the real `fedrec` program, and not run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FENCED = re.compile(
+    r"^(?P<fence>```+)(?P<kind>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.DOTALL | re.MULTILINE
+)
+INDENTED_COMMAND = re.compile(r"^    (?P<body>fedrec .*)$", re.MULTILINE)
+PROMISED = re.compile(r"^print\(.*\)  # (?P<said>.+)$", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)|!\[[^\]]*\]\((?P<image>[^)\s]+)\)")
+HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
+#: Words after `#` that explain and do not quote what is printed begin like this.
+EXPLAINS = ("one line", "each", "the ", "a ")
+#: Where the shell takes over.
+SHELL = {"|", "&&", "||", ";", ">", ">>", "&"}
+USAGE_WORDS = {"...": "x", "RUN...": "RUN"}
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [m["body"] for m in FENCED.finditer(page.read_text("utf-8")) if m["kind"] == kind]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "docs"}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"{name(page)}, Python block {number}", "exec"), names)
+        said = capsys.readouterr().out
+        for promise in PROMISED.finditer(block):
+            if not promise["said"].startswith(EXPLAINS):
+                assert promise["said"].strip() in said, f"{name(page)} promises other output"
+
+
+def command_lines(page: Path) -> list[str]:
+    """Each `fedrec ...` of a console block or an indented block, comments and prompts taken off."""
+    text = page.read_text("utf-8")
+    bodies = [*blocks(page, "console"), *blocks(page, "bash"), *blocks(page, "sh")]
+    bodies += [m["body"] for m in INDENTED_COMMAND.finditer(FENCED.sub("", text))]
+    lines = "\n".join(bodies).replace("\\\n", " ").splitlines()
+    plain = (re.sub(r"(^|\s)#.*$", "", line).strip().removeprefix("$ ") for line in lines)
+    return [line for line in plain if line.startswith("fedrec ")]
+
+
+def parse(command: click.Command, arguments: list[str], context: click.Context | None = None) -> None:
+    """Parse down to the last command, carrying nothing out."""
+    made = command.make_context(command.name or "fedrec", arguments, parent=context, resilient_parsing=False)
+    if isinstance(command, click.Group):
+        rest = [*made._protected_args, *made.args]
+        found, chosen, tail = command.resolve_command(made, rest)
+        assert chosen is not None, f"no command {found}"
+        parse(chosen, tail, made)
+
+
+COMMANDS = [(page, line) for page in PAGES for line in command_lines(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name(p)}: {line}" for p, line in COMMANDS])
+def test_command_lines_parse(page: Path, line: str) -> None:
+    from typer.main import get_command
+
+    from fedrec_simulations.cli.app import app
+
+    words = shlex.split(line.replace("[", "").replace("]", ""))
+    own = list(itertools.takewhile(lambda word: word not in SHELL, words))
+    try:
+        parse(get_command(app), [USAGE_WORDS.get(word, word) for word in own[1:]])
+    except click.ClickException as error:
+        pytest.fail(f"{name(page)}: `{line}`: {error.format_message()}")
+    except click.exceptions.Exit as end:
+        assert end.exit_code == 0, "only --help and its like end while parsing"
+
+
+def anchor(heading: str) -> str:
+    """The name under which the usual Markdown renderers make a heading linkable."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def links(page: Path) -> list[str]:
+    text = FENCED.sub("", page.read_text("utf-8"))
+    targets = [m["target"] or m["image"] for m in LINK.finditer(text)]
+    return [t for t in targets if not re.match(r"[a-z]+:", t)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or not target.is_relative_to(ROOT):
+            broken.append(link)
+        elif fragment and target.suffix == ".md":
+            anchors = {anchor(m["text"]) for m in HEADING.finditer(FENCED.sub("", target.read_text("utf-8")))}
+            broken += [] if fragment in anchors else [link]
+    assert not broken, f"{name(page)} links to what is not there: {broken}"
+
+
+def test_there_is_something_to_check() -> None:
+    """A wrong pattern would make all of the above pass."""
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 4
+    assert len(COMMANDS) >= 4
+    assert sum(len(links(page)) for page in PAGES) >= 4
