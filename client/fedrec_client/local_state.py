@@ -35,12 +35,12 @@ class LocalStore:
         return self._memory[phase, newest]
 
     def put(self, phase: str, round_: int, state: State, *, persist: bool) -> None:
-        """Remember the state after `round_`; snapshots of later rounds are of a past that is undone."""
+        """Remember the state after `round_`; snapshots of this or later rounds are of a past that is undone."""
         for r in self._in_memory(phase):
             if r > round_:
                 del self._memory[phase, r]
         for r in self._on_disk(phase):
-            if r > round_:
+            if r > round_ or (r == round_ and not persist):
                 self._path(phase, r).unlink()
         self._memory[phase, round_] = state
         for r in self._in_memory(phase)[:-KEEP]:
