@@ -286,7 +286,7 @@ def test_doctor_finds_missing_and_wrong_packages() -> None:
     ("arguments", "code", "says"),
     [
         (["trian"], 2, "trian"),
-        (["data"], 2, "Missing command: see `fedrec data --help`"),
+        (["data"], 2, "see `fedrec data --help`"),
         (["train"], 2, "CONFIG"),
         (["train", "x.toml", "--resume", "y"], 2, "--resume"),
         (["train", "x.toml", "--items", "y"], 2, "--train"),
