@@ -1,7 +1,7 @@
 """Matrix factorisation on local views, compiled: minibatch SGD for many users in one call.
 
-The arithmetic is that of `fedrec.models.mf.MatrixFactorisation.objective` (the generic torch path); a test compares the two.
-Users are independent: each works on copies of the rows it touches, which stay in the first-level caches.
+The arithmetic is that of `fedrec.models.mf.MatrixFactorisation.objective` (the generic torch path); a test compares
+the two. Users are independent: each works on copies of the rows it touches, which stay in the first-level caches.
 
 Letters: U users, S rows a user touches, B groups of a minibatch, n negatives, d embedding size.
 """
