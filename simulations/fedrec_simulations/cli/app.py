@@ -52,10 +52,10 @@ app.add_typer(federation.app, name="federation")
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns the exit code."""
     as_json = "--json" in arguments
+    # Understood wherever it stands, also where the command is missing or wrong.
+    rest = [argument for argument in arguments if argument != "--json"] or ["--help"]
     try:
-        answer = typer.main.get_command(app).main(
-            list(arguments) or ["--help"], prog_name="fedrec", standalone_mode=False
-        )
+        answer = typer.main.get_command(app).main(rest, prog_name="fedrec", standalone_mode=False)
     except FedrecError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
