@@ -13,12 +13,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, cohort, recommender
@@ -26,13 +23,14 @@ from fedrec.errors import FederationError
 from fedrec.learning.local_training import train_users
 from fedrec.learning.updates import State
 from fedrec.models.base import RoundKey
-from fedrec_server.flower_cli import FlowerCli, last_words
-from fedrec_server.processes import end, flower_environment, free_ports, is_alive, program, start
+from fedrec_server.flower_cli import last_words
+from fedrec_server.processes import end, is_alive
+from fedrec_simulations.engines.flower import simulation_superlink
 
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "flower_peer"
 ACTORS = 2
-START_SECONDS, RUN_SECONDS, POLL_SECONDS = 90.0, 900.0, 0.5
+RUN_SECONDS, POLL_SECONDS = 900.0, 0.5
 #: float32 weights averaged in another order; a missing user shows at 2e-5 or more.
 TOLERANCE = 5e-6
 
@@ -77,7 +75,9 @@ def _simulate(out: Path, nodes: int, rounds: int) -> None:
     # The program that copies the log bears another mark: it is no part of the engine.
     config: dict[str, str | int | float] = {"out": str(out), "rounds": rounds, "nodes": nodes}
     log = out / "flower-run.log"
-    with _superlink(f"{mark}/engine", out) as cli:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    extra = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with simulation_superlink(out / "superlink.log", f"{mark}/engine", extra) as cli:
         run = cli.run(APP, config, mark=f"{mark}/log", log=log, federation=size)
         deadline = time.monotonic() + RUN_SECONDS
         while is_alive(run.pid) and time.monotonic() < deadline:
@@ -85,34 +85,6 @@ def _simulate(out: Path, nodes: int, rounds: int) -> None:
         end(f"{mark}/log", [run.pid])
     if not (out / "rounds.json").exists():
         raise FederationError(f"Flower's run failed or took over {RUN_SECONDS:g} s ({last_words(log)})")
-
-
-@contextmanager
-def _superlink(mark: str, out: Path) -> Iterator[FlowerCli]:
-    """A private SuperLink on loopback; it and all that it started are gone afterwards."""
-    home, (port,), log = out / "flower", free_ports(1), out / "superlink.log"
-    cli = FlowerCli(home)
-    cli.write_config(f"127.0.0.1:{port}", None)
-    command = [program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--disable-runtime-dependency-installation"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    env = flower_environment(home, {"RAY_TMPDIR": str(out), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
-    leader = start(command, mark=mark, env=env, log=log).pid
-    try:
-        _await_health(f"http://127.0.0.1:{port}/health", leader, log)
-        yield cli
-    finally:
-        end(mark, [leader])
-
-
-def _await_health(url: str, pid: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and is_alive(pid):
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5.0, trust_env=False).is_success:
-                return
-        time.sleep(POLL_SECONDS)
-    raise FederationError(f"Flower's SuperLink did not start ({last_words(log)})")
 
 
 def _difference(arrays: State, nodes: int, rounds: int) -> float:

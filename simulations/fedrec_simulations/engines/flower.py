@@ -59,7 +59,8 @@ def run_flower(
         )
     check_nodes(run_dir, n_nodes)
     size = f"num-supernodes={n_nodes} client-resources-num-cpus=1"
-    with _superlink(run_dir / "logs" / "superlink.log") as (cli, mark):
+    mark = f"{MARK}/{secrets.token_hex(8)}"
+    with simulation_superlink(run_dir / "logs" / "superlink.log", mark) as cli:
         run = FlowerRun.start(
             cli, app_folder(), run_dir, n_nodes, mark=mark, wait_seconds=WAIT_SECONDS, federation=size
         )
@@ -68,11 +69,19 @@ def run_flower(
 
 
 @contextmanager
-def _superlink(log: Path) -> Iterator[tuple[FlowerCli, str]]:
-    """A private SuperLink for one simulation; it and all that it started are gone afterwards."""
+def simulation_superlink(log: Path, mark: str, extra: dict[str, str] | None = None) -> Iterator[FlowerCli]:
+    """A private SuperLink for one simulation; it and all that it started are gone afterwards.
+
+    Args:
+        log: where its output goes.
+        mark: by which it and its descendants are known.
+        extra: more of its environment.
+
+    Raises:
+        FederationError: it did not start.
+    """
     # Ray's sockets need a short path, and Flower's home must not be the user's.
     home = Path(tempfile.mkdtemp(prefix="fedrec-"))
-    mark = f"{MARK}/{secrets.token_hex(8)}"
     (port,) = free_ports(1)
     leaders: list[int] = []
     try:
@@ -80,10 +89,10 @@ def _superlink(log: Path) -> Iterator[tuple[FlowerCli, str]]:
         cli.write_config(f"127.0.0.1:{port}", None)
         command = [program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--disable-runtime-dependency-installation"]
-        env = flower_environment(home / "flower", {"RAY_TMPDIR": str(home)})
+        env = flower_environment(home / "flower", {"RAY_TMPDIR": str(home)} | (extra or {}))
         leaders.append(start(command, mark=mark, env=env, log=log).pid)
         _await_health(f"http://127.0.0.1:{port}/health", leaders[0], log)
-        yield cli, mark
+        yield cli
     finally:
         end(mark, leaders)
         shutil.rmtree(home, ignore_errors=True)
