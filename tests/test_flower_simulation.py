@@ -59,12 +59,12 @@ def test_a_stopped_simulation_goes_on_under_another_engine(tmp_path: Path) -> No
         np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
 
 
-def test_nothing_is_left_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MARK", f"interrupted-{os.getpid()}")
-    with pytest.raises(KeyboardInterrupt), engine._superlink(tmp_path / "superlink.log"):
-        assert marked(engine.MARK)
+def test_nothing_is_left_after_an_interruption(tmp_path: Path) -> None:
+    mark = f"interrupted-{os.getpid()}"
+    with pytest.raises(KeyboardInterrupt), engine.simulation_superlink(tmp_path / "superlink.log", mark):
+        assert marked(mark)
         raise KeyboardInterrupt
-    assert not marked(engine.MARK)
+    assert not marked(mark)
 
 
 def test_more_than_a_thousand_nodes_are_refused(tmp_path: Path) -> None:
