@@ -181,7 +181,7 @@ def _silent_when_training(request: Request, reply: Reply) -> Reply | Failure:
 
 
 def test_too_few_nodes_end_with_one_clear_line(tmp_path: Path, split: Split) -> None:
-    folder = prepare(tmp_path, split, rounds=RoundSettings(rounds=1, min_nodes=4, deadline_seconds=0.5))
+    folder = prepare(tmp_path, split, rounds=RoundSettings(rounds=1, min_nodes=4, wait_seconds=0.5))
     with pytest.raises(FederationError, match="3 nodes came within"):
         run(folder, FaultyExchange(folder))
 
@@ -230,3 +230,19 @@ def test_a_stop_leaves_a_checkpoint(tmp_path: Path, split: Split) -> None:
     outcome = run(folder, resumed)
     assert resumed.trained[0] == 3
     np.testing.assert_array_equal(outcome.shared["item_table"], expected.shared["item_table"])
+
+
+def test_a_node_that_misses_its_first_hello_is_asked_again(tmp_path: Path, split: Split) -> None:
+    folder = prepare(tmp_path, split, nodes=2, rounds=RoundSettings(rounds=1, min_nodes=2, wait_seconds=30))
+    missed = 0
+
+    def deaf(request: Request, reply: Reply) -> Reply | Failure:
+        nonlocal missed
+        if request.kind == "hello" and missed < 3:
+            missed += 1
+            return Failure("no answer")
+        return reply
+
+    assert run(folder, FaultyExchange(folder, {"1": deaf})).finished
+    assert missed == 3
+    assert all(record["nodes"] == 2 for record in records(folder))

@@ -186,13 +186,15 @@ class Coordinator:
         return read_update(reply, self._layout, self._hosted[node], self.task.settings.clip_norm)
 
     def _meet(self) -> list[str]:
-        """Ids of the nodes that are there and run this task; waits for the minimum until the deadline."""
-        deadline = time.monotonic() + self.task.rounds.deadline_seconds
+        """Ids of the nodes that are there and run this task; waits `wait_seconds` for the minimum."""
+        deadline = time.monotonic() + self.task.rounds.wait_seconds
         while True:
             present = self._exchange.nodes()
             strangers = {node: Request("hello", 0) for node in present if node not in self._hosted}
             if strangers:
-                answers = self._exchange.exchange(strangers, max(1.0, deadline - time.monotonic()))
+                # A node may be listed and yet be gone, or busy with the last message of a killed coordinator.
+                left = max(1.0, deadline - time.monotonic())
+                answers = self._exchange.exchange(strangers, min(self.task.rounds.deadline_seconds, left))
                 known, refused = sift(strangers, answers, self._read_hello)
                 self._hosted |= known
                 for node, reason in refused.items():
@@ -202,7 +204,7 @@ class Coordinator:
                 return here
             if time.monotonic() > deadline:
                 raise FederationError(
-                    f"{len(here)} nodes came within {self.task.rounds.deadline_seconds:g} s: expected at least "
+                    f"{len(here)} nodes came within {self.task.rounds.wait_seconds:g} s: expected at least "
                     f"{self.task.rounds.min_nodes}; start more nodes or lower federation.min_nodes"
                 )
             time.sleep(POLL_SECONDS)
