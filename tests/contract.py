@@ -43,7 +43,7 @@ class RecommenderContract:
     @pytest.fixture(scope="class")
     @classmethod
     def recommender(cls) -> Recommender:
-        raise NotImplementedError
+        raise NotImplementedError("each subclass gives its recommender")
 
     @pytest.fixture(scope="class")
     @classmethod

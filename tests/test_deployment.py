@@ -96,7 +96,7 @@ def test_killed_node_costs_its_update_and_killed_coordinator_goes_on(
         federation.run_and_wait(run, app_folder(), on_event=interfere)
     assert killer.was_working
     federation.restart_node(1, wait=False)
-    assert federation.resume(run, app_folder())
+    assert federation.run_and_wait(run, app_folder())
     records = [json.loads(line) for line in (run / "coordinator" / "rounds.jsonl").read_text().splitlines()]
     assert [record["round"] for record in records] == [1, 2, 3]
     assert records[0]["nodes"] == 3 and not records[0]["failures"]

@@ -58,7 +58,7 @@ class FakeGrid(Grid):
         return None
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
+        raise NotImplementedError("the exchange must not use this part of the Grid")
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.answers)
@@ -102,7 +102,7 @@ class FakeGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        raise NotImplementedError
+        raise NotImplementedError("the exchange must not use this part of the Grid")
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds

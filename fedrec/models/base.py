@@ -44,6 +44,8 @@ class Recommender(ABC):
     kind: ClassVar[str]
     #: True if one pass over all users gives the final model (counts and closed forms).
     one_round: ClassVar[bool] = False
+    #: True if a round is one sweep of the centralised algorithm, so that both need equally many.
+    round_is_sweep: ClassVar[bool] = False
     #: How many users `compute_updates` likes to get at once (so that a chunk stays in the cache).
     chunk_users: ClassVar[int] = 256
 

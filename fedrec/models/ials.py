@@ -59,6 +59,7 @@ class Ials(Recommender):
     """Alternating least squares whose user half never leaves the device."""
 
     kind: ClassVar[str] = "ials"
+    round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
 
     def __init__(self, config: IalsConfig) -> None:

@@ -17,6 +17,9 @@ ModelConfig = Annotated[
     PopularityConfig | ItemKnnConfig | EaseConfig | IalsConfig | MfConfig, Field(discriminator="kind")
 ]
 
+#: The values of `kind`.
+KINDS = tuple(model.kind for model in (Popularity, ItemKnn, Ease, Ials, MatrixFactorisation))
+
 
 def build(config: ModelConfig) -> Recommender:
     """The recommender of a configuration."""

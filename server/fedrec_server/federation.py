@@ -167,6 +167,9 @@ class Federation:
         """
         run_dir = run_dir.resolve()
         check_nodes(run_dir, self.record.nodes)
+        superlink = self.record.pids.get("superlink")
+        if superlink is None or not is_alive(superlink):
+            self.restart_superlink()
         self._clear()
         for k in range(self.record.nodes):
             _point(self.parts.node_home(k) / "data", run_dir / "nodes" / str(k))
@@ -183,30 +186,14 @@ class Federation:
         on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Run (or go on with) a run until it ends; whether it finished all rounds.
+        """Run, or go on with, a run until it ends; whether it finished all rounds.
+
+        A run whose coordinator or SuperLink was killed goes on as a new Flower run after its last checkpoint.
 
         Raises:
             FedrecError: whatever ended the coordinator.
         """
         return self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
-
-    def resume(
-        self,
-        run_dir: Path,
-        app: Path,
-        *,
-        on_event: Callable[[Event], None] = lambda event: None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> bool:
-        """Go on after the coordinator or the SuperLink was killed, as a new Flower run; see `run_and_wait`.
-
-        Raises:
-            FedrecError: whatever ended the coordinator.
-        """
-        pid = self.record.pids.get("superlink")
-        if pid is None or not is_alive(pid):
-            self.restart_superlink()
-        return self.run_and_wait(run_dir, app, on_event=on_event, stop=stop)
 
     def kill_coordinator(self) -> None:
         """Kill the process in which Flower runs the coordinator.

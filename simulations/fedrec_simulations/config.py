@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import ConfigError
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.registry import ModelConfig
+from fedrec.models.registry import KINDS, ModelConfig, build
 
 
 class Section(BaseModel):
@@ -103,7 +103,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _one_round_models_need_everybody(self) -> Config:
-        if self.model.kind in ("popularity", "item_knn", "ease") and self.federation.sampling_rate < 1.0:
+        if build(self.model).one_round and self.federation.sampling_rate < 1.0:
             raise ValueError(
                 f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes one "
                 "round with everybody; set it to 1"
@@ -181,8 +181,7 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _problem(item: Any) -> str:
     """One validation error as text: where, what was given, what was expected."""
-    tags = {"popularity", "item_knn", "ease", "ials", "mf"}
-    where = [str(part) for part in item["loc"] if part not in tags]
+    where = [str(part) for part in item["loc"] if part not in KINDS]
     place = ".".join(where) or "top level"
     if item["type"] == "extra_forbidden":
         known = _keys_near(where[:-1])

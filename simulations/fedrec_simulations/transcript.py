@@ -199,11 +199,11 @@ def _resumed(federation: Federation, run_dir: Path, transcript: Transcript) -> N
             federation.kill_superlink()
 
     try:
-        federation.resume(run_dir, app_folder(), on_event=cut_superlink)
+        federation.run_and_wait(run_dir, app_folder(), on_event=cut_superlink)
     except FederationError as error:
         transcript.say(f"engine: {error}")
     transcript.say("SuperLink started again on its database, coordinator resumed")
-    finished = federation.resume(run_dir, app_folder(), on_event=transcript.round)
+    finished = federation.run_and_wait(run_dir, app_folder(), on_event=transcript.round)
     outcome = read_outcome(run_dir, finished)
     transcript.say(f"run finished: {outcome.finished}, after {outcome.rounds} rounds")
     _tell_flowers_view(federation, transcript)

@@ -65,7 +65,7 @@ def fit_twin(config: Config, split: Split, categories: NDArray[np.float32] | Non
 def _choose(config: Config, recommender: Recommender, split: Split) -> int:
     if recommender.one_round:
         return 1
-    if config.model.kind == "ials" or split.validation is None:
+    if recommender.round_is_sweep or split.validation is None:
         return config.federation.rounds
     best = (-1.0, EPOCHS[0])
     for epochs in EPOCHS:

@@ -78,7 +78,7 @@ def federation_run(
         FederationError: there is no federation in the folder.
         FedrecError: whatever ended the coordinator.
     """
-    finished = Federation.open(folder).resume(run_dir, app_folder(), on_event=on_event, stop=stop)
+    finished = Federation.open(folder).run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
     return read_outcome(run_dir, finished)
 
 
