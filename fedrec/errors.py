@@ -8,7 +8,10 @@
     ├── RoundAbandoned               exit 7   fewer nodes answered than the minimum, too many times in a row
     ├── ProtocolError                exit 8   a message does not follow the round protocol
     ├── FederationError              exit 9   the deployment could not be started, reached or stopped
-    └── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
+    ├── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
+    ├── BudgetExhausted              exit 11  the next release would exceed the privacy budget; nothing was released
+    ├── LedgerTampered               exit 12  the privacy ledger does not hold together; nothing is released
+    └── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
 
 Exit 0 is success, exit 2 a wrong command line (the convention of the shell), exit 130 an interruption that
 left a checkpoint. A message is one line: what was given, what was expected, what to do.
@@ -69,3 +72,21 @@ class EnvironmentProblem(FedrecError):  # noqa: N818
     """Something is missing from the installation."""
 
     exit_code = 10
+
+
+class BudgetExhausted(FedrecError):  # noqa: N818
+    """The next release would exceed the privacy budget of a data subject; nothing was released."""
+
+    exit_code = 11
+
+
+class LedgerTampered(FedrecError):  # noqa: N818
+    """The privacy ledger was edited, cut or is incomplete; nothing is released on its word."""
+
+    exit_code = 12
+
+
+class PrivacyRefused(FedrecError):  # noqa: N818
+    """A setting or a round whose stated guarantee would be false or meaningless."""
+
+    exit_code = 13

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import Interactions
+from fedrec.data.interactions import IntArray, Interactions
 from fedrec.data.split import Split
 from fedrec.data.splits import load_shard, save_shard
-from fedrec.errors import ProtocolError, RunError
+from fedrec.errors import PrivacyRefused, ProtocolError, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.learning.local_training import in_cohort, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
@@ -26,8 +26,10 @@ from fedrec.learning.settings import NodeSettings
 from fedrec.learning.updates import State
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.registry import ModelConfig, build, parse
+from fedrec.privacy.terms import PrivacyTerms
 from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_client.local_state import LocalStore
+from fedrec_client.private_training import PrivateTraining
 
 Matrix = NDArray[np.float32]
 
@@ -43,6 +45,8 @@ class Node:
         evaluation: EvaluationSettings,
         store: LocalStore,
         categories: Matrix | None = None,
+        privacy: PrivacyTerms | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._split = split
         self._recommender: Recommender = build(model)
@@ -51,8 +55,15 @@ class Node:
         self._store = store
         self._categories = categories
         self._n_items = split.train.n_items
-        self.config_hash = config_hash(model, settings, evaluation, split.train.item_ids)
+        self.config_hash = config_hash(model, settings, evaluation, split.train.item_ids, privacy)
         self._learnable: dict[str, Interactions] = {}
+        self._private = None
+        if privacy is not None:
+            assert split.user_key is not None
+            self._private = PrivateTraining(
+                self._recommender, settings, privacy, split.user_key, self._n_items, folder
+            )
+        self._privacy = privacy
 
     def handle(self, request: Request) -> Reply:
         """Serve one request.
@@ -90,6 +101,8 @@ class Node:
         return _reply(request, {}, {"users": users, "config": self.config_hash})
 
     def _train(self, request: Request) -> Reply:
+        if self._private is not None:
+            return self._train_privately(self._private, request)
         round_key = RoundKey(self._settings.seed, request.round)
         batch = self._split.batch(self._part(request.phase))
         local = self._state_before(request.phase, request.round)
@@ -104,14 +117,37 @@ class Node:
             self._settings.clip_norm,
             self._n_items,
         )
+        self._keep(request, local, changed, cohort, persist=bool(request.meta.get("persist", True)))
+        layout = self._recommender.layout(self._n_items, request.round)
+        update = layout.flatten(total.blocks).astype(np.float32)
+        return _reply(request, {"update": update}, dict(total.numbers()))
+
+    def _train_privately(self, private: PrivateTraining, request: Request) -> Reply:
+        """The same under the run's privacy plan: bounded, charged before it leaves, and never computed twice."""
+        earlier = private.earlier(request)
+        if earlier is not None:
+            return earlier
+        batch = self._split.batch(self._part(request.phase))
+        local = self._state_before(request.phase, request.round)
+        reply, changed, cohort = private.train(request, local, batch)
+        # Personal state first: a node killed here has released nothing and does the round again.
+        self._keep(request, local, changed, cohort, persist=True)
+        return private.release(request, reply)
+
+    def _keep(
+        self, request: Request, local: State, changed: State, cohort: IntArray, *, persist: bool
+    ) -> None:
         after = {name: values.copy() for name, values in local.items()}
         for name, values in changed.items():
             after[name][cohort] = values
-        self._store.put(request.phase, request.round, after, persist=bool(request.meta.get("persist", True)))
-        update = self._recommender.layout(self._n_items).flatten(total.blocks).astype(np.float32)
-        return _reply(request, {"update": update}, dict(total.numbers()))
+        self._store.put(request.phase, request.round, after, persist=persist)
 
     def _evaluate(self, request: Request) -> Reply:
+        if self._privacy is not None and self._privacy.metrics == "none":
+            raise PrivacyRefused(
+                "evaluation is refused: sums of metrics are not covered by the privacy plan; "
+                "set privacy.metrics = 'exact' to let them out unprotected"
+            )
         target = self._split.target(request.phase)
         if target is None:
             raise ProtocolError(
@@ -152,10 +188,16 @@ def _reply(request: Request, arrays: State, meta: dict[str, Any]) -> Reply:
 
 
 def config_hash(
-    model: ModelConfig, settings: NodeSettings, evaluation: EvaluationSettings, item_ids: np.ndarray[Any, Any]
+    model: ModelConfig,
+    settings: NodeSettings,
+    evaluation: EvaluationSettings,
+    item_ids: np.ndarray[Any, Any],
+    privacy: PrivacyTerms | None = None,
 ) -> str:
-    """Fingerprint of everything that nodes and coordinator must agree on, the catalogue included."""
+    """Fingerprint of everything that nodes and coordinator must agree on, catalogue and privacy plan included."""
     parts = [part.model_dump_json() for part in (model, settings, evaluation)]
+    if privacy is not None:
+        parts += [privacy.plan.model_dump_json(), privacy.run, privacy.metrics]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update("\0".join(item_ids.tolist()).encode())
     return digest.hexdigest()
@@ -168,14 +210,16 @@ def write_node(
     settings: NodeSettings,
     evaluation: EvaluationSettings,
     categories: Matrix | None = None,
+    privacy: PrivacyTerms | None = None,
 ) -> None:
     """Lay out a node's folder; what it holds is for this node alone. categories [I, G] are public."""
     folder.mkdir(parents=True, exist_ok=True)
     if categories is not None:
         write_arrays(folder / "catalog.safetensors", {"categories": categories})
     save_shard(split, folder / "shard.npz")
-    parts = {"model": model, "settings": settings, "evaluation": evaluation}
-    write_json(folder / "node.json", {name: part.model_dump(mode="json") for name, part in parts.items()})
+    parts = {"model": model, "settings": settings, "evaluation": evaluation, "privacy": privacy}
+    plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
+    write_json(folder / "node.json", plain)
 
 
 def open_node(folder: Path) -> Node:
@@ -198,4 +242,6 @@ def open_node(folder: Path) -> Node:
         EvaluationSettings.model_validate(config["evaluation"]),
         LocalStore(folder / "local"),
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
+        PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None,
+        folder,
     )

@@ -21,6 +21,7 @@ from fedrec.evaluation.metrics import all_metrics, diversity
 from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.keys import Purpose, key, uniform, user_keys
 from fedrec.learning.updates import State
 from fedrec.models.base import Recommender
 from fedrec.ranking.top_n import top_n
@@ -60,7 +61,7 @@ def evaluate(
     Raises:
         DataError: scores, histories and held-out items do not fit together.
     """
-    judged = np.flatnonzero(target.counts > 0)
+    judged = np.flatnonzero((target.counts > 0) & _chosen(target, settings, seed))
     # Someone must be scored to learn the size of the catalogue, judged or not.
     rows = judged if len(judged) else np.arange(min(len(history), 1), dtype=np.int64)
     sums, start, size = None, 0, 1
@@ -108,6 +109,14 @@ def evaluate_batch(
         diversity=diversities,
         unscored=np.array([unscored.sum()], dtype=np.float64),
     )
+
+
+def _chosen(target: UserBatch, settings: EvaluationSettings, seed: int) -> NDArray[np.bool_]:
+    """[U] who is judged; the same users under every method and on every node."""
+    if settings.judged_part == 1.0:
+        return np.ones(len(target), dtype=bool)
+    coins = uniform(user_keys(key(seed, Purpose.JUDGED), target.user), 1)[:, 0]
+    return np.asarray(coins < settings.judged_part)
 
 
 def _unjudged(history: UserBatch, settings: EvaluationSettings, n_items: int) -> MetricSums:

@@ -20,6 +20,7 @@ class EvaluationSettings(BaseModel):
         bootstrap: B, number of bootstrap replicates behind the intervals; 0: no intervals.
         sampled: measure against `negatives` sampled items (for comparison with papers).
         full: measure against all unseen items (the protocol on which decisions are taken).
+        judged_part: part of the users who are judged, chosen by a hash of the user; for very large populations.
         list_k: length of the lists behind coverage, novelty, Gini and diversity; 0: these are not measured.
     """
 
@@ -31,6 +32,7 @@ class EvaluationSettings(BaseModel):
     bootstrap: int = Field(default=200, ge=0, le=10_000)
     sampled: bool = True
     full: bool = True
+    judged_part: float = Field(default=1.0, gt=0, le=1)
     list_k: int = Field(default=10, ge=0)
 
     @model_validator(mode="after")

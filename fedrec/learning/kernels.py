@@ -40,8 +40,11 @@ def add_scalars(
 ) -> None:
     """The same for scalar rows: total [I], values [N]."""
     for u in range(len(indptr) - 1):
+        s = scale[u]
+        if s == 0.0:
+            continue
         for n in range(indptr[u], indptr[u + 1]):
-            total[row[n]] += scale[u] * values[n]
+            total[row[n]] += s * values[n]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -68,13 +71,14 @@ def gram_into(
 def squared_row_norms(
     indptr: NDArray[np.int64], values: NDArray[np.floating], out: NDArray[np.float64]
 ) -> None:
-    """out[u] = Σ |values[n]|² over all n of user u, rows in single and their sum in double precision."""
+    """out[u] = Σ |values[n]|² over all n of user u, in double precision: a bound must not hang on rounding."""
     for u in range(len(indptr) - 1):
         total = 0.0
         for n in range(indptr[u], indptr[u + 1]):
             row = values[n]
-            square = row[0] * row[0]
-            for k in range(1, row.shape[0]):
-                square += row[k] * row[k]
+            square = 0.0
+            for k in range(row.shape[0]):
+                x = np.float64(row[k])
+                square += x * x
             total += square
         out[u] = total

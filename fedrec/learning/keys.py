@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     CANDIDATE = 6
     BOOTSTRAP = 7
     SPLIT = 8
+    JUDGED = 9
+    POPULATION = 10
 
 
 def mix(x: U64) -> U64:

@@ -33,6 +33,8 @@ def train_users(
     round_key: RoundKey,
     clip_norm: float | None,
     n_items: int,
+    *,
+    zero_bad: bool = False,
 ) -> tuple[UpdateSum, State]:
     """Sum of the clipped updates of all users of the batch, and their new local state.
 
@@ -44,27 +46,15 @@ def train_users(
         round_key: seed and round.
         clip_norm: L2 bound of one user's whole update, or None.
         n_items: I.
+        zero_bad: an update that is not finite counts as zero instead of ending the round.
     """
-    total = UpdateSum(recommender.layout(n_items).zeros())
+    total = UpdateSum(recommender.layout(n_items, round_key.round).zeros())
     after = {name: values.copy() for name, values in local.items()}
     with one_blas_thread():
-        _add_chunks(recommender, shared, local, after, batch, round_key, clip_norm, total)
+        for where, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
+            mine = {name: values[where] for name, values in local.items()}
+            updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
+            add_clipped(total, updates, clip_norm, zero_bad=zero_bad)
+            for name, values in changed.items():
+                after[name][where] = values
     return total, after
-
-
-def _add_chunks(
-    recommender: Recommender,
-    shared: State,
-    local: State,
-    after: State,
-    batch: UserBatch,
-    round_key: RoundKey,
-    clip_norm: float | None,
-    total: UpdateSum,
-) -> None:
-    for where, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
-        mine = {name: values[where] for name, values in local.items()}
-        updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
-        add_clipped(total, updates, clip_norm)
-        for name, values in changed.items():
-            after[name][where] = values

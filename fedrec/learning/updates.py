@@ -108,7 +108,7 @@ class Block(Protocol):
         """[U] squared L2 norm of what each user would send."""
 
     def add_into(self, total: Floats, scale: Floats) -> None:
-        """Add every user's contribution times `scale` [U] to `total`."""
+        """Add every user's contribution times `scale` [U] to `total`; a scale of 0 leaves a user out, NaN or not."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class Dense:
         return np.asarray(np.square(values.reshape(len(values), -1)).sum(axis=1))
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        total += np.tensordot(scale, self.values.astype(np.float64), axes=1)
+        used = scale != 0
+        total += np.tensordot(scale[used], self.values[used].astype(np.float64), axes=1)
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,15 @@ class RowGram:
         return np.asarray(_segment_sums(np.square(self.weight), self.indptr) * own)
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        if not len(self.row):
-            return
         user = np.repeat(np.arange(len(self.factor)), np.diff(self.indptr))
         order = np.argsort(self.row, kind="stable")
+        order = order[scale[user[order]] != 0]
+        if not len(order):
+            return
         items, starts = np.unique(self.row[order], return_index=True)
-        weight = (self.weight * scale[user])[order]
+        user, weight = user[order], (self.weight * scale[user])[order]
         for item, who, w in zip(
-            items, np.split(user[order], starts[1:]), np.split(weight, starts[1:]), strict=True
+            items, np.split(user, starts[1:]), np.split(weight, starts[1:]), strict=True
         ):
             vectors = self.factor[who]
             total[item] += vectors.T @ (vectors * w[:, None])
@@ -230,18 +232,20 @@ class UpdateSum:
 
     Attributes:
         blocks: one float64 array per block.
-        users: number of users in the sum.
+        users: number of users in the sum; in a noised sum the fixed denominator that stands for it.
+        noise_std: standard deviation of the noise on every value of the flat vector; 0: none was added.
         loss, examples: summed over the users.
         clipped: how many updates were scaled down.
         norm: sum of the norms before clipping.
     """
 
     blocks: dict[str, Floats]
-    users: int = 0
+    users: float = 0
     loss: float = 0.0
     examples: float = 0.0
     clipped: int = 0
     norm: float = 0.0
+    noise_std: float = 0.0
 
     def merge(self, other: UpdateSum) -> None:
         """Add another sum of the same layout."""

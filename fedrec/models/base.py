@@ -42,8 +42,11 @@ class Recommender(ABC):
     """One recommender, federated and centralised from the same code."""
 
     kind: ClassVar[str]
-    #: True if one pass over all users gives the final model (counts and closed forms).
-    one_round: ClassVar[bool] = False
+    #: How many passes over all users give the final model (counts and closed forms); None: as many as asked for.
+    fixed_rounds: ClassVar[int | None] = None
+    #: True if a round is one step of gradient descent, to which every parameter's noise is added; sums of counts and
+    #: sufficient statistics concentrate their signal in few values and bear more noise.
+    gradient_rounds: ClassVar[bool] = False
     #: True if a round is one sweep of the centralised algorithm, so that both need equally many.
     round_is_sweep: ClassVar[bool] = False
     #: How many users `compute_updates` likes to get at once (so that a chunk stays in the cache).
@@ -57,9 +60,13 @@ class Recommender(ABC):
         """Personal state of the given user keys, every array [U, ...]; a function of (seed, user) only."""
         return {}
 
+    def noise_schedule(self, rounds: int) -> tuple[float, ...]:
+        """Relative noise of each round, for those who add noise: a round that matters more asks for less."""
+        return (1.0,) * rounds
+
     @abstractmethod
-    def layout(self, n_items: int) -> Layout:
-        """What one user sends."""
+    def layout(self, n_items: int, round_: int = 1) -> Layout:
+        """What one user sends in a round."""
 
     @abstractmethod
     def init_shared(self, n_items: int, seed: int) -> State:

@@ -39,7 +39,7 @@ class GramConfig(RecommenderConfig):
 class GramRecommender(Recommender):
     """A recommender that is a function of the Gram matrix; subclasses give `solve` and `score`."""
 
-    one_round: ClassVar[bool] = True
+    fixed_rounds: ClassVar[int | None] = 1
 
     def __init__(self, config: GramConfig) -> None:
         self._profiles = config
@@ -48,7 +48,7 @@ class GramRecommender(Recommender):
     def solve(self, gram: NDArray[np.float64]) -> State:
         """Shared state of a Gram matrix [I, I]."""
 
-    def layout(self, n_items: int) -> Layout:  # noqa: D102
+    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"gram": BlockSpec((n_items, n_items), symmetric=True)})
 
     def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102

@@ -65,7 +65,7 @@ class Ials(Recommender):
     def __init__(self, config: IalsConfig) -> None:
         self.config = config
 
-    def layout(self, n_items: int) -> Layout:  # noqa: D102
+    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         d = self.config.embedding_size
         return Layout(
             {

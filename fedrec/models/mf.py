@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
+from fedrec.learning.device_module import PublicKey, uniform_rows
 from fedrec.learning.keys import Purpose, key, normal, user_keys
 from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.learning.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
@@ -24,7 +25,7 @@ from fedrec.models import mf_kernel
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fedrec.learning.batched import Minibatch
 
@@ -64,12 +65,13 @@ class MatrixFactorisation(Recommender):
     """p_u · q_i + b_i with p_u private."""
 
     kind: ClassVar[str] = "mf"
+    gradient_rounds: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 32
 
     def __init__(self, config: MfConfig) -> None:
         self.config = config
 
-    def layout(self, n_items: int) -> Layout:  # noqa: D102
+    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout(
             {
                 "item_table": BlockSpec((n_items, self.config.embedding_size)),
@@ -181,6 +183,25 @@ class MatrixFactorisation(Recommender):
             per_group = softplus(scores[..., 1:] - scores[..., :1]).sum(-1)
         penalty = self.config.reg / 2 * mask.sum(1) * users.square().sum(1)
         return (per_group * mask).sum(1) + penalty
+
+    @property
+    def device_learning_rate(self) -> float:  # noqa: D102
+        return self.config.learning_rate
+
+    def device_rows(self, item: IntArray, user: int, step: int, key: PublicKey, n_items: int) -> IntArray:  # noqa: D102
+        return uniform_rows(item, user, step, key, n_items, self.config.negatives)
+
+    def device_module(self, rows: State, local: State) -> nn.Module:  # noqa: D102
+        from fedrec.models.mf_device import MfModule
+
+        return MfModule(rows, local, self.config.loss, self.config.reg)
+
+    def device_gradients(self, module: nn.Module, attribute: str) -> tuple[State, State]:  # noqa: D102
+        from fedrec.models.mf_device import MfModule
+
+        if not isinstance(module, MfModule):
+            raise TypeError(f"{type(module).__name__} is not the module that device_module made")
+        return module.collect(attribute)
 
     def _vectors(self, base: np.uint64, index: IntArray) -> Scores:
         d = self.config.embedding_size

@@ -1,6 +1,8 @@
 """Most popular: the baseline that every personalised recommender must beat.
 
-A user's update is a 0/1 vector over the items; the sum is the popularity. One round.
+A user's update is a 0/1 vector over the items; the sum is the popularity. One round. Counting only each user's newest
+items makes it the popularity of today, and where long histories are scaled down to hide a user (`fedrec.privacy`) it
+keeps the scaling gentle.
 """
 
 from __future__ import annotations
@@ -8,28 +10,35 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.models.selection import distinct, newest
 
 
 class PopularityConfig(RecommenderConfig):
-    """There is nothing to choose."""
+    """Configuration of the popularity.
+
+    Attributes:
+        max_items: how many of a user's newest items count; None: all.
+    """
 
     kind: Literal["popularity"] = "popularity"
+    max_items: int | None = Field(default=None, ge=1)
 
 
 class Popularity(Recommender):
-    """Scores every item by how many users have it."""
+    """Scores every item by how many users have it (among their newest items)."""
 
     kind: ClassVar[str] = "popularity"
-    one_round: ClassVar[bool] = True
+    fixed_rounds: ClassVar[int | None] = 1
 
     def __init__(self, config: PopularityConfig) -> None:
         self.config = config
 
-    def layout(self, n_items: int) -> Layout:  # noqa: D102
+    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"count": BlockSpec((n_items,))})
 
     def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
@@ -41,8 +50,8 @@ class Popularity(Recommender):
     def compute_updates(  # noqa: D102
         self, shared: State, local: State, batch: UserBatch, key: RoundKey
     ) -> tuple[Updates, State]:
-        ones = np.ones(len(batch.item), dtype=np.float64)
-        return Updates({"count": Rows(batch.indptr, batch.item, ones)}, len(batch)), {}
+        own = newest(distinct(batch), self.config.max_items)
+        return Updates({"count": Rows(own.indptr, own.item, np.ones(len(own.item)))}, len(batch)), {}
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return {"count": total.blocks["count"].astype(np.float32)}, server
@@ -54,4 +63,5 @@ class Popularity(Recommender):
         return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
 
     def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
-        return {"count": train.item_counts.astype(np.float32)}, {}
+        own = newest(distinct(train.batch(np.arange(train.n_users))), self.config.max_items)
+        return {"count": np.bincount(own.item, minlength=train.n_items).astype(np.float32)}, {}

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from fedrec.models.base import Recommender
+from fedrec.models.dp_ease import DpEase, DpEaseConfig
+from fedrec.models.dp_ials import DpIals, DpIalsConfig
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.ials import Ials, IalsConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
@@ -14,11 +16,12 @@ from fedrec.models.mf import MatrixFactorisation, MfConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 
 ModelConfig = Annotated[
-    PopularityConfig | ItemKnnConfig | EaseConfig | IalsConfig | MfConfig, Field(discriminator="kind")
+    PopularityConfig | ItemKnnConfig | EaseConfig | IalsConfig | MfConfig | DpEaseConfig | DpIalsConfig,
+    Field(discriminator="kind"),
 ]
 
 #: The values of `kind`.
-KINDS = tuple(model.kind for model in (Popularity, ItemKnn, Ease, Ials, MatrixFactorisation))
+KINDS = tuple(model.kind for model in (Popularity, ItemKnn, Ease, Ials, MatrixFactorisation, DpEase, DpIals))
 
 
 def build(config: ModelConfig) -> Recommender:
@@ -34,6 +37,10 @@ def build(config: ModelConfig) -> Recommender:
             return Ials(config)
         case MfConfig():
             return MatrixFactorisation(config)
+        case DpEaseConfig():
+            return DpEase(config)
+        case DpIalsConfig():
+            return DpIals(config)
 
 
 def parse(values: dict[str, Any]) -> ModelConfig:

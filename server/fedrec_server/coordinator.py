@@ -11,6 +11,7 @@ undisturbed run. Out of scope: what carries the messages, and presentation.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -20,19 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import FederationError, ProtocolError, RoundAbandoned, RunError
+from fedrec.errors import FederationError, PrivacyRefused, ProtocolError, RoundAbandoned, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.protocol import Exchange, Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.learning.updates import State, UpdateSum
+from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import ModelConfig, build, parse
+from fedrec.privacy.terms import PrivacyTerms
 from fedrec.wire.files import atomic_write, read_arrays, write_arrays, write_json
+from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.replies import read_update, sift
 
 Event = dict[str, Any]
 POLL_SECONDS = 0.2
+STAGED = "staged.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,13 @@ class Task:
     config_hash: str
     has_validation: bool
     has_test: bool
+    privacy: PrivacyTerms | None = None
 
     def write(self, folder: Path) -> None:
         """Write `task.json` into the coordinator's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        parts = ("model", "settings", "rounds", "evaluation")
-        plain = {name: getattr(self, name).model_dump(mode="json") for name in parts}
+        parts = ("model", "settings", "rounds", "evaluation", "privacy")
+        plain = {name: (part := getattr(self, name)) and part.model_dump(mode="json") for name in parts}
         rest = ("n_items", "config_hash", "has_validation", "has_test")
         write_json(folder / "task.json", plain | {name: getattr(self, name) for name in rest})
 
@@ -72,7 +77,11 @@ class Task:
             NodeSettings.model_validate(plain["settings"]),
             RoundSettings.model_validate(plain["rounds"]),
             EvaluationSettings.model_validate(plain["evaluation"]),
-            *(plain[name] for name in ("n_items", "config_hash", "has_validation", "has_test")),
+            plain["n_items"],
+            plain["config_hash"],
+            plain["has_validation"],
+            plain["has_test"],
+            PrivacyTerms.model_validate(plain["privacy"]) if plain["privacy"] else None,
         )
 
 
@@ -87,6 +96,7 @@ class Progress:
     stale: int = 0
     abandoned: int = 0
     records: int = 0
+    clip_norm: float = 0.0
     totals: dict[str, float] = field(
         default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
     )
@@ -120,7 +130,7 @@ class Coordinator:
         self._stop = stop
         self.task = Task.read(folder)
         self._recommender: Recommender = build(self.task.model)
-        self._layout = self._recommender.layout(self.task.n_items)
+        self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
         self._hosted: dict[str, int] = {}
         self._shared, self._server, self._progress = self._restore()
 
@@ -148,7 +158,10 @@ class Coordinator:
         number = progress.round + 1
         keep = number % self.task.rounds.checkpoint_every == 0 or number == self._last_round()
         request = Request("train", number, progress.phase, self._shared, {"persist": keep})
-        replies, failures = self._ask(request, self._read_update)
+        if self._private is not None and self._private.plan.adaptive is not None:
+            request.meta["clip_norm"] = progress.clip_norm
+        layout = self._recommender.layout(self.task.n_items, number)
+        replies, failures = self._ask(request, self._reader(layout))
         record: Event = {
             "phase": progress.phase,
             "round": number,
@@ -158,18 +171,23 @@ class Coordinator:
         if not self._enough(len(replies), len(replies) + len(failures)):
             self._abandon(record)
             return
-        total = UpdateSum(self._layout.zeros())
-        for update in replies.values():
-            total.merge(update)
+        try:
+            total, facts = self._sum(list(replies.values()), layout, number)
+        except PrivacyRefused as error:
+            self._abandon(record | {"failures": failures | {"sum": str(error)}})
+            return
         if total.users:
             self._shared, self._server = self._recommender.apply(self._shared, self._server, total)
         progress.round, progress.abandoned = number, 0
-        record |= self._describe(total) | {"seconds": time.perf_counter() - started}
+        record |= facts | self._sizes(layout) | {"seconds": time.perf_counter() - started}
         progress.totals["seconds"] += record["seconds"]
         progress.totals["bytes_up"] += record["bytes_up_per_user"]
         progress.totals["bytes_down"] += record["bytes_down_per_user"]
         if self._is_judged(number):
             record["validation"] = self._judge()
+        if self._private is not None:
+            self._checkpoint_charged(self._private, record)
+            return
         self._write_record(record)
         if keep:
             self._checkpoint()
@@ -182,8 +200,31 @@ class Coordinator:
         answers = self._exchange.exchange(requests, self.task.rounds.deadline_seconds)
         return sift(requests, answers, read)
 
-    def _read_update(self, node: str, reply: Reply) -> UpdateSum:
-        return read_update(reply, self._layout, self._hosted[node], self.task.settings.clip_norm)
+    def _reader(self, layout: Layout) -> Callable[[str, Reply], Any]:
+        """How the replies of this round are read."""
+        private, clip_norm = self._private, self._progress.clip_norm
+        if private is not None:
+            return lambda node, reply: private.read(reply, layout, self._hosted[node], clip_norm)
+        plain = self.task.settings.clip_norm
+        return lambda node, reply: read_update(reply, layout, self._hosted[node], plain)
+
+    def _sum(self, updates: list[Any], layout: Layout, number: int) -> tuple[UpdateSum, Event]:
+        """What may be applied, and what may be said of it."""
+        private, progress = self._private, self._progress
+        if private is None:
+            total = UpdateSum(layout.zeros())
+            for update in updates:
+                total.merge(update)
+            return total, _describe(total)
+        released, clip_norm = private.release(updates, layout, number, progress.clip_norm)
+        facts: Event = {
+            "users": private.plan.denominator,
+            "clip_norm": progress.clip_norm,
+            "noise_std": released.noise_std,
+            "signal_to_noise": private.signal_to_noise(released, layout),
+        }
+        progress.clip_norm = clip_norm
+        return released, facts
 
     def _meet(self) -> list[str]:
         """Ids of the nodes that are there and run this task; waits `wait_seconds` for the minimum."""
@@ -234,22 +275,18 @@ class Coordinator:
                 f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
             )
 
-    def _describe(self, total: UpdateSum) -> Event:
-        users = max(total.users, 1)
+    def _sizes(self, layout: Layout) -> Event:
+        number_bytes = 4 if self._private is None else 8
         return {
-            "users": total.users,
-            "loss": total.loss / max(total.examples, 1.0),
-            "clipped_fraction": total.clipped / users,
-            "mean_norm": total.norm / users,
-            "bytes_up_per_user": float(self._layout.size * 4),
+            "bytes_up_per_user": float(layout.size * number_bytes),
             "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
         }
 
     # Phases --------------------------------------------------------------------------------------------
 
     def _last_round(self) -> int:
-        if self._recommender.one_round:
-            return 1
+        if self._recommender.fixed_rounds is not None:
+            return self._recommender.fixed_rounds
         chosen = self._progress.best_round if self._progress.phase == "final" else 0
         return chosen or self.task.rounds.rounds
 
@@ -279,7 +316,7 @@ class Coordinator:
             "totals": progress.totals,
             "model_bytes": sum(values.nbytes for values in self._shared.values()),
         }
-        if self.task.has_test:
+        if self.task.has_test and (self.task.privacy is None or self.task.privacy.metrics == "exact"):
             result["test"] = self._evaluate().report().as_dict()
         write_json(self._folder / "result.json", result)
         progress.done = True
@@ -322,12 +359,20 @@ class Coordinator:
 
     def _restore(self) -> tuple[State, State, Progress]:
         path = self._folder / "checkpoint.safetensors"
+        if self._private is not None:
+            self._promote_charged(self._private)
         if not path.exists():
-            select = self.task.has_validation and not self._recommender.one_round
+            free = self._recommender.fixed_rounds is None and self._private is None
             (self._folder / "rounds.jsonl").unlink(missing_ok=True)
-            return *self._fresh(), Progress("select" if select else "final")
+            progress = Progress("select" if self.task.has_validation and free else "final")
+            progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
+            return *self._fresh(), progress
         arrays, header = read_arrays(path)
+        record = header.pop("record", None)
         progress = Progress(**header)
+        if record is not None:
+            self._forget_records(progress.records - 1)
+            self._append_record(record)
         self._forget_records(progress.records)
         shared = {name.removeprefix("shared/"): a for name, a in arrays.items() if name.startswith("shared/")}
         server = {name.removeprefix("server/"): a for name, a in arrays.items() if name.startswith("server/")}
@@ -338,21 +383,65 @@ class Coordinator:
             self._ask(
                 Request("persist", self._progress.round, self._progress.phase), lambda node, reply: None
             )
+        write_arrays(self._folder / "checkpoint.safetensors", self._arrays(), asdict(self._progress))
+
+    def _checkpoint_charged(self, private: PrivateRounds, record: Event) -> None:
+        """Stage the new model, charge for it, and only then let anybody see it; the record lies with it."""
+        self._progress.records += 1
+        staged = self._folder / STAGED
+        write_arrays(staged, self._arrays(), asdict(self._progress) | {"record": record})
+        private.charge(self._progress.round, _file_digest(staged))
+        staged.replace(self._folder / "checkpoint.safetensors")
+        self._append_record(record)
+        self._on_event(record)
+
+    def _promote_charged(self, private: PrivateRounds) -> None:
+        """A model staged before a kill counts if it was charged; otherwise nobody has seen it."""
+        staged = self._folder / STAGED
+        if not staged.exists():
+            return
+        try:
+            number = int(read_arrays(staged)[1]["round"])
+        except RunError:
+            staged.unlink()
+            return
+        if private.charged(number) == _file_digest(staged):
+            staged.replace(self._folder / "checkpoint.safetensors")
+        else:
+            staged.unlink()
+
+    def _arrays(self) -> State:
         arrays = {f"shared/{name}": a for name, a in self._shared.items()}
-        arrays |= {f"server/{name}": a for name, a in self._server.items()}
-        write_arrays(self._folder / "checkpoint.safetensors", arrays, asdict(self._progress))
+        return arrays | {f"server/{name}": a for name, a in self._server.items()}
 
     def _write_record(self, record: Event) -> None:
-        with (self._folder / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(record, default=float) + "\n")
+        self._append_record(record)
         self._progress.records += 1
         self._on_event(record)
+
+    def _append_record(self, record: Event) -> None:
+        with (self._folder / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(record, default=float) + "\n")
 
     def _forget_records(self, keep: int) -> None:
         """Drop the records of rounds after the checkpoint: they will be run again."""
         path = self._folder / "rounds.jsonl"
         if path.exists():
             atomic_write(path, b"".join(path.read_bytes().splitlines(keepends=True)[:keep]))
+
+
+def _describe(total: UpdateSum) -> Event:
+    users = max(total.users, 1)
+    return {
+        "users": total.users,
+        "loss": total.loss / max(total.examples, 1.0),
+        "clipped_fraction": total.clipped / users,
+        "mean_norm": total.norm / users,
+    }
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def open_coordinator(

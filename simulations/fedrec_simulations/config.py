@@ -12,18 +12,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from fedrec.errors import ConfigError
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import KINDS, ModelConfig, build
+from fedrec.privacy.settings import PrivacySettings
 
 
 class Section(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SyntheticSection(Section):
+    """Made-up users in place of the real ones, who only show how users behave (see `population`).
+
+    Attributes:
+        factor: how many made-up users per real one.
+        seed: of every draw.
+    """
+
+    factor: float = Field(gt=0)
+    seed: int = 0
 
 
 class DataSection(Section):
@@ -37,6 +50,7 @@ class DataSection(Section):
         rating_range: lowest and highest possible rating; interactions outside are dropped; None: not checked.
         min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
         core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
+        synthetic: a made-up population fitted to the data, of any size; None: the data themselves.
     """
 
     name: str = "movietweetings"
@@ -49,6 +63,7 @@ class DataSection(Section):
     rating_range: tuple[float, float] | None = None
     min_rating: float | None = None
     core: int = Field(default=1, ge=1)
+    synthetic: SyntheticSection | None = None
 
 
 class SplitSection(Section):
@@ -72,8 +87,8 @@ class SplitSection(Section):
     path: Path | None = None
 
 
-class PrivacySection(Section):
-    """What protects the users; switching protection off is said out loud in every report.
+class NoPrivacy(Section):
+    """Protection switched off, which is said out loud in every report.
 
     Attributes:
         unit: "none": clipped or not, sums are not noised, and no privacy guarantee is claimed.
@@ -82,6 +97,21 @@ class PrivacySection(Section):
 
     unit: Literal["none"]
     aggregator: Literal["plain"]
+
+
+class PrivacySection(PrivacySettings):
+    """A differential-privacy target; see `fedrec.privacy.settings`.
+
+    Attributes:
+        aggregator: "plain": the server sees every node's contribution.
+    """
+
+    aggregator: Literal["plain"]
+
+
+def _privacy_kind(section: Any) -> str:
+    unit = section.get("unit") if isinstance(section, dict) else getattr(section, "unit", None)
+    return "none" if unit in ("none", None) else "private"
 
 
 class FederationSection(RoundSettings, NodeSettings):
@@ -99,14 +129,22 @@ class Config(Section):
     model: Annotated[ModelConfig, Field()]
     federation: FederationSection = FederationSection()
     evaluation: EvaluationSettings = EvaluationSettings()
-    privacy: PrivacySection
+    privacy: Annotated[
+        Annotated[NoPrivacy, Tag("none")] | Annotated[PrivacySection, Tag("private")],
+        Discriminator(_privacy_kind),
+    ]
 
     @model_validator(mode="after")
-    def _one_round_models_need_everybody(self) -> Config:
-        if build(self.model).one_round and self.federation.sampling_rate < 1.0:
+    def _sections_fit_together(self) -> Config:
+        if build(self.model).fixed_rounds is not None and self.federation.sampling_rate < 1.0:
             raise ValueError(
-                f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes one "
-                "round with everybody; set it to 1"
+                f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes its "
+                "rounds with everybody; set it to 1"
+            )
+        if isinstance(self.privacy, PrivacySection) and self.federation.clip_norm is not None:
+            raise ValueError(
+                f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
+                "updates by privacy.clip_norm; drop federation.clip_norm"
             )
         return self
 
@@ -120,13 +158,27 @@ class Config(Section):
 
     def warnings(self) -> list[str]:
         """What every report of a run with this configuration must say."""
-        clip = self.federation.clip_norm
-        bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
-        return [
-            f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added.",
-            "NO SECURE AGGREGATION: privacy.aggregator is 'plain'; the server sees the sum of every node, "
-            "which is a single user's update where a node hosts one user.",
-        ]
+        clear = (
+            "NO SECURE AGGREGATION: privacy.aggregator is 'plain'; the server sees the {} of every node, "
+            "which is a single user's where a node hosts one user."
+        )
+        privacy = self.privacy
+        if isinstance(privacy, NoPrivacy):
+            clip = self.federation.clip_norm
+            bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
+            none = (
+                f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added."
+            )
+            return [none, clear.format("sum")]
+        lines = [clear.format("sum" if privacy.trust == "central" else "noised contribution")]
+        if privacy.noise_seed is not None:
+            seeded = "NOT PRIVATE: privacy.noise_seed is set; whoever knows it can take the noise away."
+            lines.insert(0, seeded)
+        if privacy.metrics == "exact":
+            lines.append(
+                "METRICS ARE NOT PROTECTED: privacy.metrics is 'exact'; sums of evaluation metrics are not noised."
+            )
+        return lines
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -181,7 +233,7 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _problem(item: Any) -> str:
     """One validation error as text: where, what was given, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in KINDS]
+    where = [str(part) for part in item["loc"] if part not in (*KINDS, "none", "private")]
     place = ".".join(where) or "top level"
     if item["type"] == "extra_forbidden":
         known = _keys_near(where[:-1])

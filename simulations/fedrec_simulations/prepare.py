@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.errors import ConfigError
 from fedrec_simulations.config import Config, DataSection
+from fedrec_simulations.population import synthetic_population
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
     steps.append(Binarise(data.min_rating))
     if data.core > 1:
         steps.append(KCore(data.core, data.core))
-    return clean(dataset, steps, read)
+    cleaned, report = clean(dataset, steps, read)
+    if data.synthetic is None:
+        return cleaned, report
+    made = synthetic_population(cleaned.interactions, data.synthetic.factor, data.synthetic.seed)
+    return replace(made, catalog=cleaned.catalog.align(made.interactions.item_ids)), report
 
 
 def _split(config: Config, interactions: Interactions) -> Split:
@@ -98,6 +103,7 @@ def _catalog_of(data: DataSection, split: Split) -> Catalog:
 def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningReport | None) -> Prepared:
     description = {
         "name": config.data.name,
+        "synthetic": config.data.synthetic and config.data.synthetic.model_dump(),
         "rule": config.split.model_dump(mode="json"),
         "cleaning": report.as_dict() if report else None,
         "split": splits.describe(split),

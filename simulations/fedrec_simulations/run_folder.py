@@ -31,8 +31,12 @@ from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.coordinator import Task
 from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.prepare import Prepared
+from fedrec_simulations.privacy_terms import terms_of
 
-PACKAGES = ("fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic")
+PACKAGES = (
+    "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",
+    "cryptography",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,20 @@ class RunFolder:
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
         split = prepared.split
+        # Before anything is written: a plan may be refused.
+        privacy = terms_of(config, split.train.n_users, split.train.n_items, _dataset(prepared))
         path.mkdir(parents=True, exist_ok=True)
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
         for k in range(nodes):
             shard = split if nodes == 1 else split.shard(k, nodes)
             write_node(
-                path / "nodes" / str(k), shard, config.model, node_settings, config.evaluation, categories
+                path / "nodes" / str(k),
+                shard,
+                config.model,
+                node_settings,
+                config.evaluation,
+                categories,
+                privacy,
             )
         Task(
             config.model,
@@ -77,9 +89,10 @@ class RunFolder:
             config.round_settings(),
             config.evaluation,
             split.train.n_items,
-            config_hash(config.model, node_settings, config.evaluation, split.train.item_ids),
+            config_hash(config.model, node_settings, config.evaluation, split.train.item_ids, privacy),
             split.validation is not None,
             split.test is not None,
+            privacy,
         ).write(path / "coordinator")
         write_split(split, path / "split")
         write_json(path / "data.json", prepared.description | {"nodes": nodes})
@@ -171,6 +184,12 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _dataset(prepared: Prepared) -> str:
+    """By what name the ledger knows the data: made-up users have no account with the real ones."""
+    name, made = str(prepared.description["name"]), prepared.description.get("synthetic")
+    return f"synthetic {made['factor']:g} x {name}" if made else name
 
 
 def _catalog_dict(catalog: Catalog) -> dict[str, Any]:

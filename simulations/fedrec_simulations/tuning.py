@@ -134,13 +134,13 @@ def _rounds(config: Config, split: Split) -> Iterator[tuple[int, dict[str, float
     n_items, users = split.train.n_items, split.train.n_users
     settings = config.evaluation.quick()
     node = Node(split, config.model, config.node_settings(), settings, LocalStore(None))
-    layout, like = recommender.layout(n_items), MetricSums.empty(settings, n_items)
+    like = MetricSums.empty(settings, n_items)
     shared = recommender.init_shared(n_items, rules.seed)
     server = recommender.init_server(shared)
-    last = 1 if recommender.one_round else rules.rounds
+    last = recommender.fixed_rounds or rules.rounds
     for number in range(1, last + 1):
         reply = node.handle(Request("train", number, "select", shared, {"persist": False}))
-        total = read_update(reply, layout, users, rules.clip_norm)
+        total = read_update(reply, recommender.layout(n_items, number), users, rules.clip_norm)
         if total.users:
             shared, server = recommender.apply(shared, server, total)
         if number % rules.evaluate_every == 0 or number == last:

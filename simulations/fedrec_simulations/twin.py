@@ -63,8 +63,8 @@ def fit_twin(config: Config, split: Split, categories: NDArray[np.float32] | Non
 
 
 def _choose(config: Config, recommender: Recommender, split: Split) -> int:
-    if recommender.one_round:
-        return 1
+    if recommender.fixed_rounds is not None:
+        return recommender.fixed_rounds
     if recommender.round_is_sweep or split.validation is None:
         return config.federation.rounds
     best = (-1.0, EPOCHS[0])

@@ -1,6 +1,6 @@
 """Assembles the commands, prints their answers, turns errors into one line and an exit code.
 
-    exit 0 success · 2 wrong command line · 3..10 see `fedrec.errors` · 130 interrupted, a checkpoint is left
+    exit 0 success · 2 wrong command line · 3..13 see `fedrec.errors` · 130 interrupted, a checkpoint is left
 
 A traceback means a bug in fedrec, never a user's mistake.
 """
@@ -23,6 +23,7 @@ from fedrec_simulations.cli import (
     doctor,
     evaluate,
     federation,
+    privacy,
     recommend,
     train,
     tune,
@@ -44,6 +45,7 @@ app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("compare")(compare.compare)
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(config_commands.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(federation.app, name="federation")

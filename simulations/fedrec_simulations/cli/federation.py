@@ -55,6 +55,7 @@ def run(
     from fedrec.models.registry import build
     from fedrec_simulations.cli.train import view
     from fedrec_simulations.report.page import write_page
+    from fedrec_simulations.report.privacy_facts import write_privacy
     from fedrec_simulations.report.summary import Summary
 
     engine = _engine()
@@ -62,14 +63,15 @@ def run(
     place = _run_folder(target, overrides, out, nodes)
     config = place.config
     warn(config.warnings())
-    one_round = build(config.model).one_round
-    with StopRequest() as stop, RoundProgress(config, place.records, one_round=one_round) as progress:
+    fixed = build(config.model).fixed_rounds
+    with StopRequest() as stop, RoundProgress(config, place.records, fixed_rounds=fixed) as progress:
         outcome = engine.federation_run(folder, place.path, on_event=progress, stop=stop)
     summary = Summary(place)
     if not outcome.finished:
         go_on = f"fedrec federation run {place.path} --folder {folder}"
         text = f"stopped after round {outcome.rounds} with a checkpoint; go on with: {escape(go_on)}"
         return Answer(summary.as_dict() | {"resume": go_on}, [text], INTERRUPTED)
+    write_privacy(place)
     page = write_page(place.path / "report.html", [summary])
     return Answer(summary.as_dict() | {"report": page}, view(summary, page))
 

@@ -22,9 +22,11 @@ PHASES = {"select": "choosing rounds", "final": "final training"}
 class RoundProgress:
     """Follows the coordinator's events; a context manager."""
 
-    def __init__(self, config: Config, records: Sequence[Mapping[str, Any]] = (), *, one_round: bool) -> None:
+    def __init__(
+        self, config: Config, records: Sequence[Mapping[str, Any]] = (), *, fixed_rounds: int | None
+    ) -> None:
         self._metric = config.federation.select_metric
-        self._rounds = 1 if one_round else config.federation.rounds
+        self._rounds = fixed_rounds or config.federation.rounds
         self._best: tuple[float, int] = (-1.0, 0)
         self._seconds: list[float] = []
         self._last = time.perf_counter()

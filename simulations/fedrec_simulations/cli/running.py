@@ -40,11 +40,23 @@ def lay_out(
 
 
 def drive(run: RunFolder, engine: Engine, on_event: Callable[[Event], None] = lambda event: None) -> Outcome:
-    """Train until the end or until Ctrl-C, with progress on stderr; goes on where the last checkpoint lies."""
+    """Train until the end or until Ctrl-C, with progress on stderr; goes on where the last checkpoint lies.
+
+    A run that is finished has its privacy statement.
+    """
+    outcome = _drive(run, engine, on_event)
+    if outcome.finished:
+        from fedrec_simulations.report.privacy_facts import write_privacy
+
+        write_privacy(run)
+    return outcome
+
+
+def _drive(run: RunFolder, engine: Engine, on_event: Callable[[Event], None]) -> Outcome:
     config, nodes = run.config, len(run.node_folders())
     with (
         StopRequest() as stop,
-        RoundProgress(config, run.records, one_round=build(config.model).one_round) as progress,
+        RoundProgress(config, run.records, fixed_rounds=build(config.model).fixed_rounds) as progress,
     ):
 
         def both(event: Event) -> None:

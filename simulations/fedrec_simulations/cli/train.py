@@ -15,6 +15,7 @@ from fedrec_simulations.cli.answer import INTERRUPTED, Answer, table, warn
 from fedrec_simulations.cli.options import Engine, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.running import default_folder, drive, lay_out
 from fedrec_simulations.prepare import prepare, prepare_files
+from fedrec_simulations.report.privacy_page import read_statement
 from fedrec_simulations.report.summary import Summary
 from fedrec_simulations.report.tables import COLUMNS, comparison
 from fedrec_simulations.run_folder import RunFolder
@@ -117,4 +118,8 @@ def view(summary: Summary, page: Path | None) -> list[RenderableType]:
     else:
         view = [table(summary.name, ("run", *COLUMNS), comparison([summary]))]
     where = f"report: {escape(str(page))}\n" if page else ""
+    statement = summary.run.path / "privacy.json"
+    if statement.exists():
+        said = read_statement(statement)["headline"]
+        view.append(f"privacy: {escape(said)}  ({escape(str(summary.run.path / 'privacy.html'))})")
     return [*view, f"{where}recommend: fedrec recommend {run} --user USER"]

@@ -72,7 +72,9 @@ def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -
         "rows": comparison(runs),
         "score_plots": [Markup(_scores(judged, metric)) for metric in HEADLINE] if judged else [],
         "curve_plots": [Markup(svg) for svg in _curves(runs)],
-        "loss_plots": [Markup(_loss(run)) for run in runs if len(run.records) > 1],
+        "loss_plots": [
+            Markup(_loss(run)) for run in runs if sum("loss" in record for record in run.records) > 1
+        ],
         "group_plots": [Markup(_groups(judged, metric)) for metric in HEADLINE] if judged else [],
         "group_rows": _group_rows(judged),
         "group_columns": _group_columns(judged),
@@ -162,7 +164,8 @@ def _curves(runs: Sequence[Summary]) -> list[str]:
 def _loss(run: Summary) -> str:
     lines = []
     for phase, label in (("select", "choosing rounds"), ("final", "final training")):
-        records = [r for r in run.records if r["phase"] == phase]
+        # A private run does not let the loss out.
+        records = [r for r in run.records if r["phase"] == phase and "loss" in r]
         if records:
             x, y = [r["round"] for r in records], [r["loss"] for r in records]
             lines.append(plots.Line(f"{run.name}: {label}", x, y))

@@ -66,7 +66,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, alt: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="best", fontsize=10)
 
-    return _svg(alt, (6.2, 3.4), draw)
+    return as_svg(alt, (6.2, 3.4), draw)
 
 
 def intervals(
@@ -95,7 +95,7 @@ def intervals(
             axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=10)
 
     height = 1.2 + len(rows) * max(0.36, 0.2 * len(series))
-    return _svg(alt, (6.2, height), draw)
+    return as_svg(alt, (6.2, height), draw)
 
 
 def _points(axes: Axes, found: Sequence[Estimate], where: Sequence[float], name: str, k: int) -> None:
@@ -118,7 +118,8 @@ def _points(axes: Axes, found: Sequence[Estimate], where: Sequence[float], name:
     )
 
 
-def _svg(alt: str, inches: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+def as_svg(alt: str, inches: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """What `draw` puts on one pair of axes, as SVG for a page; `alt` says it in words."""
     with _style(alt):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure.add_subplot())

@@ -1,0 +1,128 @@
+"""A node's part of a private round: who takes part, bounded updates, the contribution that the mechanism makes.
+
+Out of scope: what the noise is (`fedrec.privacy.mechanism`), booking (`private_releases`), personal state (`node`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.interactions import IntArray, UserBatch
+from fedrec.errors import ProtocolError
+from fedrec.learning.local_training import in_cohort, train_users
+from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.settings import NodeSettings
+from fedrec.learning.updates import State, UpdateSum
+from fedrec.models.base import Recommender, RoundKey
+from fedrec.models.selection import distinct
+from fedrec.privacy.adaptive import bit_sum
+from fedrec.privacy.mechanism import mechanism_of
+from fedrec.privacy.noise import NoiseSource
+from fedrec.privacy.terms import PrivacyTerms
+from fedrec_client.private_releases import PrivateReleases
+
+
+class PrivateTraining:
+    """Turns a train request into a contribution under the plan of the run.
+
+    Args:
+        recommender: the model.
+        settings: of the node.
+        terms: of the run.
+        user_key: [U] of the hosted users.
+        n_items: I.
+        folder: the node's own; None: in memory.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        settings: NodeSettings,
+        terms: PrivacyTerms,
+        user_key: IntArray,
+        n_items: int,
+        folder: Path | None,
+    ) -> None:
+        self._recommender = recommender
+        self._seed = settings.seed
+        self._plan = terms.plan
+        self._mechanism = mechanism_of(terms.plan)
+        self._n_items = n_items
+        identity = hashlib.sha256(np.ascontiguousarray(user_key).tobytes()).hexdigest()[:16]
+        self._noise = NoiseSource(terms.plan.noise_seed).derive("node", identity)
+        self._releases = PrivateReleases(terms, folder, _subject(user_key, identity))
+
+    def earlier(self, request: Request) -> Reply | None:
+        """See `PrivateReleases.earlier`."""
+        return self._releases.earlier(request)
+
+    def release(self, request: Request, reply: Reply) -> Reply:
+        """See `PrivateReleases.release`."""
+        return self._releases.release(request, reply)
+
+    def train(self, request: Request, local: State, batch: UserBatch) -> tuple[Reply, State, IntArray]:
+        """The reply, the new personal state of those who learned, and who they are (rows of the batch)."""
+        if not 1 <= request.round <= self._plan.rounds:
+            raise ProtocolError(f"round {request.round} was asked for: the plan has {self._plan.rounds}")
+        clip_norm = self._clip_norm(request)
+        # Entries of one item add up in a sum, whose norm would then be more than that of its entries.
+        batch = distinct(batch)
+        noise = self._noise.derive("round", request.round)
+        joins = self._cohort(batch, RoundKey(self._seed, request.round), noise.derive("cohort"))
+        # Who has nothing to learn from takes part with a contribution of zero, as everybody else would.
+        learners = np.flatnonzero(joins & (batch.counts > 0))
+        mine = {name: values[learners] for name, values in local.items()}
+        total, changed = self._updates(request, mine, batch.take(learners), clip_norm, noise)
+        users = int(joins.sum())
+        sent = self._mechanism.contribute(
+            self._vector(total, users, request.round), users, request.round, clip_norm, noise.derive("share")
+        )
+        reply = Reply(request.kind, request.round, request.phase, {"update": sent}, {"users": users})
+        return reply, changed, learners
+
+    def _updates(
+        self, request: Request, mine: State, batch: UserBatch, clip_norm: float, noise: NoiseSource
+    ) -> tuple[UpdateSum, State]:
+        key = RoundKey(self._seed, request.round)
+        if self._plan.unit == "interaction":
+            from fedrec.privacy.interaction import train_interactions
+
+            return train_interactions(
+                self._recommender, request.arrays, mine, batch, key, self._plan,
+                noise.derive("interactions"), self._n_items,
+            )  # fmt: skip
+        return train_users(
+            self._recommender, request.arrays, mine, batch, key, clip_norm, self._n_items, zero_bad=True
+        )
+
+    def _cohort(self, batch: UserBatch, key: RoundKey, noise: NoiseSource) -> NDArray[np.bool_]:
+        """[U] secret coins: who could foresee the cohort, as with seeded ones, would gain from no amplification."""
+        if self._plan.sampling == "everyone":
+            return np.ones(len(batch), dtype=bool)
+        if self._plan.noise_seed is not None:
+            return in_cohort(batch.user, self._plan.sampling_rate, key)
+        return np.asarray(noise.uniform(len(batch)) < self._plan.sampling_rate)
+
+    def _clip_norm(self, request: Request) -> float:
+        if self._plan.adaptive is None:
+            return self._plan.clip_norm
+        asked = request.meta.get("clip_norm")
+        if not isinstance(asked, float) or not 0.0 < asked < float("inf"):
+            raise ProtocolError(f"request has clip_norm {asked!r}: expected a positive number")
+        return asked
+
+    def _vector(self, total: UpdateSum, users: int, round_: int) -> NDArray[np.float64]:
+        flat = self._recommender.layout(self._n_items, round_).flatten(total.blocks).astype(np.float64)
+        if self._plan.adaptive is None:
+            return flat
+        return np.append(flat, bit_sum(users, total.clipped))
+
+
+def _subject(user_key: IntArray, identity: str) -> str:
+    if len(user_key) == 1:
+        return f"user:{int(user_key[0])}"
+    return f"each of the {len(user_key)} users of node {identity}"

@@ -1,0 +1,110 @@
+"""How clipped sums become a release: one small object, the same on nodes, coordinator, in audits and in sweeps.
+
+A node calls `contribute` on the sum of its users' clipped updates, contributions are `add`ed, and `release` gives
+the vector that everything after it is computed from. Which of them holds the noise depends on who is trusted:
+
+    central      contribute: the sum as it is       release: adds all the noise; the coordinator sees clean sums
+    distributed  contribute: integers and a share   release: decodes; nobody sees a sum without noise
+                 of the noise for each user
+    local        contribute: full noise for each    release: nothing to do
+                 user
+    interaction  the node trained with noise        release: nothing to do
+
+P is the length of the flat vector; with adaptive clipping its last value is the sum of (unclipped - 1/2) over the
+users, which is noised on its own terms.
+
+Out of scope: clipping, what the noise is worth (`plan`, `accounting`), and booking it before the release (`ledger`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.errors import PrivacyRefused
+from fedrec.privacy.noise import NoiseSource
+from fedrec.privacy.plan import PrivacyPlan
+
+Floats = NDArray[np.float64]
+
+#: What a node sends: float64 values or, distributed, int64 residues modulo 2^bits.
+Contribution = NDArray[Any]
+
+
+class Mechanism(Protocol):
+    """How clipped sums become a release."""
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What this mechanism carries out."""
+
+    def contribute(
+        self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
+    ) -> Contribution:
+        """[P] what a node sends for its cohort users.
+
+        Args:
+            vector: [P] sum of the users' updates, each clipped to `clip_norm`.
+            users: how many of the cohort are in it, those with a zero contribution included.
+            round_: from 1.
+            clip_norm: C of this round.
+            noise: the node's own source.
+
+        Raises:
+            PrivacyRefused: the vector is not finite, or holds something for no user.
+        """
+
+    def zero(self, size: int) -> Contribution:
+        """[size] the neutral element of `add`."""
+
+    def add(self, total: Contribution, contribution: Contribution) -> Contribution:
+        """[P] their sum; neither is changed."""
+
+    def release(
+        self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource
+    ) -> Floats:
+        """[P] the noised sum.
+
+        Args:
+            total: sum of contributions, possibly none.
+            users: how many users are in it.
+            round_: from 1.
+            clip_norm: C of this round.
+            noise: the coordinator's source.
+
+        Raises:
+            PrivacyRefused: the noise in it is less than planned, or it is not finite; nothing may be released.
+        """
+
+
+def mechanism_of(plan: PrivacyPlan) -> Mechanism:
+    """The mechanism that carries out a plan."""
+    from fedrec.privacy.central import Central, OnDevice
+    from fedrec.privacy.distributed import Distributed
+    from fedrec.privacy.local_dp import Local
+
+    if plan.unit == "interaction":
+        return OnDevice(plan)
+    if plan.trust == "distributed":
+        return Distributed(plan)
+    return Local(plan) if plan.trust == "local" else Central(plan)
+
+
+def checked(vector: Contribution, users: int) -> Floats:
+    """The vector as float64 [P].
+
+    Raises:
+        PrivacyRefused: it is not one finite vector, or nobody stands behind it.
+    """
+    values = np.asarray(vector, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise PrivacyRefused(
+            f"sum of updates of shape {values.shape}: expected one vector of finite numbers; nothing was released"
+        )
+    if users < 0 or (users == 0 and values.any()):
+        raise PrivacyRefused(
+            f"sum of updates of {users} users is not zero: expected the number of users in it"
+        )
+    return values

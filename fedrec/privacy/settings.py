@@ -1,0 +1,89 @@
+"""What a person writes about privacy: a target and who is trusted. Out of scope: what follows from it (`plan`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Unit = Literal["user", "interaction"]
+Trust = Literal["central", "distributed", "local"]
+
+
+class AdaptiveClip(BaseModel):
+    """The clip norm follows a quantile of the update norms (Andrew et al. 2021, arXiv 1905.03871).
+
+    Attributes:
+        quantile: of the norms, where the clip norm settles.
+        learning_rate: of its logarithm.
+        count_noise_multiplier: standard deviation of the noise on the count of unclipped updates, whose sensitivity
+            is 1/2; it takes its part of the budget, more so the smaller it is. A twentieth of the cohort is usual.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantile: float = Field(default=0.5, gt=0, lt=1)
+    learning_rate: float = Field(default=0.2, gt=0)
+    count_noise_multiplier: float = Field(gt=0)
+
+
+class InteractionPlan(BaseModel):
+    """Local training with DP-SGD, whose unit is one interaction.
+
+    Attributes:
+        local_steps: steps per round and user.
+        batch_rate: probability of each interaction to join a step.
+        max_interactions: newest interactions of a user that are used.
+        expected_batch: fixed public denominator of a step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    local_steps: int = Field(default=5, ge=1)
+    batch_rate: float = Field(default=0.2, gt=0, le=1)
+    max_interactions: int = Field(default=200, ge=1)
+    expected_batch: float = Field(default=20.0, gt=0)
+
+
+class PrivacySettings(BaseModel):
+    """The target.
+
+    Attributes:
+        unit: whose contribution is hidden: a whole user, or one interaction (training on the device, trust "local").
+        trust: who may see sums without noise: "central" the coordinator; "distributed" nobody; "local" nobody, and
+            every single contribution is noised in full.
+        epsilon: to be kept over all rounds.
+        delta: None: N^-1.1.
+        clip_norm: C.
+        population: N, public; None: the number of users in the data.
+        accountant: "pld" or "rdp"; trust "distributed" always takes "rdp".
+        adaptive: let the clip norm follow a quantile; trust "central" only.
+        scale, bits, survivors: of trust "distributed", see `plan.Integers`; scale None: chosen so that rounding costs
+            1 % of noise.
+        interaction: of unit "interaction".
+        metrics: "exact": sums of evaluation metrics leave the nodes unprotected.
+        ledger: folder of the account; limit_epsilon: what the account may spend over all runs (None: epsilon).
+        noise_seed: NOT PRIVATE; for simulations on public data.
+        force: go on although nothing can be learned, or epsilon protects nobody.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Unit
+    trust: Trust = "central"
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    population: int | None = Field(default=None, ge=1)
+    accountant: Literal["pld", "rdp"] = "pld"
+    adaptive: AdaptiveClip | None = None
+    scale: float | None = Field(default=None, gt=0)
+    bits: int = Field(default=32, ge=8, le=48)
+    survivors: float = Field(default=0.8, gt=0, le=1)
+    interaction: InteractionPlan | None = None
+    metrics: Literal["exact", "none"] = "none"
+    ledger: Path | None = None
+    limit_epsilon: float | None = Field(default=None, gt=0)
+    noise_seed: int | None = None
+    force: bool = False

@@ -1,0 +1,35 @@
+"""The privacy terms of one run: the plan, and where its spending is booked; the same on nodes and coordinator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fedrec.privacy.plan import PrivacyPlan
+
+#: Whether exact sums of evaluation metrics leave the nodes.
+Metrics = Literal["exact", "none"]
+
+
+class PrivacyTerms(BaseModel):
+    """What a node and the coordinator hold on to in a private run.
+
+    Attributes:
+        plan: what is released, and what bounds it.
+        run: a random name; charges and retries are booked under it.
+        dataset: whose interactions are learned from; runs on one data set share an account.
+        limit_epsilon: the most that an account may spend, over all runs.
+        ledger: folder of the ledgers; None: in the run's own folder, so that other runs are not counted.
+        metrics: "exact": sums of metrics leave the nodes, unprotected; "none": no evaluation over users.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: PrivacyPlan
+    run: str
+    dataset: str
+    limit_epsilon: float
+    ledger: Path | None = None
+    metrics: Metrics = "none"

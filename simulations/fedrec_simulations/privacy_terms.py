@@ -1,0 +1,52 @@
+"""From a configuration to the privacy plan of its run, and to the terms that nodes and coordinator hold on to."""
+
+from __future__ import annotations
+
+import secrets
+
+from fedrec.models.registry import build
+from fedrec.privacy.plan import PrivacyPlan, make_plan
+from fedrec.privacy.terms import PrivacyTerms
+from fedrec_simulations.config import Config, NoPrivacy
+
+
+def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
+    """The plan, or None where privacy is switched off.
+
+    Args:
+        config: of the run.
+        n_users: N, unless the configuration names a population.
+        n_items: I.
+
+    Raises:
+        PrivacyRefused: the guarantee would be meaningless, or nothing could be learned.
+    """
+    if isinstance(config.privacy, NoPrivacy):
+        return None
+    recommender = build(config.model)
+    rounds = recommender.fixed_rounds or config.federation.rounds
+    return make_plan(
+        config.privacy,
+        population=config.privacy.population or n_users,
+        rounds=rounds,
+        schedule=recommender.noise_schedule(rounds),
+        parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
+        sampling_rate=config.federation.sampling_rate,
+        dense_gradient=recommender.gradient_rounds,
+    )
+
+
+def terms_of(config: Config, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
+    """The terms of a new run, or None where privacy is switched off; raises what `plan_of` raises."""
+    plan = plan_of(config, n_users, n_items)
+    if plan is None or isinstance(config.privacy, NoPrivacy):
+        return None
+    privacy = config.privacy
+    return PrivacyTerms(
+        plan=plan,
+        run=secrets.token_hex(8),
+        dataset=dataset,
+        limit_epsilon=privacy.limit_epsilon or plan.target_epsilon,
+        ledger=None if privacy.ledger is None else privacy.ledger.absolute(),
+        metrics=privacy.metrics,
+    )

@@ -1,0 +1,76 @@
+"""The privacy statement of a run: the facts are gathered from its folder, and `privacy.json` and a page written.
+
+Out of scope: what the statement says of them (`fedrec.privacy.statement`), and how the page looks (`privacy_page`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from fedrec.privacy.ledger import Ledger
+from fedrec.privacy.statement import Statement, StatementFacts, statement, write_statement
+from fedrec.privacy.terms import PrivacyTerms
+from fedrec_server.coordinator import Task
+from fedrec_server.private_rounds import PrivateRounds
+from fedrec_simulations.report.privacy_page import write_privacy_page
+from fedrec_simulations.run_folder import RunFolder
+
+
+def write_privacy(run: RunFolder) -> Statement:
+    """Write `privacy.json` and `privacy.html` into the folder of a run; every run has them, private or not.
+
+    Raises:
+        RunError: the run is not finished.
+        LedgerTampered: the server's ledger does not hold together.
+    """
+    terms = Task.read(run.path / "coordinator").privacy
+    made = statement(terms.plan if terms else None, facts_of(run, terms))
+    write_statement(run.path, made)
+    write_privacy_page(run.path / "privacy.html", made)
+    return made
+
+
+def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
+    """What was so in a finished run."""
+    config, environment = run.config, json.loads((run.path / "environment.json").read_text())
+    judged = run.result.get("test") is not None
+    others = _others(run.path, terms)
+    return StatementFacts(
+        rounds=int(run.result["rounds"]),
+        engine=json.loads((run.path / "command.json").read_text())["engine"],
+        nodes=len(run.node_folders()),
+        users_per_node=_fewest_users(run),
+        aggregator=config.privacy.aggregator,
+        metrics="exact" if judged else "none",
+        selected=any(record["phase"] == "select" for record in run.records),
+        exact_numbers=() if terms else ("loss", "examples", "norms before clipping", "number clipped"),
+        code=f"fedrec {environment['fedrec']}",
+        config_hash=hashlib.sha256((run.path / "config.json").read_bytes()).hexdigest(),
+        packages=environment,
+        **others,
+    )
+
+
+def _fewest_users(run: RunFolder) -> int:
+    split, nodes = run.split, len(run.node_folders())
+    if nodes == 1:
+        return split.train.n_users
+    return min(split.shard(k, nodes).train.n_users for k in range(nodes))
+
+
+def _others(path: Path, terms: PrivacyTerms | None) -> dict[str, str | int | float | None]:
+    """The ledger, and what it knows of other runs on the same people."""
+    if terms is None:
+        return {"ledger": None}
+    rounds = PrivateRounds(terms, path / "coordinator")
+    with Ledger.open(rounds.ledger_folder, read_only=True) as ledger:
+        spent = ledger.spent(rounds.account, without=terms.run)
+    inside = "in the folder of this run, which other runs do not know of"
+    return {
+        "ledger": inside if terms.ledger is None else str(terms.ledger),
+        "other_plans": spent.plans,
+        "other_epsilon": spent.epsilon,
+        "other_delta": spent.delta,
+    }

@@ -1,0 +1,1 @@
+"""What privacy costs: the same recommenders at several budgets, as one table and one page."""
