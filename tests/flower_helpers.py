@@ -14,7 +14,10 @@ from conftest import last_out, planted
 
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.mf import MfConfig
+from fedrec.models.mf import MatrixFactorisation, MfConfig
+from fedrec.privacy.plan import make_plan
+from fedrec.privacy.settings import PrivacySettings, Trust
+from fedrec.privacy.terms import PrivacyTerms
 from fedrec_client.node import config_hash, write_node
 from fedrec_server.coordinator import Task
 
@@ -22,15 +25,33 @@ MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)
 
 
-def lay_out(folder: Path, nodes: int, rounds: RoundSettings, *, validation: bool = False) -> Path:
+def private_terms(rounds: int, n_users: int, n_items: int, trust: Trust) -> PrivacyTerms:
+    """A plan whose noise is seeded, so that engines can be compared."""
+    settings = PrivacySettings(unit="user", trust=trust, epsilon=8.0, force=True, noise_seed=11)
+    size = MatrixFactorisation(MODEL).layout(n_items).size
+    plan = make_plan(settings, population=n_users, rounds=rounds, schedule=(1.0,) * rounds, parameters=size)
+    return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0, metrics="exact")
+
+
+def lay_out(
+    folder: Path,
+    nodes: int,
+    rounds: RoundSettings,
+    *,
+    validation: bool = False,
+    trust: Trust | None = None,
+) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
     split = last_out(planted())
     if not validation:
         split = type(split)(split.train.merge(split.validation), None, split.test)
+    n_users, n_items = split.train.n_users, split.train.n_items
     settings = NodeSettings(seed=5, clip_norm=2.0)
+    terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
     for k in range(nodes):
-        write_node(folder / "nodes" / str(k), split.shard(k, nodes), MODEL, settings, EVALUATION)
-    fingerprint = config_hash(MODEL, settings, EVALUATION, split.train.item_ids)
-    task = Task(MODEL, settings, rounds, EVALUATION, split.train.n_items, fingerprint, validation, True)
+        shard = split.shard(k, nodes)
+        write_node(folder / "nodes" / str(k), shard, MODEL, settings, EVALUATION, privacy=terms)
+    fingerprint = config_hash(MODEL, settings, EVALUATION, split.train.item_ids, terms)
+    task = Task(MODEL, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms)
     task.write(folder / "coordinator")
     return folder

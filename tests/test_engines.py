@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedrec.learning.settings import RoundSettings
+from fedrec.privacy.ledger import Ledger
 from fedrec_server.coordinator import Outcome
 from fedrec_simulations.engines.deployment import run_deployment
 from fedrec_simulations.engines.flower import run_flower
@@ -40,3 +41,18 @@ def test_three_engines_one_model(tmp_path: Path) -> None:
     _assert_same(deployed, spread)
     np.testing.assert_allclose(simulated.shared["item_table"], spread.shared["item_table"], atol=1e-7)
     np.testing.assert_allclose(deployed.shared["item_table"], spread.shared["item_table"], atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.deployment
+def test_private_rounds_are_the_same_in_process_and_under_flower(tmp_path: Path) -> None:
+    """Integers: the same bits, however they were carried; and every node has booked its own releases."""
+    spread = run_in_process(flower_helpers.lay_out(tmp_path / "spread", NODES, ROUNDS, trust="distributed"))
+    folder = flower_helpers.lay_out(tmp_path / "simulated", NODES, ROUNDS, trust="distributed")
+    simulated = run_flower(folder, NODES)
+    _assert_same(simulated, spread)
+    np.testing.assert_array_equal(simulated.shared["item_table"], spread.shared["item_table"])
+    for book in [folder / "coordinator", *(folder / "nodes" / str(k) for k in range(NODES))]:
+        with Ledger.open(book / "ledger", read_only=True) as ledger:
+            (account,) = ledger.accounts()
+            assert sorted(ledger.charged(account, "run")) == [1, 2]

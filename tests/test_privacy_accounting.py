@@ -153,12 +153,13 @@ def test_example_level_privacy_says_little_about_a_user(
 
 def test_grouped_epsilon_at_its_borders() -> None:
     assert grouped_epsilon(2.0, 1.0, 9, 10, 1e-5) == gaussian_epsilon(15.0, 1e-5)
-    assert grouped_epsilon(2.0, 0.2, 5, 1, 1e-5) == pytest.approx(
-        epsilon([GaussianRelease(2.0, 5, 0.2)], 1e-5), rel=1e-3
-    )
+    one = epsilon([GaussianRelease(2.0, 5, 0.2)], 1e-5)
+    assert grouped_epsilon(2.0, 0.2, 5, 1, 1e-5) == one
+    # The whole group is at most as far apart as all its members in every batch.
+    assert 2 * one < grouped_epsilon(2.0, 0.2, 5, 2, 1e-5) < gaussian_epsilon(math.sqrt(5), 1e-5)
     assert grouped_epsilon(0.0, 0.2, 5, 10, 1e-5) == math.inf
     assert grouped_epsilon(1.0, 0.0, 5, 10, 1e-5) == grouped_epsilon(1.0, 0.5, 0, 10, 1e-5) == 0.0
-    assert grouped_epsilon(2.0, 0.2, 5, 300, 1e-5) > grouped_epsilon(2.0, 0.2, 5, 100, 1e-5)
+    assert grouped_epsilon(2.0, 0.2, 5, 40, 1e-5) > grouped_epsilon(2.0, 0.2, 5, 20, 1e-5)
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
@@ -268,8 +269,8 @@ def test_mixed_schedules_compose() -> None:
 
 
 def test_a_schedule_of_many_different_multipliers() -> None:
-    varied = [GaussianRelease(1.0 + 0.01 * k, 1, 0.05) for k in range(60)]
-    loud, quiet = [GaussianRelease(1.0, 60, 0.05)], [GaussianRelease(1.59, 60, 0.05)]
+    varied = [GaussianRelease(1.0 + 0.01 * k, 1, 0.05) for k in range(25)]
+    loud, quiet = [GaussianRelease(1.0, 25, 0.05)], [GaussianRelease(1.24, 25, 0.05)]
 
     assert epsilon(quiet, 1e-5) < epsilon(varied, 1e-5) < epsilon(loud, 1e-5)
 
@@ -281,7 +282,7 @@ multipliers = st.floats(0.5, 20.0)
 rates = st.sampled_from([0.01, 0.1, 0.5, 1.0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(z=multipliers, more=st.floats(1.01, 3.0), q=rates, steps=st.integers(1, 200))
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_more_noise_costs_less_more_steps_cost_more(
@@ -296,7 +297,7 @@ def test_more_noise_costs_less_more_steps_cost_more(
     assert cost(z, steps, q) <= cost(z, steps, 1.0) + slack
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(zs=st.lists(st.tuples(multipliers, rates), min_size=1, max_size=5), data=st.data())
 def test_a_part_costs_no_more_than_the_whole(zs: list[tuple[float, float]], data: st.DataObject) -> None:
     whole = [GaussianRelease(z, 3, q) for z, q in zs]
@@ -310,7 +311,7 @@ def test_a_part_costs_no_more_than_the_whole(zs: list[tuple[float, float]], data
         assert epsilon(shuffled, 1e-5, accountant) == pytest.approx(spent, rel=1e-3)  # type: ignore[arg-type]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(z=multipliers, q=rates, steps=st.integers(1, 100))
 def test_pld_is_never_above_rdp(z: float, q: float, steps: int) -> None:
     releases = [GaussianRelease(z, steps, q)]

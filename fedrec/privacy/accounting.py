@@ -160,6 +160,8 @@ def grouped_epsilon(
     bound = gaussian_epsilon(group_size * math.sqrt(steps) / noise_multiplier, delta)
     if sampling_rate == 1.0:
         return bound
+    if group_size == 1:
+        return epsilon([GaussianRelease(noise_multiplier, steps, sampling_rate)], delta)
     return min(bound, _mixture_epsilon(noise_multiplier, sampling_rate, steps, group_size, delta))
 
 
@@ -327,13 +329,13 @@ def _mixture_epsilon(sigma: float, q: float, steps: int, n: int, delta: float) -
     probs = [math.exp(size + k * log_q + (n - k) * log_p) for k, size in enumerate(sizes)]
     # Two passes: a coarse one finds how large the loss is, and with it how wide the grid may be.
     widest = n * n / (2 * sigma * sigma) + 10 * n / sigma
-    found, grid = math.inf, max(_GRID, widest / 2e4)
+    found, grid = math.inf, max(5 * _GRID, widest / 2e4)
     for _ in range(2):
         pld = privacy_loss_distribution.from_mixture_gaussian_mechanism(
             sigma, list(range(n + 1)), probs, value_discretization_interval=grid
         )
         found = min(found, float(pld.self_compose(steps).get_epsilon_for_delta(delta)))
-        finer = max(_GRID, found * _GRID, widest / 2e6)
+        finer = max(5 * _GRID, found * _GRID, widest / 2e6)
         if finer >= grid / 2:
             break
         grid = finer

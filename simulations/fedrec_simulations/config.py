@@ -174,6 +174,10 @@ class Config(Section):
         if privacy.noise_seed is not None:
             seeded = "NOT PRIVATE: privacy.noise_seed is set; whoever knows it can take the noise away."
             lines.insert(0, seeded)
+        if privacy.force:
+            lines.append(
+                "NOT CHECKED: privacy.force is set; whether the budget allows learning was not asked."
+            )
         if privacy.metrics == "exact":
             lines.append(
                 "METRICS ARE NOT PROTECTED: privacy.metrics is 'exact'; sums of evaluation metrics are not noised."

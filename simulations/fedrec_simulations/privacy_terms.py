@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from fedrec.errors import PrivacyRefused
 from fedrec.models.registry import build
 from fedrec.privacy.plan import PrivacyPlan, make_plan
 from fedrec.privacy.terms import PrivacyTerms
@@ -23,11 +24,17 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
     """
     if isinstance(config.privacy, NoPrivacy):
         return None
+    population = config.privacy.population or n_users
+    if population < n_users:
+        raise PrivacyRefused(
+            f"privacy.population is {population} and there are {n_users} users: delta is chosen by it, so it may "
+            "not be less; leave it out"
+        )
     recommender = build(config.model)
     rounds = recommender.fixed_rounds or config.federation.rounds
     return make_plan(
         config.privacy,
-        population=config.privacy.population or n_users,
+        population=population,
         rounds=rounds,
         schedule=recommender.noise_schedule(rounds),
         parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),

@@ -97,6 +97,11 @@ def run_trials(
     """
     if split.test is not None:
         raise ConfigError("tuning was given a test part: pass the split through without_test")
+    if any(config.privacy.unit != "none" for _, config in configs):
+        raise ConfigError(
+            "tuning trains without noise, so it cannot judge a privacy target: use `fedrec privacy sweep` with "
+            "sweep.judge = 'validation'"
+        )
     trials = []
     for trial in _results(configs, split, jobs):
         on_trial(trial)
