@@ -1,4 +1,5 @@
-"""`fedrec demo`: real, bundled data; five federated recommenders and their twins; titles for one person.
+"""`fedrec demo`: real, bundled data; six federated recommenders, one of them private, and their
+twins; titles for one person.
 
 About a minute on two cores. Out of scope: getting the most out of a model (`simulations/experiments`, `fedrec tune`).
 """
@@ -35,6 +36,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "movietweetings-ease": (),
     "movietweetings-ials": ("model.embedding_size=32", "federation.rounds=5"),
     "movietweetings-mf": (),
+    "movietweetings-dp-ease": (),
 }
 #: Whose lists are shown; fixed beforehand, since choosing it by the test part would be peeking.
 SHOWN = "movietweetings-item-knn"

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedrec.evaluation.report import Estimate
 from fedrec.wire.files import write_json
-from fedrec_simulations.config import Config
+from fedrec_simulations.config import Config, NoPrivacy
 from fedrec_simulations.run_folder import RunFolder
 from fedrec_simulations.twin import Twin
 
@@ -70,6 +70,15 @@ class Summary:
     def started(self) -> dict[str, Any]:
         """Engine and command line."""
         return _optional_json(self.run.path / "command.json") or {"engine": "in-process", "command": ""}
+
+    @property
+    def privacy(self) -> str:
+        """The guarantee in a few words; the statement beside the run has all that belongs to it."""
+        asked = self.config.privacy
+        if isinstance(asked, NoPrivacy):
+            return "none"
+        seeded = "simulated " if asked.noise_seed is not None else ""
+        return f"{seeded}epsilon {asked.epsilon:g} per {asked.unit}"
 
     @property
     def seconds(self) -> float:

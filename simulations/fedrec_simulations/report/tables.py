@@ -8,7 +8,7 @@ from fedrec.evaluation.report import Estimate
 from fedrec_simulations.report.summary import HEADLINE, Summary
 from fedrec_simulations.report.units import size
 
-COLUMNS = (*HEADLINE.values(), "95% interval", "rounds", "seconds", "up", "down")
+COLUMNS = ("privacy", *HEADLINE.values(), "95% interval", "rounds", "seconds", "up", "down")
 #: Stands for a number that there is not.
 DASH = "-"
 
@@ -29,10 +29,10 @@ def comparison(runs: Sequence[Summary]) -> list[list[str]]:
     for run in runs:
         found = [run.estimate(metric) for metric in HEADLINE]
         rounds = str(run.result.get("rounds", "unfinished"))
-        rows.append([run.name, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"])
+        rows.append([run.name, run.privacy, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"])
         rows[-1] += [size(run.bytes_up), size(run.bytes_down)]
         if run.twin:
             found = [run.twin_estimate(metric) for metric in HEADLINE]
-            rows.append(["  centralised twin", *map(number, found), bounds(found[-1])])
+            rows.append(["  centralised twin", "none", *map(number, found), bounds(found[-1])])
             rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", DASH, DASH]
     return rows
