@@ -190,9 +190,7 @@ class RowGram:
             return
         items, starts = np.unique(self.row[order], return_index=True)
         user, weight = user[order], (self.weight * scale[user])[order]
-        for item, who, w in zip(
-            items, np.split(user, starts[1:]), np.split(weight, starts[1:]), strict=True
-        ):
+        for item, who, w in zip(items, np.split(user, starts[1:]), np.split(weight, starts[1:]), strict=True):
             vectors = self.factor[who]
             total[item] += vectors.T @ (vectors * w[:, None])
 

@@ -140,7 +140,10 @@ class Coordinator:
         Raises:
             FederationError: too few nodes came before the deadline.
             RoundAbandoned: too many rounds in a row had too few valid replies.
+            BudgetExhausted: the plan does not fit beside what other runs have spent.
         """
+        if self._private is not None and not self._progress.done:
+            self._private.reserve()
         while not self._progress.done:
             self._round()
             if self._phase_is_over():

@@ -92,6 +92,15 @@ class PrivateRounds:
         released = UpdateSum(blocks, self.plan.denominator, noise_std=std)
         return released, self._next_clip_norm(clip_norm, flat)
 
+    def reserve(self) -> None:
+        """Book the whole plan before the first round; again is free.
+
+        Raises:
+            BudgetExhausted: it does not fit beside what other runs have spent.
+        """
+        with self._ledger() as ledger:
+            ledger.reserve(self.account, self.terms.run, self.plan)
+
     def charge(self, round_: int, digest: str) -> None:
         """Book a staged model; it may be shown to others once this returns.
 
@@ -99,7 +108,6 @@ class PrivateRounds:
             BudgetExhausted: the account does not hold enough.
         """
         with self._ledger() as ledger:
-            ledger.reserve(self.account, self.terms.run, self.plan)
             ledger.charge(self.account, self.terms.run, round_, digest)
 
     def charged(self, round_: int) -> str | None:

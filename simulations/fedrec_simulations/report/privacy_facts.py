@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
+from fedrec.errors import RunError
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.statement import Statement, StatementFacts, statement, write_statement
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, statement, write_statement
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec_server.coordinator import Task
 from fedrec_server.private_rounds import PrivateRounds
@@ -45,12 +48,44 @@ def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
         aggregator=config.privacy.aggregator,
         metrics="exact" if judged else "none",
         selected=any(record["phase"] == "select" for record in run.records),
+        audit=_audit(run.path / "audit.json", terms),
         exact_numbers=() if terms else ("loss", "examples", "norms before clipping", "number clipped"),
         code=f"fedrec {environment['fedrec']}",
         config_hash=hashlib.sha256((run.path / "config.json").read_bytes()).hexdigest(),
         packages=environment,
         **others,
     )
+
+
+def _audit(path: Path, terms: PrivacyTerms | None) -> AuditFacts | None:
+    """What an audit of this very plan found, if there was one.
+
+    Raises:
+        RunError: the file is none of `fedrec privacy audit`'s, or is about another plan.
+    """
+    if terms is None or not path.exists():
+        return None
+    try:
+        report = next(r for r in json.loads(path.read_text())["audits"] if r["bug"] is None)
+        plan = PrivacyPlan.model_validate_json(json.dumps(report["plan"]))
+        game = next(g for g in report["games"] if g["game"] == "directions")
+        facts = AuditFacts(
+            lower_bound=game["eps_lower_best"],
+            estimate=game["eps_estimate"],
+            canaries=game["n_canaries"],
+            largest_bound=_finite(game["largest_bound_possible"]),
+            view=game["view"],
+            verdict=report["verdict"],
+        )
+    except (ValueError, KeyError, StopIteration) as error:
+        raise RunError(f"{path} is no audit ({error!r}): write it with `fedrec privacy audit`") from error
+    if plan.model_copy(update={"noise_seed": None}) != terms.plan.model_copy(update={"noise_seed": None}):
+        raise RunError(f"{path} is about another plan than this run's: audit the run's own configuration")
+    return facts
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _fewest_users(run: RunFolder) -> int:

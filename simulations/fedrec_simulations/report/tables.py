@@ -29,7 +29,9 @@ def comparison(runs: Sequence[Summary]) -> list[list[str]]:
     for run in runs:
         found = [run.estimate(metric) for metric in HEADLINE]
         rounds = str(run.result.get("rounds", "unfinished"))
-        rows.append([run.name, run.privacy, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"])
+        rows.append(
+            [run.name, run.privacy, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"]
+        )
         rows[-1] += [size(run.bytes_up), size(run.bytes_down)]
         if run.twin:
             found = [run.twin_estimate(metric) for metric in HEADLINE]
