@@ -24,8 +24,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plan_prints_what_a_target_asks_for(capsys: Capture) -> None:
-    arguments = "--epsilon 3 --population 100000 --rounds 200 --cohort 1000 --parameters 237184".split()
-    code, document = ask(capsys, "privacy", "plan", *arguments)
+    asked = "--epsilon 3 --population 100000 --rounds 200 --cohort 1000 --parameters 237184"
+    code, document = ask(capsys, "privacy", "plan", *asked.split(" "))
     assert code == 0
     text = json.dumps(document)
     assert "0.70" in text or "0.71" in text
@@ -33,8 +33,8 @@ def test_plan_prints_what_a_target_asks_for(capsys: Capture) -> None:
 
 
 def test_plan_refuses_what_cannot_learn_and_names_a_lever(capsys: Capture) -> None:
-    arguments = "--epsilon 0.1 --population 1000 --rounds 500 --cohort 10 --parameters 1000000".split()
-    code, document = ask(capsys, "privacy", "plan", *arguments)
+    asked = "--epsilon 0.1 --population 1000 --rounds 500 --cohort 10 --parameters 1000000"
+    code, document = ask(capsys, "privacy", "plan", *asked.split(" "))
     assert code == 13 and "nothing can be learned" in document["error"] and "ratio" in document["error"]
 
 
@@ -44,7 +44,7 @@ def test_a_run_has_its_statement_and_says_its_epsilon(place: Path, capsys: Captu
     assert statement["guarantee"]["epsilon"] <= 6.0
     page = (place / "run" / "privacy.html").read_text()
     assert "What is not covered" in page and 'src="http' not in page
-    code, document = ask(capsys, "compare", place / "run", "--out", place / "compare.html")
+    code, _ = ask(capsys, "compare", place / "run", "--out", place / "compare.html")
     assert code == 0
     assert "epsilon 6 per user" in (place / "compare.html").read_text()
 

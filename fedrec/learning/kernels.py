@@ -72,13 +72,10 @@ def squared_row_norms(
     indptr: NDArray[np.int64], values: NDArray[np.floating], out: NDArray[np.float64]
 ) -> None:
     """out[u] = Σ |values[n]|² over all n of user u, in double precision: a bound must not hang on rounding."""
+    flat, width = values.reshape(-1), values.shape[1]
     for u in range(len(indptr) - 1):
         total = 0.0
-        for n in range(indptr[u], indptr[u + 1]):
-            row = values[n]
-            square = 0.0
-            for k in range(row.shape[0]):
-                x = np.float64(row[k])
-                square += x * x
-            total += square
+        own = flat[indptr[u] * width : indptr[u + 1] * width]
+        for k in range(own.shape[0]):
+            total += np.float64(own[k]) * np.float64(own[k])
         out[u] = total

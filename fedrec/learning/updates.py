@@ -142,7 +142,7 @@ class Rows:
         if self.values.ndim == 1:
             return _segment_sums(np.square(self.values, dtype=np.float64), self.indptr)
         out = np.zeros(len(self.indptr) - 1)
-        squared_row_norms(self.indptr, self.values, out)
+        squared_row_norms(self.indptr, np.ascontiguousarray(self.values), out)
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102

@@ -66,7 +66,7 @@ class MatrixFactorisation(Recommender):
 
     kind: ClassVar[str] = "mf"
     gradient_rounds: ClassVar[bool] = True
-    chunk_users: ClassVar[int] = 32
+    chunk_users: ClassVar[int] = 16
 
     def __init__(self, config: MfConfig) -> None:
         self.config = config
