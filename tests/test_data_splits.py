@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -269,3 +270,15 @@ def test_ids_that_no_table_keeps_are_refused(tmp_path: Path) -> None:
     split = leave_one_out(Interactions.from_columns(["a ", "a "], ["x", "y"]))
     with pytest.raises(DataError, match="spaces around it"):
         write_split(split, tmp_path)
+
+
+def test_random_targets_of_held_out_users_are_no_newer_than_the_rest() -> None:
+    data = planted(60, 40)
+    latest = held_out_users(data, 0.3, 0.1, seed=4)
+    drawn = held_out_users(data, 0.3, 0.1, targets="random", seed=4)
+    assert latest.test is not None and drawn.test is not None and drawn.support is not None
+    np.testing.assert_array_equal(latest.test.counts, drawn.test.counts)
+    np.testing.assert_array_equal(latest.train.item, drawn.train.item)
+    assert not np.array_equal(latest.test.item, drawn.test.item)
+    newer = np.mean([t > s for t in drawn.test.timestamp for s in drawn.support.timestamp])
+    assert 0.3 < newer < 0.7

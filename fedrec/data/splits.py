@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 Ties = Literal["file_order", "smallest_item", "largest_item"]
+#: Which interactions of a held-out user are held back.
+Targets = Literal["latest", "random"]
 TRAIN, VALIDATION, TEST, SUPPORT = range(4)
 
 
@@ -137,19 +139,22 @@ def held_out_users(
     validation_fraction: float = 0.1,
     *,
     target_fraction: float = 0.2,
+    targets: Targets = "latest",
     seed: int = 0,
 ) -> Split:
-    """Users that are never trained on: the model sees the earlier part of their history and is judged on the later.
+    """Users that are never trained on: the model sees one part of their history and is judged on the other.
 
-    The earlier part is `Split.support`, the later (at least one interaction) the test or validation part. This is
-    the protocol of Liang et al. (2018), "Variational autoencoders for collaborative filtering", section 4, with the
-    latest instead of random targets. Only users with two interactions or more are held out.
+    The part seen is `Split.support`, the other (at least one interaction) the test or validation part. With random
+    targets this is the protocol of Liang et al. (2018), "Variational autoencoders for collaborative filtering",
+    section 4; the latest are what a recommender is really asked for. Only users with two interactions or more are
+    held out.
 
     Args:
         interactions: what is split.
         test_fraction, validation_fraction: shares of the users; 0 for validation: none.
         target_fraction: share of a held-out user's interactions that is held back, rounded, at least one.
-        seed: of the draw of users.
+        targets: which of them, the "latest" or "random" ones.
+        seed: of the draws.
 
     Raises:
         ConfigError: a share does not lie in (0, 1).
@@ -167,10 +172,11 @@ def held_out_users(
     role = np.zeros(interactions.n_users, dtype=np.int64)
     role[eligible[:n_test]] = TEST
     role[eligible[n_test : n_test + n_validation]] = VALIDATION
-    targets = np.clip(np.floor(counts * target_fraction + 0.5).astype(np.int64), 1, np.maximum(counts - 1, 1))
+    held = np.clip(np.floor(counts * target_fraction + 0.5).astype(np.int64), 1, np.maximum(counts - 1, 1))
     of_row = role[interactions.user]
-    late = _age(interactions) < targets[interactions.user]
-    part = np.where(of_row == TRAIN, TRAIN, np.where(late, of_row, SUPPORT))
+    place = _age(interactions) if targets == "latest" else _shuffled(interactions, seed)
+    back = place < held[interactions.user]
+    part = np.where(of_row == TRAIN, TRAIN, np.where(back, of_row, SUPPORT))
     return _assemble(interactions, part, "no user has two interactions")
 
 
@@ -206,6 +212,16 @@ def _order_ties(interactions: Interactions, ties: Ties) -> Interactions:
     order = np.lexsort((by_item, interactions.timestamp, interactions.user))
     columns = {name: getattr(interactions, name)[order] for name in ("user", "item", "value", "timestamp")}
     return replace(interactions, **columns)
+
+
+def _shuffled(interactions: Interactions, seed: int) -> IntArray:
+    """[N] place of each interaction in a random order of the same user's."""
+    pair = interactions.user * np.int64(interactions.n_items) + interactions.item
+    draw = bits(user_keys(key(seed, Purpose.SPLIT, 1), pair), 1)[:, 0]
+    order = np.lexsort((draw, interactions.user))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order)) - np.repeat(interactions.indptr[:-1], interactions.counts)
+    return place
 
 
 def _age(interactions: Interactions) -> IntArray:

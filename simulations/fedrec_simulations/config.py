@@ -75,6 +75,7 @@ class SplitSection(Section):
         validation: hold out a validation part, too, on which rounds are chosen.
         ties: which of several last interactions with one time stamp is the last (leave_one_out).
         fraction: of interactions (temporal, per_user_ratio) or users (held_out_users) in the test part.
+        targets: what is held back of a held-out user, the "latest" fifth or a "random" one (held_out_users).
         path: of a split folder or of a file with a split column.
     """
 
@@ -84,6 +85,7 @@ class SplitSection(Section):
     validation: bool = True
     ties: Literal["file_order", "smallest_item", "largest_item"] = "file_order"
     fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    targets: Literal["latest", "random"] = "latest"
     path: Path | None = None
 
 

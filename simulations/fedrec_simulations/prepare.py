@@ -88,7 +88,9 @@ def _split(config: Config, interactions: Interactions) -> Split:
         case "per_user_ratio":
             return splits.per_user_ratio(interactions, rule.fraction, validation, seed=seed)
         case "held_out_users":
-            return splits.held_out_users(interactions, rule.fraction, validation, seed=seed)
+            return splits.held_out_users(
+                interactions, rule.fraction, validation, targets=rule.targets, seed=seed
+            )
         case _:
             return splits.leave_one_out(interactions, rule.validation, rule.ties)
 
