@@ -124,3 +124,32 @@ def test_a_single_bad_number_is_refused_and_nothing_is_added(
         add_clipped(total, updates, clip_norm)
     assert not LAYOUT.flatten(total.blocks).any()
     assert all(number == 0 for _, number in total.numbers())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+@pytest.mark.parametrize("block", list(LAYOUT.blocks))
+def test_a_bad_update_counts_as_zero_where_an_error_would_tell(bad: float, block: str) -> None:
+    updates, others = made(4, 5), made(4, 5)
+    for each in (updates, others):
+        values = each.blocks[block].values  # type: ignore[attr-defined]
+        where = values.size // 2
+        if each is updates:
+            if values.dtype == np.float32 and bad == 1e200:
+                bad = np.inf
+            values.reshape(-1)[where] = bad
+    total = UpdateSum(LAYOUT.zeros())
+    add_clipped(total, updates, 1.0, zero_bad=True)
+    (spoilt,) = np.flatnonzero(~np.isfinite(_norms(updates)))
+    expected = UpdateSum(LAYOUT.zeros())
+    add_clipped(expected, others, 1.0)
+    own = others.vector(int(spoilt), LAYOUT)
+    own *= min(1.0, 1.0 / np.linalg.norm(own))
+    np.testing.assert_allclose(
+        LAYOUT.flatten(total.blocks), LAYOUT.flatten(expected.blocks) - own, rtol=1e-6, atol=1e-9
+    )
+    assert total.users == 5, "it still counts"
+
+
+def _norms(updates: Updates) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return updates.norms()

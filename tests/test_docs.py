@@ -121,3 +121,18 @@ def test_there_is_something_to_check() -> None:
     assert sum(len(blocks(page, "python")) for page in PAGES) >= 4
     assert len(COMMANDS) >= 4
     assert sum(len(links(page)) for page in PAGES) >= 4
+
+
+PITFALLS = ROOT / "docs" / "reference" / "privacy-pitfalls.md"
+
+
+def test_every_pitfall_names_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\|([^|]*)\|$", PITFALLS.read_text("utf-8"), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 23
+    for number, cell in rows:
+        if cell.strip() == "none":
+            continue
+        found = re.search(r"`(test_\w+\.py)::(test_\w+)`", cell)
+        assert found, f"pitfall {number} names no test"
+        source = (ROOT / "tests" / found[1]).read_text("utf-8")
+        assert f"def {found[2]}(" in source, f"pitfall {number}: {found[2]} is not in {found[1]}"

@@ -67,7 +67,8 @@ def gram_into(
                 target[item[b]] += factor * x[b]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+# Sums may be reordered; that nothing is NaN or infinite may not be assumed: callers find bad updates by their norm.
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def squared_row_norms(
     indptr: NDArray[np.int64], values: NDArray[np.floating], out: NDArray[np.float64]
 ) -> None:

@@ -139,10 +139,9 @@ class Rows:
     values: NDArray[np.floating]
 
     def squared_norms(self) -> Floats:  # noqa: D102
-        if self.values.ndim == 1:
-            return _segment_sums(np.square(self.values, dtype=np.float64), self.indptr)
         out = np.zeros(len(self.indptr) - 1)
-        squared_row_norms(self.indptr, np.ascontiguousarray(self.values), out)
+        values = self.values[:, None] if self.values.ndim == 1 else self.values
+        squared_row_norms(self.indptr, np.ascontiguousarray(values), out)
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
