@@ -19,7 +19,7 @@ from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec_client.node import config_hash, write_node
-from fedrec_server.coordinator import Task
+from fedrec_server.task import Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)

@@ -17,7 +17,8 @@ from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.mf import MfConfig
 from fedrec_client.node import config_hash, open_node, write_node
-from fedrec_server.coordinator import Outcome, Task, open_coordinator
+from fedrec_server.coordinator import Outcome, open_coordinator
+from fedrec_server.task import Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)

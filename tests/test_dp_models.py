@@ -112,7 +112,7 @@ def test_no_user_ever_sends_more_than_norm_one(batch: UserBatch, config, seed: i
 @given(batches(), st.none() | st.floats(0.2, 20), st.floats(0.01, 1))
 def test_near_pairs_are_the_stated_sum(batch: UserBatch, half_life, diagonal: float) -> None:
     batch = selection.distinct(batch)
-    block = NearPairs(batch.indptr, batch.item, half_life, diagonal, N_ITEMS)
+    block = NearPairs(batch.indptr, batch.item, half_life, diagonal)
     for user in range(len(batch)):
         history = batch.item[batch.indptr[user] : batch.indptr[user + 1]]
         expected = np.zeros((N_ITEMS, N_ITEMS))

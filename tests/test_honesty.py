@@ -34,7 +34,7 @@ class Memoriser(Recommender):
 
     kind: ClassVar[str] = "memoriser"
 
-    def layout(self, n_items: int) -> Layout:
+    def layout(self, n_items: int, round_: int = 1) -> Layout:
         return Layout({"nothing": BlockSpec((1,))})
 
     def init_shared(self, n_items: int, seed: int) -> State:

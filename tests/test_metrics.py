@@ -39,7 +39,7 @@ def test_one_held_out_item_by_hand() -> None:
 
 def test_several_held_out_items_by_hand() -> None:
     r = ranks([[4, 1, 9]], opponents=7)
-    assert metrics.recall(r, 5) == pytest.approx([2 / 3])
+    assert metrics.recall(r, 5) == metrics.capped_recall(r, 5) == pytest.approx([2 / 3])
     assert metrics.precision(r, 5) == pytest.approx([2 / 5])
     assert metrics.average_precision(r, 5) == pytest.approx([(1 + 2 / 4) / 3])
     ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
@@ -52,6 +52,8 @@ def test_more_held_out_items_than_places() -> None:
     r = ranks([[1, 2, 3, 4]])
     assert metrics.ndcg(r, 2) == pytest.approx([1])
     assert metrics.recall(r, 2) == pytest.approx([0.5])
+    assert metrics.capped_recall(r, 2) == pytest.approx([1])
+    assert metrics.capped_recall(ranks([[2, 9, 11]]), 2) == pytest.approx([0.5])
     assert metrics.average_precision(r, 2) == pytest.approx([0.5])
 
 

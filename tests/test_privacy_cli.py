@@ -49,6 +49,24 @@ def test_a_run_has_its_statement_and_says_its_epsilon(place: Path, capsys: Captu
     assert "epsilon 6 per user" in (place / "compare.html").read_text()
 
 
+def test_metrics_that_stay_on_the_nodes_are_said_to(tmp_path: Path, capsys: Capture) -> None:
+    config = write_config(tmp_path, "popularity")
+    capsys.readouterr()
+    assert run("train", config, *PRIVATE, "--out", tmp_path / "run", "--no-report") == 0
+    assert "privacy.metrics is 'none'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_account_is_known_by_name_not_by_file(tmp_path: Path, capsys: Capture) -> None:
+    books = ("--set", f'privacy.ledger="{tmp_path / "books"}"', *PRIVATE)
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        config = write_config(tmp_path / place, "popularity")
+        assert run("train", config, *books, "--out", tmp_path / place / "run", "--no-report") == 0
+    named = (*books, "--set", "privacy.account=these people")
+    assert run("train", config, *named, "--out", tmp_path / "three", "--no-report") == 0
+    assert run("train", config, *named, "--out", tmp_path / "four", "--no-report") == 11
+
+
 def test_a_run_without_privacy_has_a_statement_too(tmp_path: Path, capsys: Capture) -> None:
     config = write_config(tmp_path, "popularity")
     assert run("train", config, "--out", tmp_path / "run", "--no-report") == 0

@@ -29,7 +29,8 @@ from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings, 
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_client.private_training import PrivateTraining
-from fedrec_server.coordinator import Coordinator, Outcome, Task
+from fedrec_server.coordinator import Coordinator, Outcome
+from fedrec_server.task import Task
 
 MF = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)

@@ -28,6 +28,15 @@ def recall(ranks: Ranks, k: int) -> Floats:
     return _per_user(ranks, _hits(ranks, k) / np.maximum(ranks.held, 1))
 
 
+def capped_recall(ranks: Ranks, k: int) -> Floats:
+    """[U] #{r <= k} / min(T_u, k): 1 where the list is as good as its length allows.
+
+    The "Recall@k" of Liang et al. 2018, "Variational autoencoders for collaborative filtering", WWW, section 4.2,
+    and of the work that follows it.
+    """
+    return _per_user(ranks, _hits(ranks, k) / np.clip(ranks.held, 1, k))
+
+
 def precision(ranks: Ranks, k: int) -> Floats:
     """[U] precision@k = #{r <= k} / k, also where fewer than k items could be ranked."""
     return _per_user(ranks, _hits(ranks, k) / k)
@@ -80,6 +89,7 @@ AT_K: dict[str, Callable[[Ranks, int], Floats]] = {
     "hr": hit_rate,
     "ndcg": ndcg,
     "recall": recall,
+    "capped_recall": capped_recall,
     "precision": precision,
     "f1": f1,
     "mrr": reciprocal_rank,

@@ -80,3 +80,37 @@ def squared_row_norms(
         for k in range(own.shape[0]):
             total += np.float64(own[k]) * np.float64(own[k])
         out[u] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def last_of_each(
+    indptr: NDArray[np.int64], item: NDArray[np.int64], n_items: int, out: NDArray[np.bool_]
+) -> None:
+    """out[n]: whether item[n] stands nowhere later in the history of the same user; items are 0..n_items - 1."""
+    seen_by = np.full(n_items, -1, dtype=np.int64)
+    for u in range(len(indptr) - 1):
+        for n in range(indptr[u + 1] - 1, indptr[u] - 1, -1):
+            out[n] = seen_by[item[n]] != u
+            seen_by[item[n]] = u
+
+
+@numba.njit(cache=True, nogil=True)
+def near_pairs_into(
+    total: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    item: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    scale: NDArray[np.float64],
+) -> None:
+    """total[i, j] += scale[u] * weight[distance] for pairs of user u's items, both ways round; total [I, I]."""
+    for u in range(len(indptr) - 1):
+        s = scale[u]
+        if s == 0.0:
+            continue
+        for a in range(indptr[u], indptr[u + 1]):
+            i = item[a]
+            total[i, i] += s * weight[0]
+            for distance in range(1, min(len(weight), indptr[u + 1] - a)):
+                j, value = item[a + distance], s * weight[distance]
+                total[i, j] += value
+                total[j, i] += value

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
+from fedrec.learning.kernels import near_pairs_into
 from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
@@ -80,30 +81,21 @@ class NearPairs:
         indptr, item: histories, items numbered 0..k-1.
         half_life: h, or None.
         diagonal: weight of the pair of an item with itself; that of two neighbours is 2^(-1 / h).
-        n_items: k.
     """
 
     indptr: IntArray
     item: IntArray
     half_life: float | None
     diagonal: float
-    n_items: int
 
     def squared_norms(self) -> Floats:
         """[U] 1, or 0 for an empty history."""
         return np.asarray((np.diff(self.indptr) > 0).astype(np.float64))
 
     def add_into(self, total: Floats, scale: Floats) -> None:
-        """Add every user's block times `scale` [U] to `total` [k, k], which must be contiguous in memory."""
-        owner = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
-        factor = (scale / np.sqrt(np.maximum(self._raw_squares(), 1e-300)))[owner]
-        flat, k = total.reshape(-1), self.n_items
-        for distance, weight in enumerate(self._kernel()):
-            first = self._first(distance)
-            i, j, value = self.item[first], self.item[first + distance], factor[first] * weight
-            np.add.at(flat, i * k + j, value)
-            if distance:
-                np.add.at(flat, j * k + i, value)
+        """Add every user's block times `scale` [U] to `total` [k, k]."""
+        factor = scale / np.sqrt(np.maximum(self._raw_squares(), 1e-300))
+        near_pairs_into(total, self.indptr, self.item, self._kernel(), factor)
 
     def _kernel(self) -> Floats:
         """Weight of a pair by its distance 0, 1, ..."""
@@ -115,11 +107,6 @@ class NearPairs:
             kernel = np.exp2(-np.arange(size) / self.half_life)
         kernel[0] = self.diagonal
         return kernel
-
-    def _first(self, distance: int) -> IntArray:
-        """Entries that have a partner of the same user `distance` further on."""
-        end = np.repeat(self.indptr[1:], np.diff(self.indptr))
-        return np.flatnonzero(np.arange(len(self.item)) + distance < end)
 
     def _raw_squares(self) -> Floats:
         """[U] squared norm of the upper triangle before scaling: (n - d) pairs at each distance d."""
@@ -166,9 +153,7 @@ class DpEase(Recommender):
             return Updates({"count": Rows(own.indptr, own.item, equal_weights(own))}, len(batch)), {}
         selected, n_items = shared["selected"], len(shared["count"])
         own = newest(restrict(distinct(batch), selected, n_items), self.config.history_items)
-        pairs = NearPairs(
-            own.indptr, own.item, self.config.pair_half_life, self.config.diagonal_weight, len(selected)
-        )
+        pairs = NearPairs(own.indptr, own.item, self.config.pair_half_life, self.config.diagonal_weight)
         return Updates({"gram": pairs}, len(batch)), {}
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102

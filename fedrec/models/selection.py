@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.interactions import IntArray, UserBatch
+from fedrec.learning.kernels import last_of_each
 from fedrec.learning.updates import State
 
 Floats = NDArray[np.float64]
@@ -34,12 +35,8 @@ def distinct(batch: UserBatch) -> UserBatch:
 
     Two entries of one item add up in a sum, and the norm of the sum would be more than that of its entries.
     """
-    order = np.lexsort((np.arange(len(batch.item)), batch.item, batch.row))
-    row, item = batch.row[order], batch.item[order]
-    last = np.ones(len(order), dtype=bool)
-    last[:-1] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
-    mask = np.zeros(len(order), dtype=bool)
-    mask[order[last]] = True
+    mask = np.empty(len(batch.item), dtype=np.bool_)
+    last_of_each(batch.indptr, batch.item, int(batch.item.max(initial=-1)) + 1, mask)
     return batch if mask.all() else keep(batch, mask)
 
 

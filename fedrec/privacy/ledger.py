@@ -32,7 +32,7 @@ class Account:
 
     Attributes:
         subject: who is protected: "user:KEY", or a text for many who are charged alike ("each user of node 3").
-        dataset: fingerprint of the interactions that are learned from.
+        dataset: whose interactions are learned from, by name; it must stay the same when they grow.
     """
 
     subject: str

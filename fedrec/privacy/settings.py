@@ -63,6 +63,8 @@ class PrivacySettings(BaseModel):
             1 % of noise.
         interaction: of unit "interaction".
         metrics: "exact": sums of evaluation metrics leave the nodes unprotected.
+        account: whose data these are, by name; runs under one name add up in a ledger (None: the data set,
+            or the path of the file).
         ledger: folder of the account; limit_epsilon: what the account may spend over all runs (None: epsilon).
         noise_seed: NOT PRIVATE; for simulations on public data.
         force: go on although nothing can be learned, or epsilon protects nobody.
@@ -83,6 +85,7 @@ class PrivacySettings(BaseModel):
     survivors: float = Field(default=0.8, gt=0, le=1)
     interaction: InteractionPlan | None = None
     metrics: Literal["exact", "none"] = "none"
+    account: str | None = Field(default=None, min_length=1)
     ledger: Path | None = None
     limit_epsilon: float | None = Field(default=None, gt=0)
     noise_seed: int | None = None

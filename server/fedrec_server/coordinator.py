@@ -15,92 +15,26 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedrec.errors import FederationError, PrivacyRefused, ProtocolError, RoundAbandoned, RunError
-from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.protocol import Exchange, Phase, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
+from fedrec.learning.protocol import Exchange, Reply, Request
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
-from fedrec.models.registry import ModelConfig, build, parse
-from fedrec.privacy.terms import PrivacyTerms
+from fedrec.models.registry import build
 from fedrec.wire.files import atomic_write, read_arrays, write_arrays, write_json
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.replies import read_update, sift
+from fedrec_server.task import Progress, Task
 
 Event = dict[str, Any]
 POLL_SECONDS = 0.2
 STAGED = "staged.safetensors"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a run is, apart from its data: written once, read by every start of the coordinator."""
-
-    model: ModelConfig
-    settings: NodeSettings
-    rounds: RoundSettings
-    evaluation: EvaluationSettings
-    n_items: int
-    config_hash: str
-    has_validation: bool
-    has_test: bool
-    privacy: PrivacyTerms | None = None
-
-    def write(self, folder: Path) -> None:
-        """Write `task.json` into the coordinator's folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = ("model", "settings", "rounds", "evaluation", "privacy")
-        plain = {name: (part := getattr(self, name)) and part.model_dump(mode="json") for name in parts}
-        rest = ("n_items", "config_hash", "has_validation", "has_test")
-        write_json(folder / "task.json", plain | {name: getattr(self, name) for name in rest})
-
-    @classmethod
-    def read(cls, folder: Path) -> Task:
-        """The task of a folder.
-
-        Raises:
-            RunError: there is none, or it cannot be read.
-        """
-        try:
-            plain = json.loads((folder / "task.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{folder} has no readable task.json ({error}): prepare the run first") from error
-        return cls(
-            parse(plain["model"]),
-            NodeSettings.model_validate(plain["settings"]),
-            RoundSettings.model_validate(plain["rounds"]),
-            EvaluationSettings.model_validate(plain["evaluation"]),
-            plain["n_items"],
-            plain["config_hash"],
-            plain["has_validation"],
-            plain["has_test"],
-            PrivacyTerms.model_validate(plain["privacy"]) if plain["privacy"] else None,
-        )
-
-
-@dataclass
-class Progress:
-    """Where a run stands; lies in the header of every checkpoint."""
-
-    phase: Phase
-    round: int = 0
-    best_round: int = 0
-    best_value: float = -1.0
-    stale: int = 0
-    abandoned: int = 0
-    records: int = 0
-    clip_norm: float = 0.0
-    totals: dict[str, float] = field(
-        default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
-    )
-    done: bool = False
 
 
 @dataclass(frozen=True)

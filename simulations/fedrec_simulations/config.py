@@ -172,7 +172,8 @@ class Config(Section):
                 f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added."
             )
             return [none, clear.format("sum")]
-        lines = [clear.format("sum" if privacy.trust == "central" else "noised contribution")]
+        clean = privacy.trust == "central" and privacy.unit == "user"
+        lines = [clear.format("sum" if clean else "noised contribution")]
         if privacy.noise_seed is not None:
             seeded = "NOT PRIVATE: privacy.noise_seed is set; whoever knows it can take the noise away."
             lines.insert(0, seeded)
@@ -252,6 +253,8 @@ def _problem(item: Any) -> str:
             "model": " (set model.kind)",
         }.get(place, "")
         return f"{place} is missing{hint}"
+    if not where:
+        return str(item["msg"]).removeprefix("Value error, ")
     given = json.dumps(item.get("input"), default=str)
     return f"{place} = {given[:80]}: {item['msg'].removeprefix('Value error, ')}"
 

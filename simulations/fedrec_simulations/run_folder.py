@@ -28,8 +28,8 @@ from fedrec.errors import RunError
 from fedrec.learning.updates import State
 from fedrec.wire.files import read_arrays, write_json
 from fedrec_client.node import Node, config_hash, open_node, write_node
-from fedrec_server.coordinator import Task
-from fedrec_simulations.config import Config, parse_config
+from fedrec_server.task import Task
+from fedrec_simulations.config import Config, PrivacySection, parse_config
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.privacy_terms import terms_of
 
@@ -59,8 +59,17 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def create(cls, path: Path, config: Config, prepared: Prepared, nodes: int) -> RunFolder:
+    def create(
+        cls, path: Path, config: Config, prepared: Prepared, nodes: int, *, share_split: bool = True
+    ) -> RunFolder:
         """Lay out a new run with the users spread over `nodes` nodes.
+
+        Args:
+            path: folder, made if missing.
+            config: the whole configuration.
+            prepared: the data.
+            nodes: how many nodes.
+            share_split: write the split in the data set's own ids, too; a run that is thrown away needs none.
 
         Raises:
             RunError: the folder already holds a run.
@@ -69,7 +78,7 @@ class RunFolder:
             raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
         split = prepared.split
         # Before anything is written: a plan may be refused.
-        privacy = terms_of(config, split.train.n_users, split.train.n_items, _dataset(prepared))
+        privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
         path.mkdir(parents=True, exist_ok=True)
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
         for k in range(nodes):
@@ -94,7 +103,8 @@ class RunFolder:
             split.test is not None,
             privacy,
         ).write(path / "coordinator")
-        write_split(split, path / "split")
+        if share_split:
+            write_split(split, path / "split")
         write_json(path / "data.json", prepared.description | {"nodes": nodes})
         write_json(path / "catalog.json", _catalog_dict(prepared.catalog))
         write_json(path / "environment.json", environment())
@@ -186,9 +196,13 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _dataset(prepared: Prepared) -> str:
-    """By what name the ledger knows the data: made-up users have no account with the real ones."""
+def _people(config: Config, prepared: Prepared) -> str:
+    """By what name ledgers know whose data these are; made-up users have no account with the real ones."""
+    if isinstance(config.privacy, PrivacySection) and config.privacy.account is not None:
+        return config.privacy.account
     name, made = str(prepared.description["name"]), prepared.description.get("synthetic")
+    if config.data.name == "file" and config.data.path is not None:
+        name = f"file {config.data.path.absolute()}"
     return f"synthetic {made['factor']:g} x {name}" if made else name
 
 

@@ -110,8 +110,12 @@ def finish(run: RunFolder, engine: Engine, report: bool = True) -> Answer:
 def view(summary: Summary, page: Path | None) -> list[RenderableType]:
     """What a finished run prints."""
     run = escape(str(summary.run.path))
-    if summary.result.get("test") is None:
+    if summary.result.get("test") is None and summary.has_test:
         view: list[RenderableType] = [
+            f"trained for {summary.result['rounds']} rounds; nothing was judged, since privacy.metrics is 'none'."
+        ]
+    elif summary.result.get("test") is None:
+        view = [
             f"trained for {summary.result['rounds']} rounds; there is no test part here, so nothing was judged.",
             f"Rankings for whoever holds it: fedrec evaluate {run} --rankings rankings.csv --top 100",
         ]

@@ -15,8 +15,8 @@ from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, statement, write_statement
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_server.coordinator import Task
 from fedrec_server.private_rounds import PrivateRounds
+from fedrec_server.task import Task
 from fedrec_simulations.report.privacy_page import write_privacy_page
 from fedrec_simulations.run_folder import RunFolder
 

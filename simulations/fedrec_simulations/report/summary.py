@@ -15,6 +15,7 @@ from typing import Any
 
 from fedrec.evaluation.report import Estimate
 from fedrec.wire.files import write_json
+from fedrec_server.task import Task
 from fedrec_simulations.config import Config, NoPrivacy
 from fedrec_simulations.run_folder import RunFolder
 from fedrec_simulations.twin import Twin
@@ -70,6 +71,11 @@ class Summary:
     def started(self) -> dict[str, Any]:
         """Engine and command line."""
         return _optional_json(self.run.path / "command.json") or {"engine": "in-process", "command": ""}
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part; a private run may still not look at it."""
+        return Task.read(self.run.path / "coordinator").has_test
 
     @property
     def privacy(self) -> str:

@@ -169,7 +169,10 @@ def _set_privacy(values: Values, epsilon: float, seed: int) -> None:
 def _require_metric(spec: SweepSpec, config: Config) -> None:
     settings = config.evaluation
     known = [
-        f"{p}/{m}@{k}" for p in settings.protocols for m in ("ndcg", "hr", "recall") for k in settings.ks
+        f"{p}/{m}@{k}"
+        for p in settings.protocols
+        for m in ("ndcg", "hr", "recall", "capped_recall")
+        for k in settings.ks
     ]
     if spec.sweep.metric not in known:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 from fedrec.privacy.feasibility import noise_to_clip
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement_fields import whole_user_epsilon
-from fedrec_server.coordinator import Task
+from fedrec_server.task import Task
 
 
 def of_run(folder: Path) -> dict[str, Any]:

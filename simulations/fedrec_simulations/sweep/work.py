@@ -46,7 +46,7 @@ def run_cell(cell: Cell, scratch: Path) -> CellResult:
 def _federated(cell: Cell, data: SweepData, folder: Path) -> CellResult:
     # Left over where the machine went down within this cell.
     shutil.rmtree(folder, ignore_errors=True)
-    run = RunFolder.create(folder, cell.config, data.prepared(), nodes=1)
+    run = RunFolder.create(folder, cell.config, data.prepared(), nodes=1, share_split=False)
     outcome = run_in_process(folder)
     test = outcome.result["test"]
     metrics = {name: value["value"] for name, value in test["metrics"]["all"].items()}
