@@ -259,6 +259,18 @@ def test_budget_of_earlier_runs_counts(tmp_path: Path, split: Split) -> None:
         open_node(folder / "nodes" / "0").handle(first_request(folder, split))
 
 
+def test_a_user_who_joins_does_not_give_the_others_a_new_budget(tmp_path: Path, split: Split) -> None:
+    folder = prepare(tmp_path, split)
+    run(folder)
+    node = folder / "nodes" / "0"
+    config = json.loads((node / "node.json").read_text())
+    terms = PrivacyTerms.model_validate(config["privacy"] | {"run": "another"})
+    # The same node now hosts everybody.
+    write_node(node, split, MF, NodeSettings(seed=5), EVALUATION, privacy=terms)
+    with pytest.raises(BudgetExhausted):
+        open_node(node).handle(first_request(folder, split))
+
+
 def test_a_node_without_a_folder_has_no_ledger_and_is_refused(tmp_path: Path, split: Split) -> None:
     folder = prepare(tmp_path, split, nodes=1)
     config = json.loads((folder / "nodes" / "0" / "node.json").read_text())

@@ -54,7 +54,7 @@ class PrivateTraining:
         self._n_items = n_items
         identity = hashlib.sha256(np.ascontiguousarray(user_key).tobytes()).hexdigest()[:16]
         self._noise = NoiseSource(terms.plan.noise_seed).derive("node", identity)
-        self._releases = PrivateReleases(terms, folder, _subject(user_key, identity))
+        self._releases = PrivateReleases(terms, folder, _subject(user_key, folder))
 
     def earlier(self, request: Request) -> Reply | None:
         """See `PrivateReleases.earlier`."""
@@ -122,7 +122,8 @@ class PrivateTraining:
         return np.append(flat, bit_sum(users, total.clipped))
 
 
-def _subject(user_key: IntArray, identity: str) -> str:
+def _subject(user_key: IntArray, folder: Path | None) -> str:
+    """Who is charged. A node charges all its users alike; one who joins must not begin a new book."""
     if len(user_key) == 1:
         return f"user:{int(user_key[0])}"
-    return f"each of the {len(user_key)} users of node {identity}"
+    return f"each of the users of node {folder.name if folder else 'in memory'}"
