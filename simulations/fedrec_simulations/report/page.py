@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedrec.errors import DataError, RunError
-from fedrec.wire.files import atomic_write
-from fedrec_simulations.report import plots
+from fedrec.errors import DataError
+from fedrec_simulations.report import html, plots
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary
 from fedrec_simulations.report.tables import COLUMNS, DASH, bounds, comparison, number
@@ -43,22 +41,8 @@ def write_page(
     Raises:
         RunError: the page cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("fedrec_simulations.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("template.html").render(
-        _contents(runs, comparable, examples_of or runs[-1])
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(out, html.encode())
-    except OSError as error:
-        raise RunError(f"report {out} cannot be written ({error.strerror}): give another file") from error
-    return out
+    contents = _contents(runs, comparable, examples_of or runs[-1])
+    return html.write(out, html.render("template.html", contents))
 
 
 def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -> dict[str, Any]:

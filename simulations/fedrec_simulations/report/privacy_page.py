@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedrec.errors import RunError
 from fedrec.privacy.statement import FIELDS, Statement
-from fedrec.wire.files import atomic_write
+from fedrec_simulations.report import html
 
 TITLES = {
     "unit": "Who or what is protected",
@@ -42,20 +40,7 @@ def write_privacy_page(path: Path, statement: Statement) -> Path:
     missing = [name for name in FIELDS if name not in statement]
     if missing:
         raise RunError(f"privacy statement without {', '.join(missing)}: expected all fields; write it again")
-    environment = Environment(
-        loader=PackageLoader("fedrec_simulations.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("privacy.html").render(_contents(statement))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, html.encode())
-    except OSError as error:
-        raise RunError(f"page {path} cannot be written ({error.strerror}): give another file") from error
-    return path
+    return html.write(path, html.render("privacy.html", _contents(statement)))
 
 
 def _contents(statement: Statement) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedrec.errors import RunError
 from fedrec.wire.files import atomic_write
+from fedrec_simulations.report import html
 from fedrec_simulations.report.tables import DASH
 from fedrec_simulations.sweep import plots
 from fedrec_simulations.sweep.reading import read, sentences
@@ -35,26 +35,16 @@ def write_page(folder: Path, spec: SweepSpec, points: Sequence[Point], facts: Ma
     Raises:
         RunError: a file cannot be written.
     """
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("fedrec_simulations.sweep"), PackageLoader("fedrec_simulations.report")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     panels = _panels(spec, points)
-    html = environment.get_template("sweep.html").render(_contents(spec, points, facts, panels))
+    page = html.render("sweep.html", _contents(spec, points, facts, panels), "fedrec_simulations.sweep")
     try:
         for name, (title, draw) in panels.items():
             atomic_write(folder / f"{name}.png", plots.png(draw, f"{title} ({CAVEAT})"))
-        atomic_write(folder / "sweep.html", html.encode())
     except OSError as error:
         raise RunError(
             f"page in {folder} cannot be written ({error.strerror}): give another --out"
         ) from error
-    return folder / "sweep.html"
+    return html.write(folder / "sweep.html", page)
 
 
 def _panels(spec: SweepSpec, points: Sequence[Point]) -> dict[str, tuple[str, plots.Draw]]:
