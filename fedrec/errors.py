@@ -11,7 +11,9 @@
     ├── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
     ├── BudgetExhausted              exit 11  the next release would exceed the privacy budget; nothing was released
     ├── LedgerTampered               exit 12  the privacy ledger does not hold together; nothing is released
-    └── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
+    ├── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
+    ├── AggregationRefused           exit 14  a device will not take this step of secure aggregation (`reason`: why)
+    └── AggregationAborted           exit 15  secure aggregation ended without a sum; nothing was learned
 
 Exit 0 is success, exit 2 a wrong command line (the convention of the shell), exit 130 an interruption that
 left a checkpoint. A message is one line: what was given, what was expected, what to do.
@@ -90,3 +92,33 @@ class PrivacyRefused(FedrecError):  # noqa: N818
     """A setting or a round whose stated guarantee would be false or meaningless."""
 
     exit_code = 13
+
+
+class AggregationRefused(FedrecError):  # noqa: N818
+    """A device will not take a step of secure aggregation, or a message of it is not what it must be.
+
+    Args:
+        message: one line.
+        reason: a `fedrec.secagg.reasons.Reason`, which tells rules apart for tests and statistics.
+    """
+
+    exit_code = 14
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AggregationAborted(FedrecError):  # noqa: N818
+    """Secure aggregation ended without a sum: too few devices were left, or shares did not fit together.
+
+    Args:
+        message: one line.
+        revealed: devices have given away shares: their updates of this round may not be summed again.
+    """
+
+    exit_code = 15
+
+    def __init__(self, message: str, *, revealed: bool = False) -> None:
+        super().__init__(message)
+        self.revealed = revealed

@@ -34,6 +34,7 @@ bootstrap = 20
 [privacy]
 unit = "none"
 aggregator = "plain"
+insecure = true
 """
 
 

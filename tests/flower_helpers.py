@@ -11,6 +11,7 @@ with warnings.catch_warnings():
     import flwr.app  # noqa: F401
 
 from conftest import last_out, planted
+from secagg_helpers import PLAIN, enrolled
 
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
@@ -40,6 +41,7 @@ def lay_out(
     *,
     validation: bool = False,
     trust: Trust | None = None,
+    secure: bool = False,
 ) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
     split = last_out(planted())
@@ -48,10 +50,23 @@ def lay_out(
     n_users, n_items = split.train.n_users, split.train.n_items
     settings = NodeSettings(seed=5, clip_norm=2.0)
     terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
-    for k in range(nodes):
-        shard = split.shard(k, nodes)
-        write_node(folder / "nodes" / str(k), shard, MODEL, settings, EVALUATION, privacy=terms)
-    fingerprint = config_hash(MODEL, settings, EVALUATION, split.train.item_ids, terms)
-    task = Task(MODEL, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms)
+    shards = [split.shard(k, nodes) for k in range(nodes)]
+    aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)
+    how = aggregation if secure else PLAIN
+    for k, shard in enumerate(shards):
+        write_node(
+            folder / "nodes" / str(k),
+            shard,
+            MODEL,
+            settings,
+            EVALUATION,
+            privacy=terms,
+            aggregation=how,
+            identity=identities[k] if secure else None,
+        )
+    fingerprint = config_hash(MODEL, settings, EVALUATION, split.train.item_ids, terms, how)
+    task = Task(
+        MODEL, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms, aggregation=how
+    )
     task.write(folder / "coordinator")
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from secagg_helpers import PLAIN
 
 from fedrec.data.split import Split
 from fedrec.errors import FederationError, RoundAbandoned
@@ -57,16 +58,19 @@ def prepare(
 ) -> Path:
     settings = NodeSettings(seed=5, clip_norm=clip_norm, sampling_rate=0.7)
     for k in range(nodes):
-        write_node(folder / "nodes" / str(k), split.shard(k, nodes), MODEL, settings, EVALUATION)
+        write_node(
+            folder / "nodes" / str(k), split.shard(k, nodes), MODEL, settings, EVALUATION, aggregation=PLAIN
+        )
     Task(
         MODEL,
         settings,
         rounds or RoundSettings(rounds=4, deadline_seconds=5),
         EVALUATION,
         split.train.n_items,
-        config_hash(MODEL, settings, EVALUATION, split.train.item_ids),
+        config_hash(MODEL, settings, EVALUATION, split.train.item_ids, None, PLAIN),
         split.validation is not None,
         split.test is not None,
+        aggregation=PLAIN,
     ).write(folder / "coordinator")
     return folder
 
@@ -156,7 +160,7 @@ def test_a_bad_node_costs_its_own_update_only(tmp_path: Path, split: Split, bad:
 def test_a_node_of_another_configuration_is_refused(tmp_path: Path, split: Split) -> None:
     folder = prepare(tmp_path, split)
     other = NodeSettings(seed=6, clip_norm=2.0, sampling_rate=0.7)
-    write_node(folder / "nodes" / "1", split.shard(1, 3), MODEL, other, EVALUATION)
+    write_node(folder / "nodes" / "1", split.shard(1, 3), MODEL, other, EVALUATION, aggregation=PLAIN)
     events: list[dict[str, object]] = []
     assert run(folder, FaultyExchange(folder), on_event=events.append).finished
     assert any(

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flower_helpers
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.common.serde import context_from_proto, context_to_proto
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedrec.errors import RunError
-from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
 from fedrec_client import flower_app
+from fedrec_client.flower_app import StateMemory
 from fedrec_client.node import Node, open_node
+from fedrec_server.coordinator import open_coordinator
 from fedrec_server.flower_app import parse_records, record_maker
+from fedrec_simulations.engines.in_process import run_in_process
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +88,119 @@ def test_errors_of_ours_are_told_in_one_line(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_bug_does_not_quote_the_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Node, request: Request) -> Reply:
+    def fail(self: Node, request: Request, memory: object) -> Reply:
         raise KeyError("user 4711 saw film 12")
 
     monkeypatch.setattr(Node, "handle", fail)
     answer = ask(Request("hello", 0), context({"node-dir": str(run / "nodes" / "0")}, {}))
     assert answer.error.code == flower_app.BROKEN
     assert "KeyError" in str(answer.error.reason) and "4711" not in str(answer.error.reason)
+
+
+@given(st.binary(max_size=5000), st.binary(min_size=1, max_size=50))
+def test_secrets_survive_the_way_to_the_supernode_and_back(data: bytes, other: bytes) -> None:
+    where = context({}, {})
+    memory = StateMemory(where.state)
+    assert memory.get() is None
+    memory.put(other)
+    memory.put(data)
+    back = context_from_proto(context_to_proto(where))
+    assert StateMemory(back.state).get() == data
+    StateMemory(back.state).clear()
+    StateMemory(back.state).clear()
+    assert StateMemory(back.state).get() is None
+    assert context_to_proto(back) == context_to_proto(context({}, {}))
+
+
+def test_secrets_leave_the_rest_of_the_state_alone() -> None:
+    where = context({}, {})
+    where.state["other"] = ConfigRecord({"kept": 1})
+    memory = StateMemory(where.state)
+    memory.put(b"secret")
+    memory.clear()
+    assert dict(where.state) == {"other": ConfigRecord({"kept": 1})}
+
+
+def test_the_short_stages_need_nothing_that_trains() -> None:
+    heavy = ("torch", "numba", "scipy", "fedrec.evaluation", "fedrec_client.node")
+    script = f"import sys, fedrec_client.flower_app; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+class Messages:
+    """Every request as a Flower message to a node that is opened anew and has nothing but its context.
+
+    Attributes:
+        states: what a SuperNode holds of each node between two messages.
+    """
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.contexts = {
+            str(k): context({"node-dir": str(folder / "nodes" / str(k))}, {}) for k in range(nodes)
+        }
+        self.held: list[tuple[str, bool]] = []
+
+    def nodes(self) -> list[str]:
+        return sorted(self.contexts)
+
+    def exchange(
+        self, requests: Mapping[str, Request], deadline_seconds: float
+    ) -> dict[str, Reply | Failure]:
+        return {node: self._send(node, request) for node, request in requests.items()}
+
+    def _send(self, node: str, request: Request) -> Reply | Failure:
+        flower_app._open.cache_clear()
+        flower_app._open_party.cache_clear()
+        where = context_from_proto(context_to_proto(self.contexts[node]))
+        answer = ask(request, where)
+        self.contexts[node] = where
+        self.held.append((request.kind, bool(len(where.state))))
+        return Failure(str(answer.error.reason)) if answer.has_error() else parse_records(answer.content)
+
+
+def test_a_secure_run_over_messages_is_the_one_in_process_and_leaves_no_secret(tmp_path: Path) -> None:
+    rounds = RoundSettings(rounds=2, min_nodes=3)
+    here, sent = (
+        flower_helpers.lay_out(tmp_path / name, 3, rounds, secure=True) for name in ("here", "sent")
+    )
+    messages = Messages(sent, 3)
+    outcome = open_coordinator(sent / "coordinator", messages).run()
+    twin = run_in_process(here)
+    assert outcome.finished
+    for name, values in twin.shared.items():
+        np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-4, atol=1e-5)
+    kinds = {kind for kind, _ in messages.held}
+    assert {"advertise", "share", "train", "confirm", "unmask"} <= kinds
+    held = {kind for kind, held in messages.held if held}
+    assert {"advertise", "share", "train", "confirm"} <= held and not held & {"unmask", "hello", "persist"}
+    assert not any(len(where.state) for where in messages.contexts.values())
+
+
+def test_a_restarted_supernode_has_forgotten_and_says_so(tmp_path: Path) -> None:
+    folder = flower_helpers.lay_out(tmp_path / "run", 3, RoundSettings(rounds=1, min_nodes=3), secure=True)
+    where = context({"node-dir": str(folder / "nodes" / "0")}, {})
+    answer = ask(Request("unmask", 1, "final", {}, {}), where)
+    assert answer.error.code == flower_app.REFUSED and "no secrets" in str(answer.error.reason)
+    assert not len(where.state)
+
+
+def test_small_messages_are_one_record_and_large_ones_are_arrays(run: Path) -> None:
+    small = record_maker(Request("hello", 0, "select", {"a": np.arange(3), "b": np.array(True)}, {"n": 1}))()
+    large = record_maker(Request("hello", 0, "select", {"a": np.zeros(1 << 20)}))()
+    assert set(small) == {"header"} and isinstance(large["arrays"], ArrayRecord)
+    for content, size in ((small, 3), (large, 1 << 20)):
+        request = flower_app.parse_records(content)
+        assert request.kind == "hello" and request.arrays["a"].shape == (size,)
+    got = flower_app.parse_records(small)
+    assert got.arrays["b"].dtype == bool and got.arrays["b"].shape == () and got.meta["n"] == 1
+
+
+def test_bytes_that_are_no_arrays_are_refused(run: Path) -> None:
+    where = context({"node-dir": str(run / "nodes" / "0")}, {})
+    for packed in (b"", b"nonsense", b"\xff" * 64):
+        header = {"kind": "hello", "round": 0, "phase": "select", "packed": packed}
+        answer = ask(RecordDict({"header": ConfigRecord(header)}), where)
+        assert answer.error.code == flower_app.REFUSED and "packed" in str(answer.error.reason)

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedrec.errors import ProtocolError
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.wire.messages import encode
 from fedrec_server import flower_app
@@ -263,14 +264,21 @@ def test_a_request_to_many_nodes_is_encoded_once(monkeypatch: pytest.MonkeyPatch
 
 def test_every_node_gets_records_of_its_own() -> None:
     make = record_maker(
-        Request("train", 1, "select", {"table": np.arange(6.0).reshape(2, 3)}, {"persist": True})
+        Request("train", 1, "select", {"table": np.arange(60_000.0).reshape(2, -1)}, {"persist": True})
     )
     first, second = make(), make()
     first["arrays"].pop("table")
     first["header"]["round"] = 9
     reply = parse_records(second)
     assert reply.round == 1 and reply.meta == {"persist": True}
-    assert reply.arrays["table"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert reply.arrays["table"][:, :2].tolist() == [[0, 1], [30_000, 30_001]]
+
+
+@pytest.mark.parametrize("packed", [b"", b"nonsense", b"\xff" * 64])
+def test_bytes_that_are_no_arrays_are_refused(packed: bytes) -> None:
+    header = {"kind": "hello", "round": 0, "phase": "select", "packed": packed}
+    with pytest.raises(ProtocolError, match="packed"):
+        parse_records(RecordDict({"header": ConfigRecord(header)}))
 
 
 @pytest.mark.parametrize("values", [np.zeros((0, 4), np.float32), np.array(3.0), np.array([True])])

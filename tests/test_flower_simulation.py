@@ -25,8 +25,9 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
 ) -> None:
     # A mark of this test's own: another simulation may run on the machine.
     monkeypatch.setattr(engine, "MARK", f"simulated-{os.getpid()}")
-    flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS)
-    here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS)
+    # Secure: secrets go from process to process in Flower's node state, and integers sum to the same bits.
+    flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS, secure=True)
+    here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS, secure=True)
     events: list[dict[str, object]] = []
     running: list[int] = []
 

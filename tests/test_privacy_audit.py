@@ -210,6 +210,7 @@ def write_config(folder: Path, privacy: str) -> Path:
         rounds = 2
         [privacy]
         aggregator = "plain"
+        insecure = true
         {privacy}
     """
     (folder / "run.toml").write_text("\n".join(line.strip() for line in text.splitlines()))

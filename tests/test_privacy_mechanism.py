@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from fedrec.errors import PrivacyRefused
 from fedrec.privacy.distributed import dithered
 from fedrec.privacy.mechanism import Mechanism, mechanism_of
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
-from fedrec.privacy.plan import AdaptiveClip, Integers, InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan
+from fedrec.secagg.encoding import Encoding
 
 P, CLIP, Z = 20_000, 2.0, 1.3
 P_VALUE = 1e-4
@@ -143,6 +144,29 @@ def test_noise_follows_the_clip_norm_of_the_round() -> None:
     mechanism = mechanism_of(planned("central"))
     released = mechanism.release(np.zeros(P), 50, 1, 10 * CLIP, NoiseSource(1))
     assert close_to_std(released, 10 * Z * CLIP)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_leaving_a_user_out_of_a_carried_sum_moves_it_by_no_more_than_the_noise_covers(
+    bits: Literal[16, 32],
+) -> None:
+    """The whole way: encoded with one dither per value, decoded, with and without the user, at a coarse scale."""
+    seed = 9 if bits == 16 else None
+    encoding = Encoding(1000, bits, 3.0, rotation=seed)
+    plan = planned("central", parameters=1000, carried=Carried(scale=encoding.scale))
+    covered = plan.noise_std(1) / Z
+    assert covered == pytest.approx(CLIP + math.sqrt(1024) / 3.0, rel=0.15)
+    rng, furthest = np.random.default_rng(2), 0.0
+    for trial in range(100):
+        one, others = rng.normal(size=1000), rng.normal(scale=5.0, size=1000)
+        one *= CLIP / np.linalg.norm(one)
+        sums = [
+            encoding.decode(encoding.encode(vector, np.zeros(0), NoiseSource(trial).uniform))[0]
+            for vector in (others + one, others)
+        ]
+        furthest = max(furthest, float(np.linalg.norm(sums[0] - sums[1])))
+    assert CLIP < furthest <= covered
+    assert close_to_std(mechanism_of(plan).release(np.zeros(1000), 9, 1, CLIP, NoiseSource(1)), Z * covered)
 
 
 def test_with_adaptive_clipping_the_count_has_its_own_noise_and_the_update_pays_for_it() -> None:
@@ -293,6 +317,92 @@ def test_exactly_the_floor_gives_the_charged_noise_and_one_user_less_gives_nothi
         run_round(mechanism, [(vector, 39)])
     with pytest.raises(PrivacyRefused, match="0 users answered"):
         run_round(mechanism, [])
+
+
+def rotated(parameters: int = P, *, bits: int = 16, scale: float = 100.0, z: float = Z) -> PrivacyPlan:
+    """Integers after a rotation: 20,000 values are 20,480."""
+    integers = Integers(scale=scale, bits=bits, survivors=0.8, beta=1e-8, rotation_seed=3)
+    return planned("distributed", z=z, parameters=parameters, distributed=integers)
+
+
+@pytest.mark.parametrize("round_", [1, 3])
+def test_rotated_back_the_noise_is_what_the_plan_says(round_: int) -> None:
+    plan, vector = rotated(bits=32), np.linspace(-0.1, 0.1, P)
+    released = run_round(mechanism_of(plan), [(vector / 10, 5)] * 10, round_)
+    assert released.shape == (20_480,)
+    std = math.hypot(plan.noise_std(round_), math.sqrt(10 / 6) / 100.0)
+    noise = released[:P] - vector
+    assert close_to_std(noise, std)
+    assert stats.kstest(noise / std, "norm").pvalue > P_VALUE
+    # What is left behind the values is noise, too.
+    assert close_to_std(released[P:], std)
+    assert abs(stats.pearsonr(noise[:-1], noise[1:]).statistic) < 5 / math.sqrt(P)
+
+
+def test_16_rotated_bits_give_the_same_sum_as_32() -> None:
+    """50 users who agree on a single value: unrotated their sum is beyond 16 bits."""
+    vector = np.zeros(P)
+    vector[7] = CLIP
+    sums = [(5 * vector, 5)] * 10
+    narrow, wide, plain = (
+        run_round(mechanism_of(plan), sums)[:P] - 50 * vector
+        for plan in (
+            rotated(scale=400.0),
+            rotated(scale=400.0, bits=32),
+            planned("distributed", distributed=Integers(scale=400.0, bits=16, survivors=0.8, beta=1e-8)),
+        )
+    )
+    np.testing.assert_array_equal(narrow, wide)
+    std = rotated(scale=400.0).noise_std(1)
+    assert close_to_std(narrow, math.hypot(std, math.sqrt(10 / 6) / 400.0))
+    assert abs(plain[7] + 2**16 / 400.0) < 10
+
+
+def test_rotated_sums_wrap_at_half_of_the_modulus_too() -> None:
+    """In one coordinate, where a vector that is the rotation's own row puts all of its norm."""
+    plan = rotated(64, bits=8, scale=1.0, z=0.0)
+    mechanism = mechanism_of(plan)
+    assert plan.distributed is not None
+    turn = plan.distributed.rotation(64, 1)
+    assert turn is not None and turn.padded == 64
+    for reached, decoded in ((127.0, 127.0), (128.0, -128.0), (-128.0, -128.0), (-129.0, 127.0)):
+        row, wanted = np.zeros(64), np.zeros(64)
+        row[5], wanted[5] = reached, decoded
+        # Rotating back and forth leaves 1e-14 that dithering may round up by one step.
+        sent = mechanism.contribute(turn.undo(row) * (1 + 1e-12), 50, 1, CLIP, NoiseSource(1))
+        released = turn.apply(mechanism.release(sent, 50, 1, CLIP, NoiseSource(1)))
+        assert abs(released[5] - decoded) <= 1 + 1e-9
+        assert np.abs(np.delete(released, 5)).max() <= 1 + 1e-9
+
+
+def test_each_round_is_rotated_by_itself_and_alike_on_all_nodes() -> None:
+    plan, vector = rotated(100, z=0.0, bits=32, scale=1e6), np.arange(100.0) / 100
+    one, other = (mechanism_of(plan).contribute(vector, 5, r, CLIP, NoiseSource(1)) for r in (1, 2))
+    assert (one != other).mean() > 0.9
+    summed = run_round(mechanism_of(plan), [(vector, 5)] * 10, 2, size=100)[:100]
+    np.testing.assert_allclose(summed, 10 * vector, atol=1e-4)
+
+
+def test_one_user_moves_rotated_integers_by_no_more_than_the_plan_charges() -> None:
+    plan = planned(
+        "distributed",
+        parameters=1000,
+        distributed=Integers(scale=10.0, survivors=0.8, beta=0.05, rotation_seed=1),
+        z=0.0,
+    )
+    mechanism, (l2, l1) = mechanism_of(plan), plan.integer_sensitivity
+    rng, beyond = np.random.default_rng(5), 0
+    for trial in range(200):
+        one = rng.normal(size=1000)
+        one *= CLIP / np.linalg.norm(one)
+        others = rng.normal(scale=30.0, size=1000)
+        with_, without = (
+            mechanism.contribute(vector, 5, 1, CLIP, NoiseSource(trial)) for vector in (others + one, others)
+        )
+        moved = with_ - without
+        moved = (moved + 2**31) % 2**32 - 2**31
+        beyond += bool(np.linalg.norm(moved) > l2 or np.abs(moved).sum() > l1)
+    assert beyond <= 0.05 * 200
 
 
 def test_a_contribution_alone_already_hides_under_its_share() -> None:

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from fedrec.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, SkellamRelease, epsilon
 from fedrec.privacy.feasibility import feasibility, noise_to_clip
+from fedrec.privacy.integers import MOST_ROUNDING_COST
 from fedrec.privacy.plan import (
     AdaptiveClip,
+    Carried,
     Integers,
     InteractionPlan,
     PrivacyPlan,
@@ -47,6 +49,8 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "schedule": ({}, {"rounds": 3, "schedule": (1.0, 2.0, 0.5)}),
     "adaptive": ({"adaptive": AdaptiveClip(count_noise_multiplier=25.0)}, {"sampling_rate": 0.1}),
     "distributed": ({"trust": "distributed"}, {"sampling_rate": 0.1}),
+    "distributed, 16 bits": ({"trust": "distributed", "bits": 16, "noise_seed": 1}, {"sampling_rate": 0.1}),
+    "carried": ({}, {"sampling_rate": 0.1, "carried": Carried(scale=1000.0, wrap=1e-9)}),
     "local": ({"trust": "local"}, {"sampling_rate": 0.1}),
     "interaction": ({"unit": "interaction", "interaction": InteractionPlan(local_steps=3)}, {}),
 }
@@ -156,7 +160,7 @@ def test_rounding_takes_its_part_of_delta() -> None:
     assert plan.distributed.beta * plan.rounds == pytest.approx(plan.delta / 1000)
     assert plan.epsilon() > epsilon(plan.releases(), plan.delta, "rdp")
     careless = plan.model_copy(update={"distributed": plan.distributed.model_copy(update={"beta": 0.01})})
-    with pytest.raises(PrivacyRefused, match="rounding may fail"):
+    with pytest.raises(PrivacyRefused, match="integers may fail"):
         careless.epsilon()
 
 
@@ -165,6 +169,86 @@ def test_integers_that_would_wrap_around_are_refused() -> None:
         made({"trust": "distributed", "bits": 16})
     # A small cohort of the same population needs less room.
     made({"trust": "distributed", "bits": 24}, sampling_rate=0.01)
+
+
+def test_few_bits_are_rotated_unless_something_else_is_said() -> None:
+    def seed(**chosen: Any) -> int | None:
+        integers = made({"trust": "distributed"} | chosen, sampling_rate=0.01).distributed
+        assert integers is not None
+        return integers.rotation_seed
+
+    assert seed(bits=32) is None and seed(bits=20, rotate=False) is None
+    assert seed(bits=20) is not None and seed(bits=32, rotate=True) is not None
+    # Public, and another one in every plan, but where everything is to be repeatable.
+    assert seed(bits=20) != seed(bits=20)
+    assert seed(bits=20, noise_seed=1) == seed(bits=20, noise_seed=1) != seed(bits=20, noise_seed=2)
+
+
+def test_16_bits_are_planned_by_trading_rounding_for_room() -> None:
+    """600 users and 3,706 rows of 32: 1 % of rounding does not fit, 4 % do; a lower scale set by hand fits too."""
+    crowd: dict[str, Any] = {"population": 600, "parameters": 3706 * 32}
+    chosen = {"trust": "distributed", "epsilon": 8.0, "bits": 16, "force": True}
+    narrow, wide = made(chosen, **crowd), made(chosen | {"bits": 32}, **crowd)
+    assert narrow.distributed is not None and wide.distributed is not None
+    cost = narrow.integer_sensitivity[0] / narrow.distributed.scale - 1
+    assert 0.01 < cost <= MOST_ROUNDING_COST
+    assert 8.0 * 0.999 <= narrow.epsilon() <= 8.0
+    assert narrow.noise_std(1) == pytest.approx(wide.noise_std(1) * (1 + cost) / 1.01, rel=0.01)
+
+    fits = narrow.distributed.scale
+    assert made(chosen | {"scale": fits}, **crowd).noise_std(1) == pytest.approx(narrow.noise_std(1))
+    with pytest.raises(PrivacyRefused, match=r"need 17 at scale .*, rotated; raise privacy\.bits or lower"):
+        made(chosen | {"scale": 1.05 * fits}, **crowd)
+    with pytest.raises(PrivacyRefused, match=r"need 17 at scale .*, rotated; .*cost more than 25% of noise"):
+        made(chosen, **crowd | {"population": 6000})
+    with pytest.raises(PrivacyRefused, match="need 19"):
+        made(chosen | {"rotate": False}, **crowd)
+
+
+def test_rotated_integers_are_charged_for_all_coordinates() -> None:
+    """3,000 values travel as 3,072."""
+    integers = Integers(scale=10.0, beta=1e-9, rotation_seed=1)
+    rotated, plain = (
+        plan_of(trust="distributed", accountant="rdp", parameters=parameters, distributed=each)
+        for parameters, each in (
+            (3000, integers),
+            (3072, integers.model_copy(update={"rotation_seed": None})),
+        )
+    )
+    assert integers.coordinates(3000) == 3072 and rotated.parameters == 3000
+    assert rotated.integer_sensitivity == plain.integer_sensitivity
+    assert rotated.epsilon() == plain.epsilon()
+
+
+def test_noise_on_sums_that_travel_as_integers_covers_rounding() -> None:
+    """500 values, which a rotation would make 512, at 100 steps per unit."""
+    chosen = {"clip_norm": 2.0}
+    plain, carried = made(chosen), made(chosen, carried=Carried(scale=100.0))
+    assert carried.noise_multipliers == plain.noise_multipliers
+    assert carried.epsilon() == plain.epsilon()
+    assert carried.noise_std(1) == pytest.approx(plain.noise_std(1) * (1 + math.sqrt(512) / 100.0 / 2.0))
+
+
+def test_a_chance_of_wrapping_around_is_taken_off_delta() -> None:
+    """Both of two neighbouring sums may wrap, in each of ten rounds."""
+    delta, wrap = USERS**-1.1, 1e-6
+    plan = made({}, carried=Carried(scale=100.0, wrap=wrap))
+    assert plan.epsilon() == pytest.approx(epsilon(plan.releases(), delta - 20 * wrap))
+    assert plan.noise_multipliers > made({}, carried=Carried(scale=100.0)).noise_multipliers
+    with pytest.raises(PrivacyRefused, match="integers may fail"):
+        made({}, carried=Carried(scale=100.0, wrap=1e-5))
+
+
+def test_integers_for_clean_sums_do_not_go_with_other_modes() -> None:
+    carried = Carried(scale=100.0)
+    for chosen in (
+        {"adaptive": AdaptiveClip(count_noise_multiplier=25.0)},
+        {"trust": "local"},
+        {"trust": "distributed"},
+        {"unit": "interaction"},
+    ):
+        with pytest.raises(ConfigError, match=r"sums carried by integers need .* and a fixed clip norm"):
+            made(chosen, carried=carried)
 
 
 @pytest.mark.parametrize("delta", [1 / USERS, 0.5])

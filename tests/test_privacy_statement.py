@@ -162,9 +162,21 @@ class TestTrust:
         assert "The server" in words(found["not_covered"])
 
     def test_secure_aggregation_lets_the_guarantee_hold_against_the_server(self) -> None:
-        found = made("distributed", aggregator="secagg")
+        found = made("distributed", aggregator="secagg", least_nodes=20)
         assert found["adversary_and_trust"]["server_epsilon"] == found["guarantee"]["epsilon"]
         assert found["warnings"] == []
+        assert "sums over at least 20 of" in words(found["adversary_and_trust"])
+        assert "simulation in one process" not in words(found["adversary_and_trust"])
+
+    def test_secure_aggregation_without_noise_says_what_a_sum_tells(self) -> None:
+        found = made("central", aggregator="secagg", least_nodes=3, simulated=True)
+        assert "touched by one user alone" in words(found["adversary_and_trust"])
+        assert "simulation in one process" in words(found["adversary_and_trust"])
+
+    def test_sealed_replies_are_no_secure_aggregation(self) -> None:
+        found = made("distributed", aggregator="sealed", nodes=1000, users_per_node=1)
+        assert any("NO SECURE AGGREGATION" in line for line in found["warnings"])
+        assert "Replies are sealed" in words(found["adversary_and_trust"])
 
     def test_a_nodes_own_noise_is_worth_its_share(self) -> None:
         distributed = KINDS["distributed"]

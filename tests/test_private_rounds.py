@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from secagg_helpers import PLAIN
 
 import fedrec_server.coordinator as coordinator_module
 from fedrec.data.interactions import UserBatch
@@ -96,17 +97,20 @@ def prepare(
     settings = NodeSettings(seed=5, sampling_rate=rate)
     for k in range(nodes):
         shard = split.shard(k, nodes)
-        write_node(folder / "nodes" / str(k), shard, model, settings, EVALUATION, privacy=terms)
+        write_node(
+            folder / "nodes" / str(k), shard, model, settings, EVALUATION, privacy=terms, aggregation=PLAIN
+        )
     Task(
         model,
         settings,
         RoundSettings(rounds=rounds, max_abandoned=1, min_reply_fraction=0.0),
         EVALUATION,
         n_items,
-        config_hash(model, settings, EVALUATION, split.train.item_ids, terms),
+        config_hash(model, settings, EVALUATION, split.train.item_ids, terms, PLAIN),
         split.validation is not None,
         split.test is not None,
         terms,
+        aggregation=PLAIN,
     ).write(folder / "coordinator")
     return folder
 
@@ -266,7 +270,7 @@ def test_a_user_who_joins_does_not_give_the_others_a_new_budget(tmp_path: Path, 
     config = json.loads((node / "node.json").read_text())
     terms = PrivacyTerms.model_validate(config["privacy"] | {"run": "another"})
     # The same node now hosts everybody.
-    write_node(node, split, MF, NodeSettings(seed=5), EVALUATION, privacy=terms)
+    write_node(node, split, MF, NodeSettings(seed=5), EVALUATION, privacy=terms, aggregation=PLAIN)
     with pytest.raises(BudgetExhausted):
         open_node(node).handle(first_request(folder, split))
 
@@ -278,7 +282,7 @@ def test_a_node_without_a_folder_has_no_ledger_and_is_refused(tmp_path: Path, sp
     from fedrec_client.local_state import LocalStore
 
     with pytest.raises(PrivacyRefused, match="has no ledger"):
-        Node(split, MF, NodeSettings(seed=5), EVALUATION, LocalStore(None), None, terms)
+        Node(split, MF, NodeSettings(seed=5), EVALUATION, LocalStore(None), None, terms, aggregation=PLAIN)
 
 
 @pytest.mark.parametrize("round_", [0, ROUNDS + 1])

@@ -2,9 +2,11 @@
 
 A message becomes a request, the node answers it, the reply becomes a message. The truth about a node lies in its
 folder: Ray hands a message to any of its processes, a SuperNode starts a process per message, and Flower's own
-node state is gone after a restart. Nodes are kept open in the process only to save time.
+node state is gone after a restart. Only the secrets of a secure sum, which must not survive a restart, lie in that
+state. Nodes are kept open in the process only to save time.
 
-Out of scope: what a node does with a request.
+A SuperNode starts a process per message, and most stages of a secure sum touch neither model nor data: they are
+served without importing what trains. Out of scope: what a node does with a request.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Flower reports home by default; it reads these when it is imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -20,6 +23,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from logging import ERROR
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
@@ -27,12 +31,19 @@ from flwr.common.logger import log
 from fedrec.errors import FedrecError, ProtocolError, RunError
 from fedrec.learning.protocol import Reply, Request
 from fedrec.wire.messages import decode, encode
-from fedrec_client.node import Node, open_node
+from fedrec.wire.packed import pack, unpack
+from fedrec_client.memory import Memory
+from fedrec_client.secure_party import STAGES, SecureParty, open_party
+
+if TYPE_CHECKING:
+    from fedrec_client.node import Node
 
 #: Flower's own codes end at 8; ours say that the node refused the request (with a reason) or has a bug.
 REFUSED = 1001
 BROKEN = 1002
 OPEN_NODES = 64
+#: Names of the record, and of the array in it, that hold the secrets of a secure sum between two messages.
+SECRETS, SECRET = "fedrec-secrets", "bytes"
 
 app = ClientApp()
 
@@ -59,7 +70,7 @@ def serve(message: Message, context: Context) -> Message:
     """The node's answer, or an error message; nothing but our own one-line errors leaves the node in words."""
     try:
         request = parse_records(message.content)
-        reply = _open(node_folder(context)).handle(request)
+        reply = answer(node_folder(context), request, StateMemory(context.state))
         return Message(make_records(reply), reply_to=message)
     except FedrecError as error:
         return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -69,6 +80,45 @@ def serve(message: Message, context: Context) -> Message:
         return Message(
             Error(BROKEN, f"the node failed ({type(error).__name__}); see its log"), reply_to=message
         )
+
+
+def answer(folder: Path, request: Request, memory: Memory) -> Reply:
+    """The reply of the node in `folder`; the stages of a secure sum do without opening the node.
+
+    Raises:
+        FedrecError: the request cannot be served.
+    """
+    if request.kind in STAGES:
+        party = _open_party(folder)
+        if party is not None:
+            return party.handle(request, memory)
+    return _open(folder).handle(request, memory=memory)
+
+
+class StateMemory:
+    """A `Memory` in Flower's node state, which a SuperNode and a simulation hold in their own memory.
+
+    Flower takes over the state with which a handler returns, so what is cleared here is dropped there.
+
+    Args:
+        state: of the handler's context. An array of bytes in it is carried as it is; a field of bytes is not.
+    """
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    def get(self) -> bytes | None:
+        """See `Memory`."""
+        record = self._state.get(SECRETS)
+        return bytes(record[SECRET].numpy()) if isinstance(record, ArrayRecord) else None
+
+    def put(self, data: bytes) -> None:
+        """See `Memory`."""
+        self._state[SECRETS] = ArrayRecord({SECRET: Array(np.frombuffer(data, dtype=np.uint8))})
+
+    def clear(self) -> None:
+        """See `Memory`."""
+        self._state.pop(SECRETS, None)
 
 
 def node_folder(context: Context) -> Path:
@@ -89,7 +139,15 @@ def node_folder(context: Context) -> Path:
 
 @lru_cache(maxsize=OPEN_NODES)
 def _open(folder: Path) -> Node:
+    # Importing what trains takes longer than a short stage does.
+    from fedrec_client.node import open_node
+
     return open_node(folder)
+
+
+@lru_cache(maxsize=OPEN_NODES)
+def _open_party(folder: Path) -> SecureParty | None:
+    return open_party(folder)
 
 
 def parse_records(content: RecordDict) -> Request:
@@ -98,16 +156,28 @@ def parse_records(content: RecordDict) -> Request:
     Raises:
         ProtocolError: the records are not those of a request.
     """
-    arrays, header = content.get("arrays"), content.get("header")
-    if not isinstance(arrays, ArrayRecord) or not isinstance(header, ConfigRecord) or len(content) != 2:
+    arrays, record = content.get("arrays"), content.get("header")
+    if not isinstance(record, ConfigRecord) or not set(content) <= {"arrays", "header"}:
         raise ProtocolError(f"request has records {sorted(content)!r:.200}: expected 'arrays' and 'header'")
-    request = decode({name: array.numpy() for name, array in arrays.items()}, dict(header), Request)
+    header = dict(record)
+    packed = header.pop("packed", None)
+    if isinstance(packed, bytes) and arrays is None:
+        request = decode(unpack(packed), header, Request)
+    elif isinstance(arrays, ArrayRecord) and packed is None:
+        request = decode({name: array.numpy() for name, array in arrays.items()}, header, Request)
+    else:
+        raise ProtocolError(
+            "request has records of another type: expected arrays, or a header with packed ones"
+        )
     return replace(request, meta=request.meta | {"persist": True})
 
 
 def make_records(reply: Reply) -> RecordDict:
-    """The records of a reply."""
+    """The records of a reply; Flower carries each array as an object of its own, so small ones join the header."""
     arrays, header = encode(reply)
+    packed = pack(arrays)
+    if packed is not None:
+        return RecordDict({"header": ConfigRecord({**header, "packed": packed})})
     return RecordDict(
         {
             "arrays": ArrayRecord({name: Array(values) for name, values in arrays.items()}),

@@ -1,7 +1,8 @@
 """A node: hosts one or more users, answers the coordinator, and lets only sums out.
 
-Everything a node needs lies in its folder: `node.json` (recommender and settings), `shard.npz` (its users'
-interactions), `local/` (their personal state). Out of scope: transport.
+Everything a node needs lies in its folder: `node.json` (recommender, settings, terms), `shard.npz` (its users'
+interactions), `local/` (their personal state), `identity.key` (its signing key, under secure aggregation). A reply is
+made as if it were to be sent in the clear; a sender then hides what the terms say. Out of scope: transport.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,26 @@ from fedrec.data.split import Split
 from fedrec.data.splits import load_shard, save_shard
 from fedrec.errors import PrivacyRefused, ProtocolError, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
+from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.local_training import in_cohort, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.learning.updates import State
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.registry import ModelConfig, build, parse
+from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec.wire.files import read_arrays, write_arrays, write_json
+from fedrec.secagg.roster import Identity
+from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
+from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.local_state import LocalStore
-from fedrec_client.private_training import PrivateTraining
+from fedrec_client.memory import HeldMemory, Memory
+from fedrec_client.private_training import PrivateTraining, identity_of
+from fedrec_client.secure_party import STAGES, SecureParty
+from fedrec_client.senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 
 Matrix = NDArray[np.float32]
+Simulated = Literal["full", "integers"]
 
 
 class Node:
@@ -47,6 +56,10 @@ class Node:
         categories: Matrix | None = None,
         privacy: PrivacyTerms | None = None,
         folder: Path | None = None,
+        *,
+        aggregation: Terms,
+        identity: Identity | None = None,
+        simulated: Simulated | None = None,
     ) -> None:
         self._split = split
         self._recommender: Recommender = build(model)
@@ -55,31 +68,50 @@ class Node:
         self._store = store
         self._categories = categories
         self._n_items = split.train.n_items
-        self.config_hash = config_hash(model, settings, evaluation, split.train.item_ids, privacy)
+        self.config_hash = config_hash(
+            model, settings, evaluation, split.train.item_ids, privacy, aggregation
+        )
+        assert split.user_key is not None
+        self._users = split.user_key
         self._learnable: dict[str, Interactions] = {}
         self._private = None
         if privacy is not None:
-            assert split.user_key is not None
             self._private = PrivateTraining(
-                self._recommender, settings, privacy, split.user_key, self._n_items, folder
+                self._recommender, settings, privacy, self._users, self._n_items, folder
             )
         self._privacy = privacy
+        self._name = folder.name if folder else "in memory"
+        self._aggregation = aggregation
+        self._memory: Memory = HeldMemory()
+        self._party = None
+        if isinstance(aggregation, SecaggTerms) and simulated != "integers":
+            if identity is None:
+                raise RunError("a node under secure aggregation needs its identity: enrol it first")
+            self._party = SecureParty(aggregation, identity, None if simulated else folder)
+        self._sender = self._make_sender()
 
-    def handle(self, request: Request) -> Reply:
+    def handle(self, request: Request, memory: Memory | None = None) -> Reply:
         """Serve one request.
+
+        Args:
+            request: of the coordinator.
+            memory: holds the secrets of secure aggregation between requests; None: this object.
 
         Raises:
             FedrecError: the request cannot be served; nothing has changed.
         """
-        handlers: dict[str, Callable[[Request], Reply]] = {
-            "hello": self._hello,
-            "train": self._train,
-            "evaluate": self._evaluate,
-            "persist": self._persist,
-        }
-        if request.kind not in handlers:
-            raise ProtocolError(f"request of kind {request.kind!r}: expected one of {', '.join(handlers)}")
-        return handlers[request.kind](request)
+        memory = self._memory if memory is None else memory
+        if request.kind in STAGES and self._party is not None:
+            return self._party.handle(request, memory)
+        shown: dict[str, Callable[[Request], Reply]] = {"hello": self._hello, "persist": self._persist}
+        hidden: dict[str, Callable[[Request], Reply]] = {"train": self._train, "evaluate": self._evaluate}
+        if request.kind in shown:
+            return shown[request.kind](request)
+        if request.kind not in hidden:
+            known = ", ".join((*shown, *hidden))
+            raise ProtocolError(f"request of kind {request.kind!r}: expected one of {known}")
+        reply = hidden[request.kind](self._sender.payload(request))
+        return self._sender.send(request, reply, memory)
 
     def local_state(self, shared: State, phase: Phase, round_: int) -> State:
         """What recommending to the hosted users needs beside the model, as of the end of `round_`.
@@ -96,9 +128,33 @@ class Node:
             after[name][unseen] = values
         return after
 
+    def _make_sender(self) -> Sender:
+        terms = self._aggregation
+        if isinstance(terms, SealedTerms):
+            return SealedSender(terms, self._name)
+        if isinstance(terms, SecaggTerms):
+            return (
+                MaskedSender(self._party, self._rounding)
+                if self._party
+                else IntegerSender(terms, self._rounding)
+            )
+        return PlainSender()
+
+    def _rounding(self, label: str) -> NoiseSource:
+        """Rounding can be repeated where noise can be, or where there is none: it protects nobody by itself."""
+        plan = self._privacy.plan if self._privacy else None
+        seed = self._settings.seed if plan is None else plan.noise_seed
+        return NoiseSource(seed).derive("rounding", identity_of(self._users), label)
+
     def _hello(self, request: Request) -> Reply:
-        users = self._split.train.n_users
-        return _reply(request, {}, {"users": users, "config": self.config_hash})
+        meta: dict[str, Any] = {
+            "users": self._split.train.n_users,
+            "config": self.config_hash,
+            "node": self._name,
+        }
+        if self._party is not None:
+            meta["place"] = self._party.place
+        return _reply(request, {}, meta)
 
     def _train(self, request: Request) -> Reply:
         if self._private is not None:
@@ -142,6 +198,15 @@ class Node:
             after[name][cohort] = values
         self._store.put(request.phase, request.round, after, persist=persist)
 
+    def judge(self, request: Request) -> MetricSums:
+        """Sums over the hosted users, for whoever has the node in hand; nothing is hidden in them.
+
+        Raises:
+            PrivacyRefused: the run's terms keep metrics on the node.
+            ProtocolError: nothing is held out in this phase.
+        """
+        return MetricSums.from_arrays(self._evaluate(request).arrays)
+
     def _evaluate(self, request: Request) -> Reply:
         if self._privacy is not None and self._privacy.metrics == "none":
             raise PrivacyRefused(
@@ -179,8 +244,7 @@ class Node:
         state = self._store.before(phase, round_)
         if state is not None:
             return state
-        assert self._split.user_key is not None
-        return self._recommender.init_local(self._split.user_key, self._settings.seed)
+        return self._recommender.init_local(self._users, self._settings.seed)
 
 
 def _reply(request: Request, arrays: State, meta: dict[str, Any]) -> Reply:
@@ -193,9 +257,12 @@ def config_hash(
     evaluation: EvaluationSettings,
     item_ids: np.ndarray[Any, Any],
     privacy: PrivacyTerms | None = None,
+    aggregation: Terms | None = None,
 ) -> str:
-    """Fingerprint of everything that nodes and coordinator must agree on, catalogue and privacy plan included."""
+    """Fingerprint of everything that nodes and coordinator must agree on: catalogue, privacy plan, aggregation."""
     parts = [part.model_dump_json() for part in (model, settings, evaluation)]
+    if aggregation is not None:
+        parts.append(aggregation.model_dump_json())
     if privacy is not None:
         parts += [privacy.plan.model_dump_json(), privacy.run, privacy.metrics]
     digest = hashlib.sha256(json.dumps(parts).encode())
@@ -211,19 +278,40 @@ def write_node(
     evaluation: EvaluationSettings,
     categories: Matrix | None = None,
     privacy: PrivacyTerms | None = None,
+    *,
+    aggregation: Terms,
+    identity: Identity | None = None,
 ) -> None:
-    """Lay out a node's folder; what it holds is for this node alone. categories [I, G] are public."""
+    """Lay out a node's folder; what it holds is for this node alone. categories [I, G] are public.
+
+    Raises:
+        RunError: a folder that has an identity already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if identity is not None:
+        write_secret(folder / "identity.key", identity.secret)
     if categories is not None:
         write_arrays(folder / "catalog.safetensors", {"categories": categories})
     save_shard(split, folder / "shard.npz")
-    parts = {"model": model, "settings": settings, "evaluation": evaluation, "privacy": privacy}
+    parts = {
+        "model": model,
+        "settings": settings,
+        "evaluation": evaluation,
+        "privacy": privacy,
+        "aggregation": aggregation,
+    }
     plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
     write_json(folder / "node.json", plain)
 
 
-def open_node(folder: Path) -> Node:
+def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
     """The node of a folder written by `write_node`, with the local state it had when it stopped.
+
+    Args:
+        folder: of the node.
+        simulated: for simulations in one process only, which need no protection from their own coordinator. "full":
+            take every step of secure aggregation, and keep its promises in memory; "integers": hand in its integers
+            without masks.
 
     Raises:
         RunError: the folder is missing or incomplete.
@@ -234,7 +322,7 @@ def open_node(folder: Path) -> Node:
         raise RunError(
             f"node folder {folder} has no readable node.json ({error}): prepare the run first"
         ) from error
-    public = folder / "catalog.safetensors"
+    public, key = folder / "catalog.safetensors", folder / "identity.key"
     return Node(
         load_shard(folder / "shard.npz"),
         parse(config["model"]),
@@ -244,4 +332,7 @@ def open_node(folder: Path) -> Node:
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
         PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None,
         folder,
+        aggregation=parse_terms(config["aggregation"]),
+        identity=Identity.read(key) if key.exists() else None,
+        simulated=simulated,
     )

@@ -52,8 +52,7 @@ class PrivateTraining:
         self._plan = terms.plan
         self._mechanism = mechanism_of(terms.plan)
         self._n_items = n_items
-        identity = hashlib.sha256(np.ascontiguousarray(user_key).tobytes()).hexdigest()[:16]
-        self._noise = NoiseSource(terms.plan.noise_seed).derive("node", identity)
+        self._noise = NoiseSource(terms.plan.noise_seed).derive("node", identity_of(user_key))
         self._releases = PrivateReleases(terms, folder, _subject(user_key, folder))
 
     def earlier(self, request: Request) -> Reply | None:
@@ -120,6 +119,11 @@ class PrivateTraining:
         if self._plan.adaptive is None:
             return flat
         return np.append(flat, bit_sum(users, total.clipped))
+
+
+def identity_of(user_key: IntArray) -> str:
+    """Tells nodes apart by whom they host, so that seeded noise differs between them."""
+    return hashlib.sha256(np.ascontiguousarray(user_key).tobytes()).hexdigest()[:16]
 
 
 def _subject(user_key: IntArray, folder: Path | None) -> str:

@@ -7,6 +7,7 @@ before the deadline: in process it is a function call, in a federation it is Flo
       train     (shared state, round, phase) ─────▶  clipped sum of its users' updates, numbers
       evaluate  (shared state, round, phase) ─────▶  sums of metrics over its users
       persist   (round, phase)               ─────▶  local state is on disk
+      advertise, share, confirm, unmask      ─────▶  the stages of secure aggregation around train and evaluate
       hello     ()                           ─────▶  how many users it hosts, which configuration it runs
 """
 
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from fedrec.learning.updates import State
+if TYPE_CHECKING:  # a message can be read without what computes updates
+    from fedrec.learning.updates import State
 
-Kind = Literal["hello", "train", "evaluate", "persist"]
+Kind = Literal["hello", "train", "evaluate", "persist", "advertise", "share", "confirm", "unmask"]
 #: "select" trains on the training part and is judged on the validation part; "final" trains on both and is
 #: judged once on the test part.
 Phase = Literal["select", "final"]

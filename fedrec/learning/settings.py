@@ -34,6 +34,7 @@ class RoundSettings(BaseModel):
         min_reply_fraction: fewer valid replies, as a fraction of the nodes asked, abandon the round.
         max_abandoned: abandoned rounds in a row after which the run stops.
         deadline_seconds: how long one exchange may take.
+        stage_seconds: how long a stage of secure aggregation in which nodes compute nothing may take.
         wait_seconds: how long the coordinator waits for `min_nodes` nodes to be there.
         checkpoint_every: rounds between two checkpoints (each round by default).
         max_users_per_node: a node that claims more is refused.
@@ -50,6 +51,7 @@ class RoundSettings(BaseModel):
     min_reply_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
     max_abandoned: int = Field(default=3, ge=1)
     deadline_seconds: float = Field(default=600.0, gt=0.0)
+    stage_seconds: float = Field(default=60.0, gt=0.0)
     wait_seconds: float = Field(default=300.0, gt=0.0)
     checkpoint_every: int = Field(default=1, ge=1)
     max_users_per_node: int = Field(default=1_000_000, ge=1)

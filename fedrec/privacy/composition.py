@@ -57,7 +57,7 @@ def composed_epsilon(used: Sequence[Used], delta: float) -> tuple[float, float]:
 
 def rounding_delta(plan: PrivacyPlan, rounds: int) -> float:
     """Part of delta that rounding to integers takes in a plan's first rounds."""
-    return plan.distributed.beta * rounds if plan.distributed is not None else 0.0
+    return plan.lost_delta(rounds)
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,9 @@ of the others' sum plus u, again uniform). So the integer sensitivity is that of
 users a node has: l2^2 <= C'^2 + P/4 + sqrt(2 ln(1/beta)) (C' + sqrt(P)/2) with probability 1 - beta, and always
 (C' + sqrt(P))^2, C' = scale C (Kairouz, Liu and Steinke 2021, arXiv 2102.06387, proposition 26).
 
+With few bits the sum is rotated first, by public signs, and back after the release (`integers`): P is then the padded
+size n. A rotation keeps norms, so neither the sensitivity of a real vector nor the noise on a value changes.
+
 Shares are sized for the floor: when exactly the planned part of the cohort answers, the noise is exactly as
 planned; when more answer there is more noise than planned; when fewer do, nothing is released.
 
@@ -52,7 +55,7 @@ class Distributed:
     def contribute(
         self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Contribution:
-        """[P] int64 residues: the rounded sum plus one share of noise per user, modulo 2^bits."""
+        """[n] int64 residues: the rounded sum plus one share of noise per user, modulo 2^bits."""
         if clip_norm > self.plan.clip_norm * (1.0 + 1e-12):
             raise PrivacyRefused(f"clip norm {clip_norm}: expected the plan's {self.plan.clip_norm} or less")
         if len(vector) > self.plan.parameters:
@@ -60,30 +63,42 @@ class Distributed:
                 f"sum of {len(vector)} values: expected at most the plan's {self.plan.parameters}, "
                 "for which rounding was charged"
             )
-        rounded = dithered(checked(vector, users) * self.integers.scale, noise)
+        values, rotation = checked(vector, users), self.integers.rotation(len(vector), round_)
+        if rotation is not None:
+            values = np.asarray(rotation.apply(values))
+        rounded = dithered(values * self.integers.scale, noise)
         shares = noise.skellam(len(rounded), users * self.plan.share_variance(round_))
         return self._residues(rounded + shares)
 
     def zero(self, size: int) -> Contribution:
-        """[size] int64 zeros."""
-        return np.zeros(size, dtype=np.int64)
+        """[n] int64 zeros: as many as a vector of `size` values takes."""
+        return np.zeros(self.integers.coordinates(size), dtype=np.int64)
 
     def add(self, total: Contribution, contribution: Contribution) -> Contribution:
-        """[P] int64 sum modulo 2^bits."""
+        """[n] int64 sum modulo 2^bits."""
         return self._residues(np.add(total, contribution))
 
     def release(
         self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Floats:
-        """[P] the integers nearest to zero with these residues, over the scale; refused below the floor."""
+        """[n] what the residues say, the first P of which are the sum; refused below the floor."""
         if users < self.floor * (1.0 - 1e-12):
             raise PrivacyRefused(
                 f"round {round_}: {users} users answered, expected at least {self.floor:g} for the planned noise; "
                 "nothing was released"
             )
+        return self.readable(total, round_)
+
+    def readable(self, residues: Contribution, round_: int) -> Floats:
+        """[n] the integers nearest to zero with these residues, over the scale, rotated back.
+
+        Beyond the values that were carried there is nothing but noise.
+        """
         half = 1 << (self.integers.bits - 1)
-        centred = self._residues(np.asarray(total, dtype=np.int64) + half) - half
-        return np.asarray(centred / self.integers.scale)
+        centred = self._residues(np.asarray(residues, dtype=np.int64) + half) - half
+        values = np.asarray(centred / self.integers.scale)
+        rotation = self.integers.rotation(len(values), round_)
+        return values if rotation is None else np.asarray(rotation.undo(values))
 
     def _residues(self, values: Contribution) -> Contribution:
         return np.bitwise_and(values, (1 << self.integers.bits) - 1)

@@ -57,7 +57,7 @@ class Mechanism(Protocol):
         """
 
     def zero(self, size: int) -> Contribution:
-        """[size] the neutral element of `add`."""
+        """The neutral element of `add`, for vectors of `size` values."""
 
     def add(self, total: Contribution, contribution: Contribution) -> Contribution:
         """[P] their sum; neither is changed."""
@@ -65,7 +65,7 @@ class Mechanism(Protocol):
     def release(
         self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Floats:
-        """[P] the noised sum.
+        """The noised sum in the first P values; distributed integers may leave noise behind them.
 
         Args:
             total: sum of contributions, possibly none.

@@ -19,33 +19,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.accounting import Accountant, calibrate
 from fedrec.privacy.accounting import epsilon as epsilon_of
+from fedrec.privacy.integers import Carried, Integers, integers_of
 from fedrec.privacy.releases import GaussianRelease, Release, SkellamRelease
 from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings, Trust, Unit
 
-__all__ = ["AdaptiveClip", "Integers", "InteractionPlan", "PrivacyPlan", "PrivacySettings", "make_plan"]
-
-#: Rounding may enlarge the integer sensitivity by this part when the scale is chosen here.
-ROUNDING_COST = 0.01
-#: Of delta, what rounding may take over all rounds.
-ROUNDING_DELTA = 1e-3
-
-
-class Integers(BaseModel):
-    """How a distributed sum is carried by integers.
-
-    Attributes:
-        scale: integer steps per unit of the update.
-        bits: sums are taken modulo 2^bits.
-        survivors: part of the cohort that must reply; noise shares are sized for it.
-        beta: probability, per round, that rounding moves a user's integers further than the sensitivity says.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scale: float = Field(gt=0)
-    bits: int = Field(default=32, ge=8, le=48)
-    survivors: float = Field(default=0.8, gt=0, le=1)
-    beta: float = Field(gt=0, lt=1)
+__all__ = [
+    "AdaptiveClip",
+    "Carried",
+    "Integers",
+    "InteractionPlan",
+    "PrivacyPlan",
+    "PrivacySettings",
+    "make_plan",
+]
 
 
 class PrivacyPlan(BaseModel):
@@ -66,6 +52,7 @@ class PrivacyPlan(BaseModel):
         accountant: by which the target is kept.
         parameters: P, length of the longest vector sent.
         adaptive, distributed, interaction: details of the modes that need them.
+        carried: trust "central" where sums travel as integers; None: as real numbers.
         noise_seed: not None: noise can be foreseen, so NOTHING is private; for simulations on public data.
     """
 
@@ -88,6 +75,7 @@ class PrivacyPlan(BaseModel):
     adaptive: AdaptiveClip | None = None
     distributed: Integers | None = None
     interaction: InteractionPlan | None = None
+    carried: Carried | None = None
     noise_seed: int | None = None
 
     @model_validator(mode="after")
@@ -130,6 +118,11 @@ class PrivacyPlan(BaseModel):
                 "adaptive clipping needs unit 'user' and trust 'central'",
                 self.adaptive is not None and (self.unit, self.trust) != ("user", "central"),
             ),
+            (
+                "sums carried by integers need unit 'user', trust 'central' and a fixed clip norm",
+                self.carried is not None
+                and (self.unit, self.trust, self.adaptive) != ("user", "central", None),
+            ),
         ]
 
     @property
@@ -157,7 +150,8 @@ class PrivacyPlan(BaseModel):
             return z * clip * math.sqrt(self.denominator)
         if self.distributed is not None:
             return math.sqrt(self.share_variance(round_) * self.denominator) / self.distributed.scale
-        return self.update_multiplier(z) * clip
+        rounding = 0.0 if self.carried is None else self.carried.rounding(self.parameters)
+        return self.update_multiplier(z) * (clip + rounding)
 
     def update_multiplier(self, z: float) -> float:
         """Noise multiplier of the update itself where the count of unclipped updates takes part of the budget.
@@ -177,14 +171,10 @@ class PrivacyPlan(BaseModel):
 
     @property
     def integer_sensitivity(self) -> tuple[float, float]:
-        """(L2, L1) sensitivity of the rounded update, in integer units.
-
-        Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), proposition 26; integers satisfy L1 <= min(sqrt(P) L2, L2²).
-        """
+        """(L2, L1) sensitivity of the rounded update, in integer units; see `Integers.sensitivity`."""
         if self.distributed is None:
             raise PrivacyRefused("integers belong to trust 'distributed': this plan has none")
-        l2 = _rounded_norm(self.clip_norm * self.distributed.scale, self.parameters, self.distributed.beta)
-        return l2, max(l2, min(math.sqrt(self.parameters) * l2, l2 * l2))
+        return self.distributed.sensitivity(self.clip_norm, self.parameters)
 
     def share_variance(self, round_: int) -> float:
         """Variance, in integer units, of the noise that one user's device adds."""
@@ -206,14 +196,29 @@ class PrivacyPlan(BaseModel):
         return [GaussianRelease(z, 1, self.amplification) for z in done]
 
     def epsilon(self, rounds: int | None = None, accountant: Accountant | None = None) -> float:
-        """Epsilon at `delta` of the first `rounds` rounds; what rounding may break is taken off delta first."""
-        lost = 0.0 if self.distributed is None else self.distributed.beta * self.rounds
+        """Epsilon at `delta` of the first `rounds` rounds; what integers may break is taken off delta first."""
+        return epsilon_of(self.releases(rounds), self.kept_delta, accountant or self.accountant)
+
+    def lost_delta(self, rounds: int) -> float:
+        """Part of delta that goes to integers in so many rounds: rounding too far, or wrapping around."""
+        if self.distributed is not None:
+            return self.distributed.beta * rounds
+        return 0.0 if self.carried is None else 2.0 * self.carried.wrap * rounds
+
+    @property
+    def kept_delta(self) -> float:
+        """What the whole plan's integers leave of delta.
+
+        Raises:
+            PrivacyRefused: nothing.
+        """
+        lost = self.lost_delta(self.rounds)
         if lost >= self.delta:
             raise PrivacyRefused(
-                f"rounding may fail with probability {lost:.2g}: expected far less than delta {self.delta:.2g}; "
-                "lower distributed.beta"
+                f"integers may fail with probability {lost:.2g}, by rounding or wrapping around: expected far less "
+                f"than delta {self.delta:.2g}; lower distributed.beta or carried.wrap"
             )
-        return epsilon_of(self.releases(rounds), self.delta - lost, accountant or self.accountant)
+        return self.delta - lost
 
     def warnings(self) -> list[str]:
         """What must be said beside the guarantee."""
@@ -239,6 +244,7 @@ def make_plan(
     parameters: int,
     sampling_rate: float = 1.0,
     dense_gradient: bool = False,
+    carried: Carried | None = None,
 ) -> PrivacyPlan:
     """The plan that keeps a target.
 
@@ -250,6 +256,7 @@ def make_plan(
         parameters: P.
         sampling_rate: q, the probability of taking part in a round, as implemented.
         dense_gradient: the update is a gradient of all parameters; without signal it is refused (see `feasibility`).
+        carried: trust "central": how clean sums travel as integers; None: as real numbers.
 
     Raises:
         PrivacyRefused: the guarantee would be meaningless, or nothing could be learned, and `force` is not set.
@@ -268,7 +275,7 @@ def make_plan(
     if len(schedule) != rounds:
         raise PrivacyRefused(f"noise schedule of {len(schedule)} rounds for {rounds}: expected one each")
     try:
-        plan = _calibrated(settings, delta, population, rounds, schedule, parameters, sampling_rate)
+        plan = _calibrated(settings, delta, population, rounds, schedule, parameters, sampling_rate, carried)
     except ValidationError as error:
         raise ConfigError("privacy settings: " + "; ".join(map(_problem, error.errors()))) from error
     if not settings.force:
@@ -284,6 +291,7 @@ def _calibrated(
     schedule: Sequence[float],
     parameters: int,
     sampling_rate: float,
+    carried: Carried | None,
 ) -> PrivacyPlan:
     accountant: Accountant = "rdp" if settings.trust == "distributed" else settings.accountant
     fields: dict[str, Any] = {
@@ -302,47 +310,28 @@ def _calibrated(
         "interaction": (settings.interaction or InteractionPlan())
         if settings.unit == "interaction"
         else None,
+        "carried": carried,
         "noise_seed": settings.noise_seed,
     }
+
+    def at(z: float, integers: Integers | None) -> PrivacyPlan:
+        multipliers = tuple(z * each for each in schedule)
+        return PrivacyPlan(**fields, noise_multipliers=multipliers, distributed=integers)
+
+    def kept(integers: Integers | None) -> PrivacyPlan:
+        left = at(0.0, integers).kept_delta
+        z = calibrate(lambda z: at(z, integers).releases(), settings.epsilon, left, accountant)
+        return at(z, integers)
+
     if settings.trust == "distributed":
-        fields["distributed"] = _integers(settings, delta, rounds, parameters)
+        integers = integers_of(settings, delta, rounds, parameters)
+        from fedrec.privacy.room import with_room
 
-    def at(z: float) -> PrivacyPlan:
-        return PrivacyPlan(**fields, noise_multipliers=tuple(z * each for each in schedule))
-
-    lost = fields["distributed"].beta * rounds if settings.trust == "distributed" else 0.0
-    plan = at(calibrate(lambda z: at(z).releases(), settings.epsilon, delta - lost, accountant))
+        return with_room(kept, integers, chosen=settings.scale is not None)
+    plan = kept(None)
     for z in plan.noise_multipliers:
         plan.update_multiplier(z)
-    if plan.distributed is not None:
-        _check_room(plan, plan.distributed)
     return plan
-
-
-def _integers(settings: PrivacySettings, delta: float, rounds: int, parameters: int) -> Integers:
-    beta = delta * ROUNDING_DELTA / rounds
-    scale = settings.scale
-    if scale is None:
-        # Rounding adds about P/4 to the squared sensitivity; the rest of the bound is smaller, and checked.
-        reach = math.sqrt(parameters)
-        while _rounded_norm(reach, parameters, beta) > reach * (1.0 + ROUNDING_COST):
-            reach *= 1.25
-        scale = reach / settings.clip_norm
-    return Integers(scale=scale, bits=settings.bits, survivors=settings.survivors, beta=beta)
-
-
-def _check_room(plan: PrivacyPlan, integers: Integers) -> None:
-    """The sum of a cohort's clipped integers and noise must not wrap around; a cohort is at most 8 sd above qN."""
-    m = plan.denominator
-    cohort = min(plan.population, m + 8.0 * math.sqrt(m) + 8.0)
-    sd = max(math.sqrt(plan.share_variance(r) * cohort) for r in range(1, plan.rounds + 1))
-    # A stochastically rounded value is up to 1 further from zero.
-    needed = 2.0 * (cohort * (plan.clip_norm * integers.scale + 1.0) + 8.0 * sd)
-    if needed > 2.0**integers.bits:
-        raise PrivacyRefused(
-            f"privacy.bits is {integers.bits}: sums of {cohort:.0f} users need "
-            f"{math.ceil(math.log2(needed))} at scale {integers.scale:.4g}; raise privacy.bits or lower privacy.scale"
-        )
 
 
 def _check_delta(delta: float, population: int) -> None:
@@ -357,10 +346,3 @@ def _problem(item: Any) -> str:
     """One validation error as text: where, and what was expected."""
     place = ".".join(str(part) for part in item["loc"])
     return (f"{place}: " if place else "") + str(item["msg"]).removeprefix("Value error, ")
-
-
-def _rounded_norm(norm: float, parameters: int, beta: float) -> float:
-    """Bound, with probability 1 - beta, on the L2 norm of a stochastically rounded vector of norm `norm` [P]."""
-    root = math.sqrt(parameters)
-    likely = norm**2 + parameters / 4 + math.sqrt(2.0 * math.log(1.0 / beta)) * (norm + root / 2)
-    return math.sqrt(min(likely, (norm + root) ** 2))

@@ -59,8 +59,10 @@ class PrivacySettings(BaseModel):
         population: N, public; None: the number of users in the data.
         accountant: "pld" or "rdp"; trust "distributed" always takes "rdp".
         adaptive: let the clip norm follow a quantile; trust "central" only.
-        scale, bits, survivors: of trust "distributed", see `plan.Integers`; scale None: chosen so that rounding costs
-            1 % of noise.
+        scale, bits, survivors: of trust "distributed", see `integers.Integers`; scale None: chosen so that rounding
+            costs 1 % of noise, or up to 25 % where there is no room for that.
+        rotate: of trust "distributed": sums are rotated before they become integers, which saves bits; None: up to
+            20 bits.
         interaction: of unit "interaction".
         metrics: "exact": sums of evaluation metrics leave the nodes unprotected.
         account: whose data these are, by name; runs under one name add up in a ledger (None: the data set,
@@ -83,6 +85,7 @@ class PrivacySettings(BaseModel):
     scale: float | None = Field(default=None, gt=0)
     bits: int = Field(default=32, ge=8, le=48)
     survivors: float = Field(default=0.8, gt=0, le=1)
+    rotate: bool | None = None
     interaction: InteractionPlan | None = None
     metrics: Literal["exact", "none"] = "none"
     account: str | None = Field(default=None, min_length=1)

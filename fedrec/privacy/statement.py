@@ -82,7 +82,9 @@ class StatementFacts(BaseModel):
         engine: how it ran, such as "in process" or "Flower".
         nodes: number of nodes.
         users_per_node: fewest users on a node.
-        aggregator: "plain": the coordinator sees what every node sends.
+        aggregator: "plain" or "sealed": the coordinator sees what every node sends; "secagg": sums over nodes.
+        least_nodes: fewest nodes in a sum of secure aggregation.
+        simulated: its integers were summed without the cryptography.
         metrics: "exact": sums of evaluation metrics leave the nodes without noise.
         selected: rounds or settings were chosen by looking at these users' held-out interactions.
         tuned: settings were chosen in other runs on this data that are not charged here.
@@ -103,6 +105,8 @@ class StatementFacts(BaseModel):
     nodes: int
     users_per_node: int
     aggregator: str = "plain"
+    least_nodes: int = 0
+    simulated: bool = False
     metrics: Literal["exact", "none"] = "none"
     selected: bool = False
     tuned: bool = False
@@ -123,14 +127,21 @@ def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
     exact = facts.metrics == "exact"
     made = {
         "unit": unit_field(plan),
-        "adversary_and_trust": adversary(plan, facts.aggregator, facts.nodes, facts.users_per_node),
+        "adversary_and_trust": adversary(
+            plan,
+            facts.aggregator,
+            facts.nodes,
+            facts.users_per_node,
+            least_nodes=facts.least_nodes,
+            simulated=facts.simulated,
+        ),
         "adjacency": adjacency_field(plan),
         "guarantee": guarantee_field(plan, facts.rounds),
         "released": released_field(plan, facts.rounds, exact, facts.exact_numbers),
         "not_covered": {
             "text": uncovered(
                 plan,
-                plain=facts.aggregator == "plain",
+                plain=facts.aggregator != "secagg",
                 exact_metrics=exact,
                 exact_numbers=facts.exact_numbers,
                 selected=facts.selected,
@@ -280,7 +291,7 @@ def _warnings(plan: PrivacyPlan | None, facts: StatementFacts) -> list[str]:
             out.append("METRICS ARE NOT PROTECTED: exact sums of evaluation metrics leave the nodes.")
         if facts.exact_numbers:
             out.append(f"EXACT NUMBERS leave the nodes without noise: {', '.join(facts.exact_numbers)}.")
-        if plan.trust == "distributed" and facts.aggregator == "plain":
+        if plan.trust == "distributed" and facts.aggregator != "secagg":
             own = local_epsilon(plan, facts.users_per_node)
             out.append(
                 "NO SECURE AGGREGATION: the server sees each node's contribution; against the server epsilon is "

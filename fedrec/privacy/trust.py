@@ -18,15 +18,25 @@ from fedrec.privacy.releases import SkellamRelease
 _OUTSIDE = "everybody who gets the model of any round, other users included"
 
 
-def adversary(plan: PrivacyPlan | None, aggregator: str, nodes: int, users_per_node: int) -> dict[str, Any]:
+def adversary(
+    plan: PrivacyPlan | None,
+    aggregator: str,
+    nodes: int,
+    users_per_node: int,
+    *,
+    least_nodes: int = 0,
+    simulated: bool = False,
+) -> dict[str, Any]:
     """The field `adversary_and_trust`: who sees what, who is trusted.
 
     Args:
         plan: None: no privacy.
-        aggregator: "plain": the coordinator sees what every node sends.
+        aggregator: "plain" or "sealed": the coordinator sees what every node sends; "secagg": sums over nodes.
         nodes, users_per_node: how many, and the fewest users on one.
+        least_nodes: fewest nodes in a sum, under secure aggregation.
+        simulated: its integers were summed without masks, in one process.
     """
-    plain = aggregator == "plain"
+    plain = aggregator != "secagg"
     values: dict[str, Any] = {
         "trust": plan.trust if plan else None,
         "aggregator": aggregator,
@@ -39,7 +49,15 @@ def adversary(plan: PrivacyPlan | None, aggregator: str, nodes: int, users_per_n
         sees = "the clean sum" if plan is None or _central(plan) else "the noised contribution"
         alone = "; with one user on a node that is this person's own update" if users_per_node == 1 else ""
         which = "the one node" if nodes == 1 else f"each of {nodes:,} nodes"
-        text.append(f"There is no secure aggregation: the server sees {sees} of {which}{alone}.")
+        sealed = (
+            " Replies are sealed to the server, so nobody on the way sees them."
+            if aggregator == "sealed"
+            else ""
+        )
+        text.append(f"There is no secure aggregation: the server sees {sees} of {which}{alone}.{sealed}")
+    else:
+        text += _secure(plan, least_nodes, nodes, simulated=simulated)
+        values |= {"least_nodes": least_nodes, "simulated": simulated}
     if plan is not None and plan.trust == "distributed" and plan.unit == "user":
         values |= _shares(plan, plain, users_per_node, text)
     return {"text": text, **values}
@@ -75,7 +93,7 @@ def uncovered(
 
     Args:
         plan: None: no privacy, and so nothing is covered.
-        plain: the coordinator sees what every node sends.
+        plain: the coordinator sees what every node sends, sealed on its way or not.
         exact_metrics: sums of evaluation metrics leave the nodes without noise.
         exact_numbers: names of other numbers that do.
         selected: rounds or settings were chosen on these users' held-out interactions.
@@ -131,6 +149,25 @@ def _whom(plan: PrivacyPlan | None) -> list[str]:
     return [
         f"Protects against {_OUTSIDE}, and against the server and the network: the noise is added before sending."
     ]
+
+
+def _secure(plan: PrivacyPlan | None, least: int, nodes: int, *, simulated: bool) -> list[str]:
+    """What secure aggregation rests on, and what it leaves open."""
+    text = [
+        f"Secure aggregation: the server sees sums over at least {least} of {nodes:,} nodes and nothing of a single "
+        "one, as long as the nodes around it that work with the server are too few to open its masks, and the list "
+        "of nodes' keys was not written by the server; a server that wrote it is trusted to follow the protocol.",
+    ]
+    if plan is None or _central(plan):
+        text.append(
+            "The sum itself is exact and tells of single users where few took part: in a small cohort most items of "
+            "the sum were touched by one user alone."
+        )
+    if simulated:
+        text.append(
+            "This run was a simulation in one process: the same integers were summed without the cryptography."
+        )
+    return text
 
 
 def _shares(plan: PrivacyPlan, plain: bool, users: int, text: list[str]) -> dict[str, Any]:

@@ -27,6 +27,24 @@ def atomic_write(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read; an existing one is never replaced.
+
+    Raises:
+        RunError: there is one already, or it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise RunError(
+            f"secret {path} cannot be written ({error.strerror}): it is not replaced; remove it if it is not needed"
+        ) from error
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, atomically."""
     atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, default=float) + "\n").encode())

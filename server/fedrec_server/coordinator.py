@@ -1,8 +1,9 @@
 """The coordinator: runs rounds over an exchange, keeps the model, survives being killed.
 
-It knows no Flower and no data. Each round is: broadcast the shared state, sift the replies, sum, apply,
-checkpoint. While "select" runs, the validation part chooses the number of rounds; "final" starts anew, learns
-from training and validation part together for that many rounds, and the test part is looked at once.
+It knows no Flower and no data. Each round is: broadcast the shared state, collect what nodes answer (each reply, or
+under secure aggregation their sum alone), apply, checkpoint. While "select" runs, the validation part chooses the
+number of rounds; "final" starts anew, learns from training and validation part together for that many rounds, and the
+test part is looked at once.
 
 A killed coordinator, opened again on its folder, goes on after its last checkpoint and ends with the bits of an
 undisturbed run. Out of scope: what carries the messages, and presentation.
@@ -21,15 +22,24 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import FederationError, PrivacyRefused, ProtocolError, RoundAbandoned, RunError
+from fedrec.errors import (
+    AggregationAborted,
+    FederationError,
+    PrivacyRefused,
+    ProtocolError,
+    RoundAbandoned,
+    RunError,
+)
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.protocol import Exchange, Reply, Request
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
 from fedrec.wire.files import atomic_write, read_arrays, write_arrays, write_json
+from fedrec_server.collectors import Answers, Question
+from fedrec_server.make_collector import make_collector
 from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import read_update, sift
+from fedrec_server.replies import NUMBERS, Host, read_hello, read_update, sift
 from fedrec_server.task import Progress, Task
 
 Event = dict[str, Any]
@@ -57,6 +67,7 @@ class Coordinator:
         *,
         on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
+        integers: bool = False,
     ) -> None:
         self._folder = folder
         self._exchange = exchange
@@ -65,7 +76,8 @@ class Coordinator:
         self.task = Task.read(folder)
         self._recommender: Recommender = build(self.task.model)
         self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
-        self._hosted: dict[str, int] = {}
+        self._collector = make_collector(self.task, exchange, folder, integers=integers)
+        self._hosts: dict[str, Host] = {}
         self._shared, self._server, self._progress = self._restore()
 
     def run(self) -> Outcome:
@@ -79,7 +91,9 @@ class Coordinator:
         if self._private is not None and not self._progress.done:
             self._private.reserve()
         while not self._progress.done:
-            self._round()
+            # Killed while the last round was being judged, it has no rounds left.
+            if not self._phase_is_over():
+                self._round()
             if self._phase_is_over():
                 self._end_phase()
             elif self._stop():
@@ -98,25 +112,26 @@ class Coordinator:
         if self._private is not None and self._private.plan.adaptive is not None:
             request.meta["clip_norm"] = progress.clip_norm
         layout = self._recommender.layout(self.task.n_items, number)
-        replies, failures = self._ask(request, self._reader(layout))
-        record: Event = {
-            "phase": progress.phase,
-            "round": number,
-            "nodes": len(replies),
-            "failures": failures,
-        }
-        if not self._enough(len(replies), len(replies) + len(failures)):
-            self._abandon(record)
-            return
+        record: Event = {"phase": progress.phase, "round": number}
         try:
-            total, facts = self._sum(list(replies.values()), layout, number)
+            answers = self._collector.ask(self._train_question(request, layout), self._meet())
+            record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
+            if not self._enough(answers) and not self._is_hidden:
+                self._abandon(record)
+                return
+            total, facts = self._sum(answers.values, layout, number)
+        except AggregationAborted as error:
+            record |= {"nodes": 0, "failures": {"sum": str(error)}}
+            (self._lose if error.revealed else self._abandon)(record)
+            return
         except PrivacyRefused as error:
-            self._abandon(record | {"failures": failures | {"sum": str(error)}})
+            record["failures"] = record["failures"] | {"sum": str(error)}
+            (self._lose if self._is_hidden else self._abandon)(record)
             return
         if total.users:
             self._shared, self._server = self._recommender.apply(self._shared, self._server, total)
         progress.round, progress.abandoned = number, 0
-        record |= facts | self._sizes(layout) | {"seconds": time.perf_counter() - started}
+        record |= facts | self._sizes(layout, answers) | {"seconds": time.perf_counter() - started}
         progress.totals["seconds"] += record["seconds"]
         progress.totals["bytes_up"] += record["bytes_up_per_user"]
         progress.totals["bytes_down"] += record["bytes_down_per_user"]
@@ -129,21 +144,24 @@ class Coordinator:
         if keep:
             self._checkpoint()
 
-    def _ask(
-        self, request: Request, read: Callable[[str, Reply], Any]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Send one request to every known node; readable answers and the reasons of the others."""
-        requests = dict.fromkeys(self._meet(), request)
-        answers = self._exchange.exchange(requests, self.task.rounds.deadline_seconds)
-        return sift(requests, answers, read)
-
-    def _reader(self, layout: Layout) -> Callable[[str, Reply], Any]:
-        """How the replies of this round are read."""
-        private, clip_norm = self._private, self._progress.clip_norm
+    def _train_question(self, request: Request, layout: Layout) -> Question:
+        """What every node is asked, and how its answer, or the sum of all answers, is read."""
+        private, clip_norm, bound = self._private, self._progress.clip_norm, self.task.settings.clip_norm
         if private is not None:
-            return lambda node, reply: private.read(reply, layout, self._hosted[node], clip_norm)
-        plain = self.task.settings.clip_norm
-        return lambda node, reply: read_update(reply, layout, self._hosted[node], plain)
+            example = private.example(layout)
+            return Question(
+                request,
+                lambda reply, users, summed: private.read(reply, layout, users, clip_norm, summed=summed),
+                {"update": example},
+                ("users",),
+            )
+
+        return Question(
+            request,
+            lambda reply, users, summed: read_update(reply, layout, users, bound, summed=summed),
+            {"update": np.zeros(layout.size, dtype=np.float32)},
+            NUMBERS,
+        )
 
     def _sum(self, updates: list[Any], layout: Layout, number: int) -> tuple[UpdateSum, Event]:
         """What may be applied, and what may be said of it."""
@@ -163,21 +181,21 @@ class Coordinator:
         progress.clip_norm = clip_norm
         return released, facts
 
-    def _meet(self) -> list[str]:
-        """Ids of the nodes that are there and run this task; waits `wait_seconds` for the minimum."""
+    def _meet(self) -> dict[str, Host]:
+        """The nodes that are there and run this task; waits `wait_seconds` for the minimum."""
         deadline = time.monotonic() + self.task.rounds.wait_seconds
         while True:
             present = self._exchange.nodes()
-            strangers = {node: Request("hello", 0) for node in present if node not in self._hosted}
+            strangers = {node: Request("hello", 0) for node in present if node not in self._hosts}
             if strangers:
                 # A node may be listed and yet be gone, or busy with the last message of a killed coordinator.
                 left = max(1.0, deadline - time.monotonic())
                 answers = self._exchange.exchange(strangers, min(self.task.rounds.deadline_seconds, left))
                 known, refused = sift(strangers, answers, self._read_hello)
-                self._hosted |= known
+                self._hosts |= known
                 for node, reason in refused.items():
                     self._on_event({"refused": node, "reason": reason})
-            here = [node for node in present if node in self._hosted]
+            here = {node: self._hosts[node] for node in present if node in self._hosts}
             if len(here) >= self.task.rounds.min_nodes:
                 return here
             if time.monotonic() > deadline:
@@ -187,19 +205,43 @@ class Coordinator:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _read_hello(self, node: str, reply: Reply) -> int:
+    def _read_hello(self, node: str, reply: Reply) -> Host:
         if reply.meta.get("config") != self.task.config_hash:
             raise ProtocolError(f"node {node} runs another configuration: prepare it from this run's config")
-        users = reply.meta.get("users")
-        if not isinstance(users, int) or not 0 <= users <= self.task.rounds.max_users_per_node:
-            raise ProtocolError(
-                f"node {node} claims {users!r} users: expected 0 to {self.task.rounds.max_users_per_node}"
-            )
-        return users
+        host = read_hello(node, reply, self.task.rounds.max_users_per_node, self.task.aggregation)
+        taken = [other for other, known in self._hosts.items() if host.place == known.place is not None]
+        if taken and taken != [node]:
+            raise ProtocolError(f"node {node} has the identity of node {taken[0]}: enrol each node by itself")
+        return host
 
-    def _enough(self, valid: int, asked: int) -> bool:
-        rounds = self.task.rounds
-        return valid >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+    def _enough(self, answers: Answers) -> bool:
+        rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
+        return answers.nodes >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+
+    @property
+    def _is_hidden(self) -> bool:
+        """Whether nodes answer once and for all, since they give their shares away."""
+        return self.task.aggregation.kind == "secagg"
+
+    def _lose(self, record: Event) -> None:
+        """A round that nodes will not answer again: it counts, and the model stays as it is."""
+        progress, record = self._progress, record | {"lost": True}
+        reasons = "; ".join(sorted(set(record["failures"].values())))
+        if self._recommender.fixed_rounds is not None:
+            raise RoundAbandoned(
+                f"round {record['round']} is lost ({reasons}): this model needs each of its rounds; start a new run"
+            )
+        progress.round, progress.abandoned = record["round"], progress.abandoned + 1
+        if self._private is not None:
+            self._checkpoint_charged(self._private, record)
+        else:
+            self._write_record(record)
+            self._checkpoint()
+        if progress.abandoned >= self.task.rounds.max_abandoned:
+            raise RoundAbandoned(
+                f"round {record['round']} is the {progress.abandoned}th in a row that is lost ({reasons}): mend the "
+                "nodes, then --resume"
+            )
 
     def _abandon(self, record: Event) -> None:
         self._progress.abandoned += 1
@@ -212,10 +254,13 @@ class Coordinator:
                 f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
             )
 
-    def _sizes(self, layout: Layout) -> Event:
+    def _sizes(self, layout: Layout, answers: Answers) -> Event:
+        """What one round costs somebody who is alone on a node."""
         number_bytes = 4 if self._private is None else 8
         return {
-            "bytes_up_per_user": float(layout.size * number_bytes),
+            "bytes_up_per_user": answers.facts.get("secagg", {}).get(
+                "bytes_up_per_node", float(layout.size * number_bytes)
+            ),
             "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
         }
 
@@ -254,7 +299,7 @@ class Coordinator:
             "model_bytes": sum(values.nbytes for values in self._shared.values()),
         }
         if self.task.has_test and (self.task.privacy is None or self.task.privacy.metrics == "exact"):
-            result["test"] = self._evaluate().report().as_dict()
+            result |= self._test()
         write_json(self._folder / "result.json", result)
         progress.done = True
 
@@ -262,10 +307,13 @@ class Coordinator:
         select = self._progress.phase == "select"
         return select and (number % self.task.rounds.evaluate_every == 0 or number == self._last_round())
 
-    def _judge(self) -> dict[str, float]:
-        """Validation metrics of this round; remembers the best round."""
+    def _judge(self) -> dict[str, Any]:
+        """Validation metrics of this round; remembers the best round. Metrics that are lost choose nothing."""
         progress = self._progress
-        values = self._evaluate().report().values()
+        try:
+            values = self._evaluate().report().values()
+        except AggregationAborted as error:
+            return {"lost": str(error)}
         value = values[self.task.rounds.select_metric]
         if value > progress.best_value:
             progress.best_round, progress.best_value, progress.stale = progress.round, value, 0
@@ -279,14 +327,31 @@ class Coordinator:
         like = MetricSums.empty(
             self.task.evaluation if final else self.task.evaluation.quick(), self.task.n_items
         )
-        replies, failures = self._ask(
-            request, lambda node, reply: MetricSums.from_arrays(reply.arrays, like, self._hosted[node])
+        question = Question(
+            request,
+            lambda reply, users, summed: MetricSums.from_arrays(reply.arrays, like, users),
+            like.to_arrays(),
+            (),
         )
-        if not self._enough(len(replies), len(replies) + len(failures)):
+        try:
+            answers = self._collector.ask(question, self._meet())
+        except AggregationAborted as error:
+            if error.revealed:
+                raise
+            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+        if not self._enough(answers) and not self._is_hidden:
             raise RoundAbandoned(
-                f"evaluation: {len(replies)} valid replies, too few ({failures}); mend the nodes, then --resume"
+                f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); mend the nodes, "
+                "then --resume"
             )
-        return functools.reduce(MetricSums.merge, replies.values(), like)
+        return functools.reduce(MetricSums.merge, answers.values, like)
+
+    def _test(self) -> Event:
+        """The look at the test part, or why it is lost: nodes let the same sum out once."""
+        try:
+            return {"test": self._evaluate().report().as_dict()}
+        except AggregationAborted as error:
+            return {"test_lost": str(error)}
 
     # Disk ----------------------------------------------------------------------------------------------
 
@@ -317,9 +382,8 @@ class Coordinator:
 
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
-            self._ask(
-                Request("persist", self._progress.round, self._progress.phase), lambda node, reply: None
-            )
+            request = Request("persist", self._progress.round, self._progress.phase)
+            self._exchange.exchange(dict.fromkeys(self._meet(), request), self.task.rounds.deadline_seconds)
         write_arrays(self._folder / "checkpoint.safetensors", self._arrays(), asdict(self._progress))
 
     def _checkpoint_charged(self, private: PrivateRounds, record: Event) -> None:
@@ -387,6 +451,7 @@ def open_coordinator(
     *,
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
+    integers: bool = False,
 ) -> Coordinator:
     """The coordinator of a run folder's `coordinator/`, going on where its last checkpoint lies."""
-    return Coordinator(folder, exchange, on_event=on_event, stop=stop)
+    return Coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers)

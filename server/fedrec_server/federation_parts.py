@@ -24,6 +24,7 @@ class Record:
         node_ids: the nodes' ids at Flower.
         pids: process id of each part.
         started: when each part was started, in seconds since 1970.
+        swift: messages are neither waited for nor served as slowly as Flower does by itself.
     """
 
     mark: str
@@ -34,6 +35,7 @@ class Record:
     node_ids: list[str] = field(default_factory=list)
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
+    swift: bool = True
 
     @classmethod
     def plan(cls, nodes: int) -> Record:
@@ -110,6 +112,7 @@ class Parts:
             f"https://127.0.0.1:{self.record.superlink_port}",
             "--ca",
             str(self.ca),
+            *([] if self.record.swift else ["--hold-seconds", "0"]),
         ]
 
     def supernode(self, key: Path, port: int, data: Path) -> list[str]:
@@ -123,4 +126,7 @@ class Parts:
         """Command of node k, kept running by a supervisor."""
         home = self.node_home(k)
         supernode = self.supernode(home / "key", self.record.node_ports[k], home / "data")
+        if self.record.swift:
+            warm = [sys.executable, "-m", "fedrec_client.warm_start", "--folder", str(home / "warm"), "--"]
+            supernode = [*warm, *supernode]
         return [sys.executable, "-m", "fedrec_server.supervisor", *supernode]

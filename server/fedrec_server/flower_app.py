@@ -26,14 +26,19 @@ from flwr.serverapp import Grid, ServerApp
 from fedrec.errors import FederationError, ProtocolError
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.wire.messages import decode, encode
+from fedrec.wire.packed import pack, unpack
 from fedrec_server.coordinator import open_coordinator
 from fedrec_server.launch import Launch
 
 MESSAGE_TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 #: Flower needs about this long to notice that a node is gone.
 NOTICE_SECONDS = 60.0
-FIRST_POLL_SECONDS = 0.05
+#: Who fetches a reply before all of its content has arrived waits for a second in Flower's own code, so the looks
+#: are no closer than its pieces.
+SHORTEST_POLL_SECONDS = 0.2
 LONGEST_POLL_SECONDS = 1.0
+#: Of the time waited so far: looking for answers makes an exchange this much longer at most.
+POLL_SHARE = 0.05
 MAX_REASON = 300
 
 
@@ -101,20 +106,20 @@ class GridExchange:
         self, requests: Mapping[str, Request], deadline_seconds: float
     ) -> dict[str, Reply | Failure]:
         """One entry per request, in the order of the requests."""
-        deadline = self._clock() + deadline_seconds
+        start = self._clock()
+        deadline = start + deadline_seconds
         answers: dict[str, Reply | Failure] = {}
         waiting = self._send(requests, deadline_seconds, answers)
-        pause = FIRST_POLL_SECONDS
         while waiting:
             for message in self._pull(waiting):
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
                 if node is not None:
                     answers[node] = self._read(node, message)
-            left = deadline - self._clock()
-            if not waiting or left <= 0:
+            now = self._clock()
+            if not waiting or now >= deadline:
                 break
-            self._sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
+            pause = min(max(POLL_SHARE * (now - start), SHORTEST_POLL_SECONDS), LONGEST_POLL_SECONDS)
+            self._sleep(min(pause, deadline - now))
         for node in waiting.values():
             answers[node] = Failure(f"no answer within {deadline_seconds:g} s")
             self._seen[node].rests_until = self._clock() + min(deadline_seconds, NOTICE_SECONDS)
@@ -171,8 +176,14 @@ class GridExchange:
 
 
 def record_maker(request: Request) -> Callable[[], RecordDict]:
-    """Makes the records of a request anew for each node; the bytes, which nobody can change, are shared."""
+    """Makes the records of a request anew for each node; the bytes, which nobody can change, are shared.
+
+    Flower carries each record and each array as objects of their own: small arrays join the header.
+    """
     arrays, header = encode(request)
+    packed = pack(arrays)
+    if packed is not None:
+        return lambda: RecordDict({"header": ConfigRecord({**header, "packed": packed})})
     ready = {name: Array(values) for name, values in arrays.items()}
 
     def make() -> RecordDict:
@@ -188,12 +199,18 @@ def parse_records(content: RecordDict) -> Reply:
     Raises:
         ProtocolError: the records are not those of a reply.
     """
-    arrays, header = content.get("arrays"), content.get("header")
-    if set(content) != {"arrays", "header"}:
+    arrays, record = content.get("arrays"), content.get("header")
+    if not isinstance(record, ConfigRecord) or not set(content) <= {"arrays", "header"}:
         raise ProtocolError(f"reply has records {sorted(content)!r:.200}: expected 'arrays' and 'header'")
-    if not isinstance(arrays, ArrayRecord) or not isinstance(header, ConfigRecord):
-        raise ProtocolError("reply has records of another type: expected arrays and a header")
-    return decode({name: array.numpy() for name, array in arrays.items()}, dict(header), Reply)
+    header = dict(record)
+    packed = header.pop("packed", None)
+    if isinstance(packed, bytes) and arrays is None:
+        return decode(unpack(packed), header, Reply)
+    if not isinstance(arrays, ArrayRecord) or packed is not None:
+        raise ProtocolError(
+            "reply has records of another type: expected arrays, or a header with packed ones"
+        )
+    return decode({name: array.numpy() for name, array in arrays.items()}, header, Reply)
 
 
 app = ServerApp()

@@ -5,6 +5,10 @@ reaches it can run code on the server and on every node. The path is compared as
 decoding, against a pattern without dots, escapes or doubled slashes, so that no trick can mean another path
 upstream. Node authentication itself is Flower's and passes through unchanged.
 
+A node that is told that there is no message for it sleeps for three seconds, which is most of the time of a short
+stage. So a node that asks for messages is answered when there is one, or after a while: the gateway asks on its
+behalf, again and again (`fedrec_server.patience`).
+
 Out of scope: authenticating nodes, rate limits per node. Run as `python -m fedrec_server.gateway --help`.
 """
 
@@ -25,8 +29,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fedrec_server.patience import HOLD_SECONDS, Patience
+
 FLEET_PATH = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
 HEALTH_PATH = b"/health"
+PULL_PATH = b"/v1/fleet/pull-messages"
 #: Flower cuts arrays into pieces of 5 MiB.
 MAX_BODY_BYTES = 16 << 20
 MAX_HEADER_BYTES = 16 << 10
@@ -42,11 +49,23 @@ HOP = frozenset(
 
 
 class Gateway:
-    """An ASGI application that forwards permitted requests to `client`'s base address."""
+    """An ASGI application that forwards permitted requests to `client`'s base address.
 
-    def __init__(self, client: httpx.AsyncClient, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    Args:
+        client: whose base address is the SuperLink's.
+        max_body_bytes: of a request.
+        patience: with which it waits for messages of a node.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        patience: Patience | None = None,
+    ) -> None:
         self._client = client
         self._max_body_bytes = max_body_bytes
+        self._patience = patience or Patience()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -70,6 +89,10 @@ class Gateway:
             return Response(status_code=408)
         if body is None:
             return Response(status_code=413)
+        if path == PULL_PATH:
+            return await self._patience.wait(
+                lambda: self._forward(request, path, body), _has_message, request.is_disconnected
+            )
         return await self._forward(request, path, body)
 
     async def _body(self, request: Request) -> bytes | None:
@@ -104,6 +127,11 @@ class Gateway:
         return response
 
 
+def _has_message(response: Response) -> bool:
+    """Whether a node is to get this at once: a message, which is never empty, or a refusal."""
+    return response.status_code != 200 or len(response.body) > 0
+
+
 def is_open(method: str, raw_path: bytes, query: bytes) -> bool:
     """Whether nodes may ask this: a call of the node API, or the health of the service."""
     if query:
@@ -113,7 +141,12 @@ def is_open(method: str, raw_path: bytes, query: bytes) -> bool:
     return method == "POST" and FLEET_PATH.fullmatch(raw_path) is not None
 
 
-def make_app(upstream: str, ca: Path | None, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+def make_app(
+    upstream: str,
+    ca: Path | None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    hold_seconds: float = HOLD_SECONDS,
+) -> Starlette:
     """The application; `upstream` is the SuperLink's address, `ca` what its certificate is checked against."""
     verify = ssl.create_default_context(cafile=str(ca)) if ca is not None else True
     client = httpx.AsyncClient(
@@ -127,7 +160,7 @@ def make_app(upstream: str, ca: Path | None, max_body_bytes: int = MAX_BODY_BYTE
 
     app = Starlette(lifespan=closing, debug=False)
     # Mounted at the root without a route, so that Starlette neither redirects nor decodes a path first.
-    app.router.default = Gateway(client, max_body_bytes)
+    app.router.default = Gateway(client, max_body_bytes, Patience(hold_seconds))
     return app
 
 
@@ -160,8 +193,11 @@ def main() -> None:
     parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--upstream", required=True, help="https://host:port of the SuperLink")
     parser.add_argument("--ca", type=Path, required=True, help="CA of the SuperLink's certificate")
+    parser.add_argument(
+        "--hold-seconds", type=float, default=HOLD_SECONDS, help="how long a node waits for messages"
+    )
     given = parser.parse_args()
-    app = make_app(given.upstream, given.ca)
+    app = make_app(given.upstream, given.ca, hold_seconds=given.hold_seconds)
     uvicorn.Server(server_config(app, given.host, given.port, given.certificate, given.key)).run()
 
 

@@ -48,8 +48,14 @@ class PrivateRounds:
         self.account = Account(SUBJECT, terms.dataset)
         self.ledger_folder = folder / "ledger" if terms.ledger is None else terms.ledger / "server"
 
-    def read(self, reply: Reply, layout: Layout, hosted_users: int, clip_norm: float) -> Contribution:
-        """The vector and the number of users of a train reply.
+    def example(self, layout: Layout) -> NDArray[np.generic]:
+        """What a node's contribution looks like."""
+        return self._mechanism.zero(self._size(layout))
+
+    def read(
+        self, reply: Reply, layout: Layout, hosted_users: int, clip_norm: float, *, summed: bool = False
+    ) -> Contribution:
+        """The vector and the number of users of a train reply, or of the sum that secure aggregation gave.
 
         Raises:
             ProtocolError: keys, shape, type, finiteness, the number of users or the norm are not as declared.
@@ -61,12 +67,12 @@ class PrivateRounds:
         users, sent = reply.meta["users"], reply.arrays["update"]
         if not isinstance(users, int) or not 0 <= users <= hosted_users:
             raise ProtocolError(f"reply speaks for {users!r} users: the node hosts {hosted_users}")
-        like = self._mechanism.zero(self._size(layout))
+        like = self.example(layout)
         if sent.dtype != like.dtype or sent.shape != like.shape:
             raise ProtocolError(f"update is {sent.dtype}{sent.shape}: expected {like.dtype}{like.shape}")
         if sent.dtype.kind == "f" and not np.isfinite(sent).all():
             raise ProtocolError("update is not finite: expected finite numbers")
-        if self.plan.trust == "central" and self.plan.unit == "user":
+        if self.plan.trust == "central" and self.plan.unit == "user" and not summed:
             self._check_norm(sent, layout.size, users, clip_norm)
         return sent, users
 

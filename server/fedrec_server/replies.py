@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from fedrec.errors import ProtocolError
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.updates import Layout, UpdateSum
+from fedrec.secagg.terms import SecaggTerms, Terms
 
 NUMBERS = ("users", "loss", "examples", "clipped", "norm")
 #: Room for float32 rounding of a sum whose norm is at the bound.
@@ -29,8 +31,53 @@ def check_envelope(request: Request, reply: Reply) -> None:
             raise ProtocolError(f"reply has {name} {given!r}: expected {expected!r}")
 
 
-def read_update(reply: Reply, layout: Layout, hosted_users: int, clip_norm: float | None) -> UpdateSum:
+@dataclass(frozen=True)
+class Host:
+    """A node that said hello.
+
+    Attributes:
+        users: how many people it hosts.
+        name: by which it knows itself.
+        place: in the roster of secure aggregation, or None.
+    """
+
+    users: int
+    name: str
+    place: int | None = None
+
+
+def read_hello(node: str, reply: Reply, max_users: int, terms: Terms) -> Host:
+    """Who says hello.
+
+    Raises:
+        ProtocolError: an impossible number of users, or no place in the roster of the run.
+    """
+    users, name, place = (reply.meta.get(key) for key in ("users", "node", "place"))
+    if not isinstance(users, int) or not 0 <= users <= max_users:
+        raise ProtocolError(f"node {node} claims {users!r} users: expected 0 to {max_users}")
+    if not isinstance(name, str):
+        raise ProtocolError(f"node {node} has no name: run one version of fedrec")
+    if not isinstance(terms, SecaggTerms) or place is None:
+        return Host(users, name)
+    members = terms.roster.members
+    if type(place) is not int or not 0 <= place < len(members) or members[place].users != users:
+        raise ProtocolError(
+            f"node {node} claims place {place!r} of the roster with {users} users: enrol it again"
+        )
+    return Host(users, name, place)
+
+
+def read_update(
+    reply: Reply, layout: Layout, hosted_users: int, clip_norm: float | None, *, summed: bool = False
+) -> UpdateSum:
     """The sum in a train reply.
+
+    Args:
+        reply: of one node, or the sum that secure aggregation gave.
+        layout: of the round.
+        hosted_users: most users that can be behind it.
+        clip_norm: C, or None.
+        summed: the devices saw to the bound; rounding can take their sum past it.
 
     Raises:
         ProtocolError: keys, shape, type, finiteness, the number of users or the norm are not as declared.
@@ -40,6 +87,8 @@ def read_update(reply: Reply, layout: Layout, hosted_users: int, clip_norm: floa
     if set(reply.meta) != set(NUMBERS):
         raise ProtocolError(f"reply has fields {sorted(reply.meta)}: expected {sorted(NUMBERS)}")
     update = reply.arrays["update"]
+    if summed:
+        update = update.astype(np.float32)
     if update.dtype != np.float32 or update.shape != (layout.size,):
         raise ProtocolError(f"update is {update.dtype}{update.shape}: expected float32({layout.size},)")
     numbers = {name: reply.meta[name] for name in NUMBERS}
@@ -53,7 +102,7 @@ def read_update(reply: Reply, layout: Layout, hosted_users: int, clip_norm: floa
     norm = float(np.linalg.norm(update.astype(np.float64)))
     if not math.isfinite(norm):
         raise ProtocolError("update is not finite: expected finite numbers")
-    if clip_norm is not None and norm > users * clip_norm * NORM_SLACK:
+    if clip_norm is not None and not summed and norm > users * clip_norm * NORM_SLACK:
         raise ProtocolError(
             f"update of norm {norm:.4g} for {users:g} users: expected at most {users * clip_norm:.4g}"
         )

@@ -15,6 +15,7 @@ from fedrec.learning.protocol import Phase
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import ModelConfig, parse
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.terms import Terms, parse_terms
 from fedrec.wire.files import write_json
 
 
@@ -31,11 +32,12 @@ class Task:
     has_validation: bool
     has_test: bool
     privacy: PrivacyTerms | None = None
+    aggregation: Terms = field(kw_only=True)
 
     def write(self, folder: Path) -> None:
         """Write `task.json` into the coordinator's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        parts = ("model", "settings", "rounds", "evaluation", "privacy")
+        parts = ("model", "settings", "rounds", "evaluation", "privacy", "aggregation")
         plain = {name: (part := getattr(self, name)) and part.model_dump(mode="json") for name in parts}
         rest = ("n_items", "config_hash", "has_validation", "has_test")
         write_json(folder / "task.json", plain | {name: getattr(self, name) for name in rest})
@@ -61,6 +63,7 @@ class Task:
             plain["has_validation"],
             plain["has_test"],
             PrivacyTerms.model_validate(plain["privacy"]) if plain["privacy"] else None,
+            aggregation=parse_terms(plain["aggregation"]),
         )
 
 

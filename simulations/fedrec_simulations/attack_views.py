@@ -18,6 +18,7 @@ from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.privacy.attacks import Floats
 from fedrec.privacy.clipping import add_clipped
+from fedrec.privacy.distributed import Distributed
 from fedrec.privacy.interaction import train_interactions
 from fedrec.privacy.mechanism import Contribution, mechanism_of
 from fedrec.privacy.noise import NoiseSource
@@ -131,7 +132,9 @@ def _round(
     sent = mechanism.contribute(vector, len(batch), round_, plan.clip_norm, noise)
     flat = mechanism.release(sent, len(batch), round_, plan.clip_norm, noise)
     std = plan.noise_std(round_, plan.clip_norm)
-    blocks = {name: values.astype(np.float64) for name, values in layout.unflatten(flat).items()}
+    blocks = {
+        name: values.astype(np.float64) for name, values in layout.unflatten(flat[: layout.size]).items()
+    }
     return UpdateSum(blocks, users=plan.denominator, noise_std=std), after
 
 
@@ -156,21 +159,19 @@ def private_round(
         )
         message = mechanism.contribute(vector, 1, 1, plan.clip_norm, noise)
         clean, total = clean + vector, mechanism.add(total, message)
-        evidence.append(read(readable(message, plan)))
+        evidence.append(read(readable(message, plan)[:size]))
     totals = [total]
     if plan.unit == "user":
         again = range(DRAWS - 1)
         totals += [mechanism.contribute(clean, len(users), 1, plan.clip_norm, noise) for _ in again]
-    return evidence, [mechanism.release(t, len(users), 1, plan.clip_norm, noise) for t in totals]
+    return evidence, [mechanism.release(t, len(users), 1, plan.clip_norm, noise)[:size] for t in totals]
 
 
 def readable(message: Contribution, plan: PrivacyPlan) -> Floats:
-    """[P] what a message says: integers modulo 2^bits as the values nearest to zero, in units of the update."""
-    if plan.trust != "distributed" or plan.distributed is None:
+    """What a message of the first round says in its first P values, in units of the update."""
+    if plan.distributed is None:
         return message.astype(np.float64)
-    whole = 1 << plan.distributed.bits
-    centred = (message.astype(np.int64) + whole // 2) % whole - whole // 2
-    return np.asarray(centred / plan.distributed.scale)
+    return Distributed(plan).readable(message, 1)
 
 
 def _trained(target: Target, shared: State, one: IntArray, plan: PrivacyPlan, noise: NoiseSource) -> Floats:

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -19,6 +19,9 @@ from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import KINDS, ModelConfig, build
 from fedrec.privacy.settings import PrivacySettings
+
+#: Fewer nodes than this in a sum are worth a warning.
+SMALL_COHORT = 10
 
 
 class Section(BaseModel):
@@ -89,26 +92,71 @@ class SplitSection(Section):
     path: Path | None = None
 
 
-class NoPrivacy(Section):
-    """Protection switched off, which is said out loud in every report.
+class Aggregation(BaseModel):
+    """How sums come about.
+
+    Attributes:
+        aggregator: "secagg": by secure aggregation, the server sees sums over nodes and nothing else; "sealed":
+            encrypted to the server, which sees every node's reply; "plain": everybody on the way sees it, too.
+        insecure: must be true beside "plain", so that nobody gets there by accident.
+    """
+
+    aggregator: Literal["secagg", "sealed", "plain"] = "secagg"
+    insecure: bool = False
+
+    @model_validator(mode="after")
+    def _plain_on_purpose(self) -> Self:
+        if self.aggregator == "plain" and not self.insecure:
+            raise ValueError(
+                "aggregator is 'plain': the server would see what every node sends; leave it out for secure "
+                "aggregation, or set privacy.insecure = true beside it if that is meant"
+            )
+        if self.insecure and self.aggregator != "plain":
+            raise ValueError(
+                f"insecure is true and aggregator is {self.aggregator!r}: only 'plain' is insecure; drop one of them"
+            )
+        return self
+
+
+class NoPrivacy(Section, Aggregation):
+    """No differential privacy, which is said out loud in every report.
 
     Attributes:
         unit: "none": clipped or not, sums are not noised, and no privacy guarantee is claimed.
-        aggregator: "plain": the server sees every node's sum.
     """
 
     unit: Literal["none"]
-    aggregator: Literal["plain"]
 
 
-class PrivacySection(PrivacySettings):
-    """A differential-privacy target; see `fedrec.privacy.settings`.
+class PrivacySection(PrivacySettings, Aggregation):
+    """A differential-privacy target; see `fedrec.privacy.settings`."""
+
+
+class SecaggSection(Section):
+    """Secure aggregation; see `fedrec.secagg.terms`.
 
     Attributes:
-        aggregator: "plain": the server sees every node's contribution.
+        bits: sums are taken modulo 2^bits.
+        rotate: values are rotated before they become integers; None: with 16 bits.
+        min_nodes: fewest nodes in a sum.
+        threshold: part of a node's neighbourhood whose shares open a secret.
+        corrupted: nodes of a neighbourhood that may work with the server.
+        neighbours: of a node; None: all up to 100 nodes, above as many as the bounds ask for.
+        range_users: for how many users the integers have room; None: for all that are hosted.
     """
 
-    aggregator: Literal["plain"]
+    bits: Literal[16, 32] = 32
+    rotate: bool | None = None
+    min_nodes: int = Field(default=3, ge=3)
+    threshold: float = Field(default=2 / 3, gt=0.5, le=1)
+    corrupted: int = Field(default=0, ge=0)
+    neighbours: int | None = Field(default=None, ge=2)
+    range_users: int | None = Field(default=None, ge=1)
+
+    @property
+    def rotation(self) -> bool:
+        """Whether values are rotated."""
+        return self.bits == 16 if self.rotate is None else self.rotate
 
 
 def _privacy_kind(section: Any) -> str:
@@ -130,6 +178,7 @@ class Config(Section):
     split: SplitSection = SplitSection()
     model: Annotated[ModelConfig, Field()]
     federation: FederationSection = FederationSection()
+    secagg: SecaggSection = SecaggSection()
     evaluation: EvaluationSettings = EvaluationSettings()
     privacy: Annotated[
         Annotated[NoPrivacy, Tag("none")] | Annotated[PrivacySection, Tag("private")],
@@ -148,7 +197,36 @@ class Config(Section):
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
                 "updates by privacy.clip_norm; drop federation.clip_norm"
             )
+        if self.privacy.aggregator == "secagg":
+            self._secagg_fits()
         return self
+
+    def _secagg_fits(self) -> None:
+        """Raises ValueError where sums in integers cannot be had."""
+        privacy, instead = self.privacy, "set privacy.aggregator = 'sealed'"
+        problems = {
+            f"federation.nodes is {self.federation.nodes}: secure aggregation needs at least "
+            f"{self.secagg.min_nodes} nodes (secagg.min_nodes)": self.federation.nodes
+            < self.secagg.min_nodes,
+            "federation.clip_norm is not set: secure aggregation sums integers, which need a bound on one user's "
+            f"update; set it, or {instead}": isinstance(privacy, NoPrivacy)
+            and self.federation.clip_norm is None,
+            "secagg.bits is 16 and secagg.rotate is false: single values would not fit; drop one of them": (
+                self.secagg.bits == 16 and not self.secagg.rotation
+            ),
+        }
+        if isinstance(privacy, PrivacySection):
+            distributed = privacy.unit == "user" and privacy.trust == "distributed"
+            problems |= {
+                "privacy.unit is 'interaction': its updates have no fixed bound, so their sum does not fit integers; "
+                + instead: privacy.unit == "interaction",
+                "privacy.adaptive is set: secure aggregation needs a fixed bound; drop it, or "
+                + instead: privacy.adaptive is not None,
+                f"privacy.bits is {privacy.bits} and secagg.bits is {self.secagg.bits}: noise shares are summed as "
+                "they are; set both alike": distributed and privacy.bits != self.secagg.bits,
+            }
+        if any(problems.values()):
+            raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
 
     def node_settings(self) -> NodeSettings:
         """The part that nodes see."""
@@ -160,20 +238,16 @@ class Config(Section):
 
     def warnings(self) -> list[str]:
         """What every report of a run with this configuration must say."""
-        clear = (
-            "NO SECURE AGGREGATION: privacy.aggregator is 'plain'; the server sees the {} of every node, "
-            "which is a single user's where a node hosts one user."
-        )
         privacy = self.privacy
+        clean = isinstance(privacy, NoPrivacy) or (privacy.trust == "central" and privacy.unit == "user")
+        lines = self._aggregation_warnings("sum" if clean else "noised contribution")
         if isinstance(privacy, NoPrivacy):
             clip = self.federation.clip_norm
             bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
             none = (
                 f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added."
             )
-            return [none, clear.format("sum")]
-        clean = privacy.trust == "central" and privacy.unit == "user"
-        lines = [clear.format("sum" if clean else "noised contribution")]
+            return [none, *lines]
         if privacy.noise_seed is not None:
             seeded = "NOT PRIVATE: privacy.noise_seed is set; whoever knows it can take the noise away."
             lines.insert(0, seeded)
@@ -186,6 +260,21 @@ class Config(Section):
                 "METRICS ARE NOT PROTECTED: privacy.metrics is 'exact'; sums of evaluation metrics are not noised."
             )
         return lines
+
+    def _aggregation_warnings(self, what: str) -> list[str]:
+        each = (
+            f"the server sees the {what} of every node, which is a single user's where a node hosts one user."
+        )
+        if self.privacy.aggregator == "plain":
+            return [f"NO SECURE AGGREGATION: privacy.aggregator is 'plain' (insecure); {each}"]
+        if self.privacy.aggregator == "sealed":
+            return [f"SEALED, NOT SECURE AGGREGATION: replies are encrypted on their way, and {each}"]
+        if self.secagg.min_nodes < SMALL_COHORT and self.federation.nodes < SMALL_COHORT:
+            return [
+                f"SMALL COHORT: secure aggregation over {self.federation.nodes} nodes, sums of "
+                f"{self.secagg.min_nodes} are let out; nodes that work together can tell what the others sent."
+            ]
+        return []
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -248,8 +337,7 @@ def _problem(item: Any) -> str:
         return f"unknown key {place}" + (f" (did you mean {near[0]!r}?)" if near else "")
     if item["type"] == "missing":
         hint = {
-            "privacy": " (nothing is assumed: set privacy.unit and privacy.aggregator, 'none' and 'plain' switch "
-            "protection off)",
+            "privacy": " (nothing is assumed: set privacy.unit, 'none' switches differential privacy off)",
             "model": " (set model.kind)",
         }.get(place, "")
         return f"{place} is missing{hint}"

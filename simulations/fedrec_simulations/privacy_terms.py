@@ -6,8 +6,10 @@ import secrets
 
 from fedrec.errors import PrivacyRefused
 from fedrec.models.registry import build
+from fedrec.privacy.integers import WRAP_CHANCE, Carried
 from fedrec.privacy.plan import PrivacyPlan, make_plan
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.encoding import encoding_for
 from fedrec_simulations.config import Config, NoPrivacy
 
 
@@ -32,15 +34,46 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
         )
     recommender = build(config.model)
     rounds = recommender.fixed_rounds or config.federation.rounds
+    sizes = [recommender.layout(n_items, r).size for r in range(1, rounds + 1)]
     return make_plan(
         config.privacy,
         population=population,
         rounds=rounds,
         schedule=recommender.noise_schedule(rounds),
-        parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
+        parameters=max(sizes),
         sampling_rate=config.federation.sampling_rate,
         dense_gradient=recommender.gradient_rounds,
+        carried=_carried(config, n_users, max(sizes)),
     )
+
+
+def range_users(config: Config, n_users: int) -> int:
+    """For how many users the integers of secure aggregation have room."""
+    return max(config.secagg.range_users or 0, n_users, 1)
+
+
+def _carried(config: Config, n_users: int, size: int) -> Carried | None:
+    """How clean sums travel as integers, for which the noise that is added later has to be a little larger.
+
+    Rounding costs sqrt(n) / scale, which is most for the longest vector, of `size` values.
+    """
+    privacy = config.privacy
+    if isinstance(privacy, NoPrivacy) or (privacy.aggregator, privacy.unit, privacy.trust) != (
+        "secagg",
+        "user",
+        "central",
+    ):
+        return None
+    rotated = config.secagg.rotation
+    encoding = encoding_for(
+        size,
+        config.secagg.bits,
+        users=range_users(config, n_users),
+        clip_norm=privacy.clip_norm,
+        numbers=0,
+        rotation_seed=0 if rotated else None,
+    )
+    return Carried(scale=encoding.scale, wrap=WRAP_CHANCE if rotated else 0.0)
 
 
 def terms_of(config: Config, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:

@@ -5,7 +5,7 @@ RUN/data.json            what the data was, what cleaning removed, the split's r
 RUN/split/               the split in the data set's own ids, to be handed on
 RUN/catalog.json         titles and categories by item index
 RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
-RUN/nodes/<k>/           node.json, shard.npz, local/: for node k alone
+RUN/nodes/<k>/           node.json, shard.npz, local/, identity.key: for node k alone
 RUN/report.html, environment.json, logs/
 """
 
@@ -26,10 +26,11 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import RunError
 from fedrec.learning.updates import State
-from fedrec.wire.files import read_arrays, write_json
+from fedrec.wire.files import read_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import Task
 from fedrec_simulations.config import Config, PrivacySection, parse_config
+from fedrec_simulations.enrolment import enrol
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.privacy_terms import terms_of
 
@@ -81,8 +82,9 @@ class RunFolder:
         privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
         path.mkdir(parents=True, exist_ok=True)
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
-        for k in range(nodes):
-            shard = split if nodes == 1 else split.shard(k, nodes)
+        shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
+        enrolment = enrol(config, [shard.train.n_users for shard in shards], privacy)
+        for k, shard in enumerate(shards):
             write_node(
                 path / "nodes" / str(k),
                 shard,
@@ -91,6 +93,8 @@ class RunFolder:
                 config.evaluation,
                 categories,
                 privacy,
+                aggregation=enrolment.terms,
+                identity=enrolment.identity(k),
             )
         Task(
             config.model,
@@ -98,11 +102,21 @@ class RunFolder:
             config.round_settings(),
             config.evaluation,
             split.train.n_items,
-            config_hash(config.model, node_settings, config.evaluation, split.train.item_ids, privacy),
+            config_hash(
+                config.model,
+                node_settings,
+                config.evaluation,
+                split.train.item_ids,
+                privacy,
+                enrolment.terms,
+            ),
             split.validation is not None,
             split.test is not None,
             privacy,
+            aggregation=enrolment.terms,
         ).write(path / "coordinator")
+        if enrolment.server_key is not None:
+            write_secret(path / "coordinator" / "sealed.key", enrolment.server_key)
         if share_split:
             write_split(split, path / "split")
         write_json(path / "data.json", prepared.description | {"nodes": nodes})

@@ -11,7 +11,6 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.data.shards import load_shard
 from fedrec.errors import DataError
 from fedrec.evaluation.report import EvaluationReport
 from fedrec.evaluation.sums import MetricSums
@@ -75,10 +74,7 @@ def evaluate_run(run: RunFolder) -> EvaluationReport:
     config, split_items = run.config, len(run.catalog)
     request = Request("evaluate", int(run.result["rounds"]), "final", run.model)
     like = MetricSums.empty(config.evaluation, split_items)
-    sums = []
-    for folder in run.node_folders():
-        hosted = load_shard(folder / "shard.npz").train.n_users
-        sums.append(MetricSums.from_arrays(open_node(folder).handle(request).arrays, like, hosted))
+    sums = (open_node(folder).judge(request) for folder in run.node_folders())
     return functools.reduce(MetricSums.merge, sums, like).report()
 
 

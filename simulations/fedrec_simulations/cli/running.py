@@ -31,8 +31,9 @@ def default_folder(config: Config) -> Path:
 def lay_out(
     config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None
 ) -> RunFolder:
-    """A new run folder for an engine; in process one node hosts everybody."""
-    count = nodes or (1 if engine == "in-process" else config.federation.nodes)
+    """A new run folder for an engine; in process one node hosts everybody, unless their sum is to be secure."""
+    alone = engine == "in-process" and config.privacy.aggregator != "secagg"
+    count = nodes or (1 if alone else config.federation.nodes)
     run = RunFolder.create(out, config, prepared, count)
     # Never the path of the interpreter: the folder may be handed on.
     write_json(out / "command.json", {"engine": engine, "command": shlex.join(["fedrec", *sys.argv[1:]])})

@@ -8,8 +8,11 @@ from typing import Any
 
 from fedrec.errors import FedrecError
 from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec_client.node import Node, open_node
+from fedrec_client.node import Node, Simulated, open_node
 from fedrec_server.coordinator import Outcome, open_coordinator
+
+#: Nodes that take every step of secure aggregation in one process.
+FULL_PROTOCOL_NODES = 64
 
 
 class InProcessExchange:
@@ -41,7 +44,16 @@ def run_in_process(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Run (or go on with) the run of a folder in this process."""
-    nodes = {folder.name: open_node(folder) for folder in sorted((run_dir / "nodes").iterdir())}
-    exchange = InProcessExchange(nodes)
-    return open_coordinator(run_dir / "coordinator", exchange, on_event=on_event, stop=stop).run()
+    """Run (or go on with) the run of a folder in this process.
+
+    Up to `FULL_PROTOCOL_NODES` nodes take every step of secure aggregation; more hand in the same integers without
+    masks, since in one process masks hide nothing and their cost grows with the square of the number of nodes.
+    """
+    folders = sorted((run_dir / "nodes").iterdir())
+    integers = len(folders) > FULL_PROTOCOL_NODES
+    mode: Simulated = "integers" if integers else "full"
+    nodes = {folder.name: open_node(folder, simulated=mode) for folder in folders}
+    coordinator = open_coordinator(
+        run_dir / "coordinator", InProcessExchange(nodes), on_event=on_event, stop=stop, integers=integers
+    )
+    return coordinator.run()

@@ -17,6 +17,7 @@ from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, stat
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.task import Task
+from fedrec_simulations.engines.in_process import FULL_PROTOCOL_NODES
 from fedrec_simulations.report.privacy_page import write_privacy_page
 from fedrec_simulations.run_folder import RunFolder
 
@@ -40,12 +41,15 @@ def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
     config, environment = run.config, json.loads((run.path / "environment.json").read_text())
     judged = run.result.get("test") is not None
     others = _others(run.path, terms)
+    engine = json.loads((run.path / "command.json").read_text())["engine"]
     return StatementFacts(
         rounds=int(run.result["rounds"]),
-        engine=json.loads((run.path / "command.json").read_text())["engine"],
+        engine=engine,
         nodes=len(run.node_folders()),
         users_per_node=_fewest_users(run),
         aggregator=config.privacy.aggregator,
+        least_nodes=config.secagg.min_nodes if config.privacy.aggregator == "secagg" else 0,
+        simulated=engine == "in-process" and len(run.node_folders()) > FULL_PROTOCOL_NODES,
         metrics="exact" if judged else "none",
         selected=any(record["phase"] == "select" for record in run.records),
         audit=_audit(run.path / "audit.json", terms),

@@ -21,10 +21,10 @@ from fedrec_simulations.sweep.spec import MethodSpec, SweepSpec, Values, put
 
 #: Part of every hash: raised when cells mean something else than before.
 FORMAT = 1
-UNPROTECTED = {"unit": "none", "aggregator": "plain"}
+UNPROTECTED = {"unit": "none", "aggregator": "plain", "insecure": True}
 #: What a private cell assumes unless its method says otherwise. The seed makes the noise repeatable and therefore
 #: worthless as protection: right for public data in a simulation, and every output says so.
-SIMULATED = {"unit": "user", "trust": "central", "aggregator": "plain", "metrics": "exact"}
+SIMULATED = {"unit": "user", "trust": "central", "aggregator": "plain", "insecure": True, "metrics": "exact"}
 
 Axes = tuple[tuple[str, Any], ...]
 

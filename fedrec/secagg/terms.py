@@ -1,0 +1,107 @@
+"""The terms under which replies leave a device: fixed on every device before the run; a server has no choice.
+
+The rules on a device follow from these terms and from the adverts of an attempt. A server may leave devices out; it
+cannot lower a threshold, shrink a cohort below its minimum, or draw the graph. Out of scope: the protocol (`client`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from fedrec.secagg.graph import degree, threshold
+from fedrec.secagg.roster import Roster
+
+PROTOCOL = "fedrec secure aggregation 1"
+
+
+class PlainTerms(BaseModel):
+    """No aggregation but adding up in the clear; only on purpose.
+
+    Attributes:
+        insecure: the server sees what every device sends.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["plain"] = "plain"
+    insecure: Literal[True]
+
+
+class SealedTerms(BaseModel):
+    """Replies are encrypted to the server, which sees every one of them.
+
+    Attributes:
+        run: a random name; a reply is bound to it.
+        public: HPKE public key of the server, in hex.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["sealed"] = "sealed"
+    run: str
+    public: str = Field(pattern=r"([0-9a-f]{2})+")
+
+
+class SecaggTerms(BaseModel):
+    """What every device of a run holds on to.
+
+    Attributes:
+        run: a random name; keys and signatures are bound to it.
+        roster: who may take part.
+        bits: sums are taken modulo 2^bits.
+        rotate: values are rotated before they become integers (needed with 16 bits).
+        range_users: for how many users at their bound the integers have room.
+        clip_norm: L2 bound of one user's update, for the scale of the integers; None: values come as integers.
+        noise_std: of the noise that devices add to the values of the whole sum themselves.
+        min_nodes: fewest devices in a sum; a sum of two tells each the other's update.
+        min_users: fewest declared users of the devices in a sum; the privacy plan's noise is sized for it.
+        threshold: part of a neighbourhood whose shares open a secret.
+        corrupted: devices of a neighbourhood that may work with the server.
+        neighbours: k; None: everybody up to 100 devices, above as many as `graph.degree` says.
+        plan: digest of the privacy plan, in hex; empty without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+    kind: Literal["secagg"] = "secagg"
+    run: str
+    roster: Roster
+    bits: Literal[16, 32] = 32
+    rotate: bool = False
+    range_users: int = Field(ge=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    noise_std: float = Field(default=0.0, ge=0)
+    min_nodes: int = Field(default=3, ge=3)
+    min_users: float = Field(default=0.0, ge=0)
+    threshold: float = Field(default=2 / 3, gt=0.5, le=1)
+    corrupted: int = Field(default=0, ge=0)
+    neighbours: int | None = Field(default=None, ge=2)
+    plan: str = ""
+
+    def degree(self, nodes: int) -> int:
+        """k, for a cohort of `nodes` devices."""
+        if self.neighbours is None:
+            return min(degree(nodes, fraction=self.threshold), nodes - 1)
+        return min(self.neighbours + self.neighbours % 2, nodes - 1)
+
+    def shares_needed(self, neighbours: int) -> int:
+        """t, for k neighbours; raises AggregationRefused when there is none."""
+        return threshold(neighbours, self.threshold, self.corrupted)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it, and of the protocol's version."""
+        return hashlib.sha256(PROTOCOL.encode() + b"\0" + self.model_dump_json().encode()).digest()
+
+
+Terms = Annotated[PlainTerms | SealedTerms | SecaggTerms, Field(discriminator="kind")]
+_ANY: TypeAdapter[Terms] = TypeAdapter(Terms)
+
+
+def parse_terms(plain: object) -> Terms:
+    """Terms from JSON values that `model_dump` gave."""
+    return _ANY.validate_python(plain)

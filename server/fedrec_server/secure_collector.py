@@ -1,0 +1,234 @@
+"""Secure aggregation over an exchange: five questions to the nodes for one sum.
+
+    attempt     a number that rises over the whole run, on disk before it is used; nodes join none twice
+    give-away   noted on disk before nodes are asked for shares, because they will not be asked twice for this sum
+    sum         on disk as soon as it is known: a coordinator killed after that goes on with it
+
+A coordinator killed between the last two has lost the sum, and says so (`AggregationAborted`, revealed). Out of
+scope: the protocol (`fedrec.secagg.server`), what is asked and done with the answer (`coordinator`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.errors import AggregationAborted, ProtocolError, RunError
+from fedrec.learning.protocol import Exchange, Failure, Kind, Reply, Request
+from fedrec.secagg.context import Context
+from fedrec.secagg.digest import state_digest
+from fedrec.secagg.messages import Arrays
+from fedrec.secagg.server import Server
+from fedrec.secagg.sums import label_of
+from fedrec.secagg.terms import SecaggTerms
+from fedrec.wire.files import read_arrays, write_arrays, write_json
+from fedrec_server.collectors import Answers, Question, format_of, read_sum
+from fedrec_server.replies import Host, check_envelope
+
+PREFIX = "secagg/"
+
+
+class SecureCollector:
+    """See the module's text.
+
+    Args:
+        exchange: to the nodes.
+        terms: of the run.
+        folder: the coordinator's.
+        deadline_seconds: for the stage in which nodes compute.
+        stage_seconds: for each of the others.
+        min_nodes, min_reply_fraction: with fewer nodes, of those asked, there is no sum.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        terms: SecaggTerms,
+        folder: Path,
+        *,
+        deadline_seconds: float,
+        stage_seconds: float,
+        min_nodes: int,
+        min_reply_fraction: float,
+    ) -> None:
+        self._exchange = exchange
+        self._terms = terms
+        self._diary = Diary(folder)
+        self._deadline_seconds = deadline_seconds
+        self._stage_seconds = stage_seconds
+        self._min_nodes = min_nodes
+        self._min_reply_fraction = min_reply_fraction
+
+    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+        """The sum over the nodes that survived, read as one reply.
+
+        Raises:
+            AggregationAborted: there is no sum.
+        """
+        request, form = question.request, format_of(self._terms, question)
+        label = label_of(request.kind, request.phase, request.round)
+        kept = self._diary.sum(label)
+        if kept is None:
+            if self._diary.given_away(label):
+                raise AggregationAborted(
+                    f"sum {label} was lost when the coordinator stopped, after nodes had given their shares away",
+                    revealed=True,
+                )
+            kept = self._attempt(request, label, form.encoding.length, hosts)
+            self._diary.keep_sum(label, *kept)
+        total, facts = kept
+        value = read_sum(question, form, total, facts["users"])
+        return Answers([value], facts["nodes"], facts["failures"], facts["record"])
+
+    def _attempt(
+        self, request: Request, label: str, length: int, hosts: Mapping[str, Host]
+    ) -> tuple[NDArray[np.unsignedinteger], dict[str, Any]]:
+        by_place = {host.place: node for node, host in hosts.items() if host.place is not None}
+        context = Context(
+            terms=self._terms.digest.hex(),
+            kind=request.kind,
+            phase=request.phase,
+            round=request.round,
+            attempt=self._diary.next_attempt(),
+            model=state_digest(request.arrays),
+            length=length,
+        )
+        stages = _Stages(self._exchange, request, context, by_place)
+        server = Server(self._terms, context)
+        quick, slow = self._stage_seconds, self._deadline_seconds
+        adverts = stages.run("advertise", dict.fromkeys(by_place, _NOTHING), quick)
+        shares = stages.run("share", server.adverts(adverts), quick)
+        masked = stages.run(request.kind, server.shares(shares), slow)
+        signatures = stages.run("confirm", server.masked(masked), quick)
+        last = server.signatures(signatures)
+        least = max(self._min_nodes, math.ceil(self._min_reply_fraction * len(hosts)))
+        if len(server.survivors) < least:
+            raise AggregationAborted(
+                f"{len(server.survivors)} of {len(hosts)} nodes sent a vector, expected at least {least}"
+                f" ({'; '.join(sorted(set(stages.failures.values()))[:5])})"
+            )
+        self._diary.give_away(label)
+        total = server.unmask(stages.run("unmask", last, quick))
+        survivors = [by_place[place] for place in server.survivors]
+        reasons = {by_place[place]: why for place, why in server.refused.items()} | stages.failures
+        failures = {node: reasons.get(node, "left out") for node in hosts if node not in survivors}
+        return total, {
+            "users": sum(hosts[node].users for node in survivors),
+            "nodes": len(survivors),
+            "failures": failures,
+            "record": {"secagg": stages.record() | {"attempt": context.attempt, "nodes": len(survivors)}},
+        }
+
+
+_NOTHING: Arrays = {}
+
+
+class _Stages:
+    """The questions of one attempt, and what they cost."""
+
+    def __init__(
+        self, exchange: Exchange, request: Request, context: Context, by_place: Mapping[int, str]
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._exchange = exchange
+        self._request = request
+        self._context = context
+        self._nodes = dict(by_place)
+        self._seconds: dict[str, float] = {}
+        self._up = self._down = 0
+
+    def run(self, kind: str, asked: Mapping[int, Arrays], deadline_seconds: float) -> dict[int, Arrays]:
+        """Ask each place its question; the arrays of the answers that came and look like answers."""
+        started = time.perf_counter()
+        requests = {self._nodes[place]: self._make(kind, arrays) for place, arrays in asked.items()}
+        answers = self._exchange.exchange(requests, deadline_seconds)
+        came: dict[int, Arrays] = {}
+        for place in sorted(asked):
+            node = self._nodes[place]
+            reply = answers.get(node, Failure("no answer"))
+            try:
+                if isinstance(reply, Failure):
+                    raise ProtocolError(reply.reason)
+                check_envelope(requests[node], reply)
+                came[place] = dict(reply.arrays)
+                self._up += _bytes(reply)
+            except ProtocolError as error:
+                self.failures[node] = f"{kind}: {error}"
+        self._down += sum(_bytes(each) for each in requests.values())
+        self._seconds[kind] = time.perf_counter() - started
+        return came
+
+    def record(self) -> dict[str, Any]:
+        """Seconds of each stage, and mean bytes per node that was asked."""
+        nodes = max(len(self._nodes), 1)
+        return {
+            "seconds": self._seconds,
+            "bytes_up_per_node": self._up / nodes,
+            "bytes_down_per_node": self._down / nodes,
+        }
+
+    def _make(self, kind: str, arrays: Arrays) -> Request:
+        context, request = self._context, self._request
+        meta: dict[str, Any] = {PREFIX + "attempt": context.attempt}
+        carried = {PREFIX + name: values for name, values in arrays.items()}
+        if kind == request.kind:
+            return Request(
+                request.kind, request.round, request.phase, request.arrays | carried, request.meta | meta
+            )
+        if kind == "advertise":
+            for name in ("terms", "kind", "model", "length"):
+                meta[PREFIX + name] = getattr(context, name)
+        return Request(cast(Kind, kind), request.round, request.phase, carried, meta)
+
+
+def _bytes(message: Request | Reply) -> int:
+    """Of the arrays; the few fields beside them are not counted."""
+    return sum(values.nbytes for values in message.arrays.values())
+
+
+class Diary:
+    """What a coordinator must not forget when it is killed; see the module's text."""
+
+    def __init__(self, folder: Path) -> None:
+        self._notes = folder / "secagg.json"
+        self._sum = folder / "secagg-sum.safetensors"
+        self._folder = folder
+
+    def next_attempt(self) -> int:
+        """A number larger than all before it."""
+        notes = self._read()
+        attempt = int(notes["attempt"]) + 1
+        write_json(self._notes, notes | {"attempt": attempt})
+        return attempt
+
+    def give_away(self, label: str) -> None:
+        """Note that shares of this sum are being asked for."""
+        notes = self._read()
+        write_json(self._notes, notes | {"given": [*notes["given"], label]})
+
+    def given_away(self, label: str) -> bool:
+        """Whether they were."""
+        return label in self._read()["given"]
+
+    def keep_sum(self, label: str, total: NDArray[np.unsignedinteger], facts: dict[str, Any]) -> None:
+        """Put a sum in the place of the one before it."""
+        write_arrays(self._sum, {"total": total}, facts | {"label": label})
+
+    def sum(self, label: str) -> tuple[NDArray[Any], dict[str, Any]] | None:
+        """The sum that is kept, if it is this one."""
+        with suppress(RunError):
+            arrays, facts = read_arrays(self._sum)
+            if facts["label"] == label:
+                return arrays["total"], facts
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self._notes.read_text()) if self._notes.exists() else {"attempt": 0, "given": []}
