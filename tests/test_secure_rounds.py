@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,24 @@ def test_memory_that_an_older_process_left_behind_answers_no_stage_again(tmp_pat
         with pytest.raises(AggregationRefused) as refused:
             party.handle(request, kept)
         assert refused.value.reason == Reason.REPLAY and kept.get() is None
+
+
+def test_a_server_that_hands_out_different_models_is_refused(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path, 4, ROUNDS, secure=True)
+    nodes = Nodes(folder)
+    refused: list[AggregationRefused] = []
+    exchange = nodes.exchange
+
+    def unequal(requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
+        if any(q.kind == "train" for q in requests.values()):
+            other = {name: values + 1 for name, values in requests["0"].arrays.items() if "/" not in name}
+            changed = replace(requests["0"], arrays=requests["0"].arrays | other)
+            with pytest.raises(AggregationRefused) as found:
+                nodes.nodes_here["0"].handle(changed)
+            refused.append(found.value)
+        return exchange(requests, deadline_seconds)
+
+    nodes.exchange = unequal  # type: ignore[method-assign]
+    assert run(folder, nodes).finished
+    assert {error.reason for error in refused} == {Reason.MODEL}
+    assert all("holds no secrets" in record["failures"]["0"] for record in records(folder))
