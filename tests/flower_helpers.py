@@ -42,13 +42,14 @@ def lay_out(
     validation: bool = False,
     trust: Trust | None = None,
     secure: bool = False,
+    shard_parameters: int | None = None,
 ) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
     split = last_out(planted())
     if not validation:
         split = type(split)(split.train.merge(split.validation), None, split.test)
     n_users, n_items = split.train.n_users, split.train.n_items
-    settings = NodeSettings(seed=5, clip_norm=2.0)
+    settings = NodeSettings(seed=5, clip_norm=2.0, shard_parameters=shard_parameters)
     terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
     aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)

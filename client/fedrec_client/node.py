@@ -25,6 +25,7 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.local_training import in_cohort, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings
+from fedrec.learning.shards import round_layout
 from fedrec.learning.updates import State
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.registry import ModelConfig, build, parse
@@ -174,7 +175,9 @@ class Node:
             self._n_items,
         )
         self._keep(request, local, changed, cohort, persist=bool(request.meta.get("persist", True)))
-        layout = self._recommender.layout(self._n_items, request.round)
+        whole = self._recommender.layout(self._n_items, request.round)
+        gradient = self._recommender.gradient_rounds
+        layout = round_layout(whole, self._n_items, self._settings, request.round, gradient=gradient)
         update = layout.flatten(total.blocks).astype(np.float32)
         return _reply(request, {"update": update}, dict(total.numbers()))
 

@@ -16,6 +16,7 @@ from fedrec.errors import ProtocolError
 from fedrec.learning.local_training import in_cohort, train_users
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import NodeSettings
+from fedrec.learning.shards import round_layout
 from fedrec.learning.updates import State, UpdateSum
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.selection import distinct
@@ -48,6 +49,7 @@ class PrivateTraining:
         folder: Path | None,
     ) -> None:
         self._recommender = recommender
+        self._settings = settings
         self._seed = settings.seed
         self._plan = terms.plan
         self._mechanism = mechanism_of(terms.plan)
@@ -115,7 +117,10 @@ class PrivateTraining:
         return asked
 
     def _vector(self, total: UpdateSum, users: int, round_: int) -> NDArray[np.float64]:
-        flat = self._recommender.layout(self._n_items, round_).flatten(total.blocks).astype(np.float64)
+        whole = self._recommender.layout(self._n_items, round_)
+        gradient = self._recommender.gradient_rounds
+        layout = round_layout(whole, self._n_items, self._settings, round_, gradient=gradient)
+        flat = layout.flatten(total.blocks).astype(np.float64)
         if self._plan.adaptive is None:
             return flat
         return np.append(flat, bit_sum(users, total.clipped))

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     SPLIT = 8
     JUDGED = 9
     POPULATION = 10
+    SHARD = 11
 
 
 def mix(x: U64) -> U64:

@@ -14,6 +14,8 @@ class NodeSettings(BaseModel):
         seed: root of all randomness of the run.
         sampling_rate: q, the probability that a user takes part in a round (independent coins).
         clip_norm: C, the L2 bound of one user's whole update; None: unbounded.
+        shard_parameters: a gradient of more values than this is sent in parts, some rows of the item tables in each
+            round (`fedrec.learning.shards`); None: always whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,6 +23,7 @@ class NodeSettings(BaseModel):
     seed: int = 0
     sampling_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     clip_norm: float | None = Field(default=None, gt=0.0)
+    shard_parameters: int | None = Field(default=None, ge=1)
 
 
 class RoundSettings(BaseModel):

@@ -32,14 +32,18 @@ class BlockSpec:
     Attributes:
         shape: the full shape.
         symmetric: the last two axes form a symmetric matrix; only its upper triangle is sent and clipped.
+        rows: which rows are sent, rising; the others are zero where they arrive. None: all of them.
     """
 
     shape: tuple[int, ...]
     symmetric: bool = False
+    rows: NDArray[np.int64] | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
         """Number of values that are sent."""
+        if self.rows is not None:
+            return len(self.rows) * prod(self.shape[1:])
         if not self.symmetric:
             return prod(self.shape)
         n = self.shape[-1]
@@ -47,6 +51,8 @@ class BlockSpec:
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The sent values of a full array, flat."""
+        if self.rows is not None:
+            return values[self.rows].reshape(-1)
         if not self.symmetric:
             return values.reshape(-1)
         rows, columns = np.triu_indices(self.shape[-1])
@@ -54,6 +60,10 @@ class BlockSpec:
 
     def unpack(self, flat: NDArray[np.floating]) -> NDArray[np.floating]:
         """The full array of the sent values."""
+        if self.rows is not None:
+            table = np.zeros(self.shape, dtype=flat.dtype)
+            table[self.rows] = flat.reshape(len(self.rows), *self.shape[1:])
+            return table
         if not self.symmetric:
             return flat.reshape(self.shape)
         n = self.shape[-1]

@@ -120,5 +120,7 @@ def read_sum(question: Question, form: SumFormat, total: NDArray[Any], users: in
     """What `Question.read` makes of a sum of residues over nodes that host `users` people."""
     arrays, numbers = form.decode(total)
     request = question.request
-    meta: dict[str, Scalar] = {name: int(value) if value == int(value) else value for name, value in numbers.items()}
+    meta: dict[str, Scalar] = {
+        name: int(value) if value == int(value) else value for name, value in numbers.items()
+    }
     return question.read(Reply(request.kind, request.round, request.phase, arrays, meta), users, True)

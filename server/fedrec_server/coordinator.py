@@ -32,6 +32,7 @@ from fedrec.errors import (
 )
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.protocol import Exchange, Reply, Request
+from fedrec.learning.shards import keep_outside, round_layout
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
@@ -111,7 +112,7 @@ class Coordinator:
         request = Request("train", number, progress.phase, self._shared, {"persist": keep})
         if self._private is not None and self._private.plan.adaptive is not None:
             request.meta["clip_norm"] = progress.clip_norm
-        layout = self._recommender.layout(self.task.n_items, number)
+        layout = self._layout(number)
         record: Event = {"phase": progress.phase, "round": number}
         try:
             answers = self._collector.ask(self._train_question(request, layout), self._meet())
@@ -129,7 +130,7 @@ class Coordinator:
             (self._lose if self._is_hidden else self._abandon)(record)
             return
         if total.users:
-            self._shared, self._server = self._recommender.apply(self._shared, self._server, total)
+            self._apply(total, layout)
         progress.round, progress.abandoned = number, 0
         record |= facts | self._sizes(layout, answers) | {"seconds": time.perf_counter() - started}
         progress.totals["seconds"] += record["seconds"]
@@ -143,6 +144,18 @@ class Coordinator:
         self._write_record(record)
         if keep:
             self._checkpoint()
+
+    def _layout(self, number: int) -> Layout:
+        """What nodes send in a round."""
+        whole = self._recommender.layout(self.task.n_items, number)
+        gradient = self._recommender.gradient_rounds
+        return round_layout(whole, self.task.n_items, self.task.settings, number, gradient=gradient)
+
+    def _apply(self, total: UpdateSum, layout: Layout) -> None:
+        """The next model; rows of item tables that were not sent stay as they are."""
+        shared, server = self._recommender.apply(self._shared, self._server, total)
+        self._shared = keep_outside(layout, self.task.n_items, self._shared, shared)
+        self._server = keep_outside(layout, self.task.n_items, self._server, server)
 
     def _train_question(self, request: Request, layout: Layout) -> Question:
         """What every node is asked, and how its answer, or the sum of all answers, is read."""

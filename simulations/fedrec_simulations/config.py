@@ -143,6 +143,7 @@ class SecaggSection(Section):
         corrupted: nodes of a neighbourhood that may work with the server.
         neighbours: of a node; None: all up to 100 nodes, above as many as the bounds ask for.
         range_users: for how many users the integers have room; None: for all that are hosted.
+        dense_parameters: a gradient of more values is sent in parts, the same random rows by everybody.
     """
 
     bits: Literal[16, 32] = 32
@@ -152,6 +153,7 @@ class SecaggSection(Section):
     corrupted: int = Field(default=0, ge=0)
     neighbours: int | None = Field(default=None, ge=2)
     range_users: int | None = Field(default=None, ge=1)
+    dense_parameters: int = Field(default=1_000_000, ge=1)
 
     @property
     def rotation(self) -> bool:
@@ -230,7 +232,10 @@ class Config(Section):
 
     def node_settings(self) -> NodeSettings:
         """The part that nodes see."""
-        return NodeSettings(**{name: getattr(self.federation, name) for name in NodeSettings.model_fields})
+        own = {name: getattr(self.federation, name) for name in NodeSettings.model_fields}
+        if self.privacy.aggregator == "secagg" and own["shard_parameters"] is None:
+            own["shard_parameters"] = self.secagg.dense_parameters
+        return NodeSettings(**own)
 
     def round_settings(self) -> RoundSettings:
         """The part that only the coordinator sees."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from fedrec.errors import PrivacyRefused
+from fedrec.learning.shards import round_layout
 from fedrec.models.registry import build
 from fedrec.privacy.integers import WRAP_CHANCE, Carried
 from fedrec.privacy.plan import PrivacyPlan, make_plan
@@ -34,7 +35,11 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
         )
     recommender = build(config.model)
     rounds = recommender.fixed_rounds or config.federation.rounds
-    sizes = [recommender.layout(n_items, r).size for r in range(1, rounds + 1)]
+    nodes, gradient = config.node_settings(), recommender.gradient_rounds
+    sizes = [
+        round_layout(recommender.layout(n_items, r), n_items, nodes, r, gradient=gradient).size
+        for r in range(1, rounds + 1)
+    ]
     return make_plan(
         config.privacy,
         population=population,
