@@ -19,6 +19,9 @@ from fedrec.models.mf import MatrixFactorisation, MfConfig
 from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.sealed import generate_key
+from fedrec.secagg.terms import SealedTerms, Terms
+from fedrec.wire.files import write_secret
 from fedrec_client.node import config_hash, write_node
 from fedrec_server.task import Task
 
@@ -42,6 +45,7 @@ def lay_out(
     validation: bool = False,
     trust: Trust | None = None,
     secure: bool = False,
+    sealed: bool = False,
     shard_parameters: int | None = None,
 ) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
@@ -53,7 +57,12 @@ def lay_out(
     terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
     aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)
-    how = aggregation if secure else PLAIN
+    how: Terms = aggregation if secure else PLAIN
+    if sealed:
+        private, public = generate_key()
+        how = SealedTerms(run="run", public=public.hex())
+        (folder / "coordinator").mkdir(parents=True)
+        write_secret(folder / "coordinator" / "sealed.key", private)
     for k, shard in enumerate(shards):
         write_node(
             folder / "nodes" / str(k),

@@ -65,14 +65,16 @@ def test_another_process_finds_the_federation_again(federation: Federation) -> N
         assert (federation.parts.node_home(k) / "key").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_run_gives_the_model_of_the_in_process_engine(federation: Federation, tmp_path: Path) -> None:
-    rounds = RoundSettings(rounds=1, deadline_seconds=90)
-    deployed = flower_helpers.lay_out(tmp_path / "deployed", NODES, rounds)
-    here = flower_helpers.lay_out(tmp_path / "here", NODES, rounds)
+def test_a_secure_run_gives_the_model_of_the_in_process_engine(
+    federation: Federation, tmp_path: Path
+) -> None:
+    rounds = RoundSettings(rounds=1, deadline_seconds=90, min_nodes=NODES)
+    deployed = flower_helpers.lay_out(tmp_path / "deployed", NODES, rounds, secure=True)
+    here = flower_helpers.lay_out(tmp_path / "here", NODES, rounds, secure=True)
     assert federation.run_and_wait(deployed, app_folder())
     outcome, twin = read_outcome(deployed, True), run_in_process(here)
     for name, values in twin.shared.items():
-        np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(outcome.shared[name], values)
     assert outcome.result["test"] == twin.result["test"]
     for k in range(NODES):
         assert list((deployed / "nodes" / str(k) / "local").glob("final-*"))

@@ -187,17 +187,17 @@ def test_no_key_is_ever_used_twice_in_a_long_run(monkeypatch: pytest.MonkeyPatch
     """Streams of masks and keys of ciphertexts over many rounds and attempts with the same devices."""
     streams: list[bytes] = []
     boxes: list[bytes] = []
-    add_mask, seal = client_module.add_mask, client_module.seal
+    add_masks, seal = client_module.add_masks, client_module.seal
 
-    def noted(total: Any, key: bytes, sign: Any) -> None:
-        streams.append(key)
-        add_mask(total, key, sign)
+    def noted(total: Any, masks: Any) -> None:
+        streams.extend(key for key, _ in masks)
+        add_masks(total, masks)
 
     def sealed(key: bytes, plaintext: bytes, bound: bytes) -> bytes:
         boxes.append(key)
         return seal(key, plaintext, bound)
 
-    monkeypatch.setattr(client_module, "add_mask", noted)
+    monkeypatch.setattr(client_module, "add_masks", noted)
     monkeypatch.setattr(client_module, "seal", sealed)
     first = Cohort.of(5, 4)
     for attempt in range(1, 31):
@@ -208,7 +208,7 @@ def test_no_key_is_ever_used_twice_in_a_long_run(monkeypatch: pytest.MonkeyPatch
     assert len(streams) == 2 * pairs + own and len(set(streams)) == pairs + own
     assert len(boxes) == len(set(boxes)) == 30 * 20
     assert not set(streams) & set(boxes)
-    assert server_module.add_mask is add_mask and keys_module.seal is seal
+    assert server_module.add_masks is add_masks and keys_module.seal is seal
 
 
 @pytest.mark.parametrize("bits", [16, 32])

@@ -253,3 +253,38 @@ def test_a_server_that_hands_out_different_models_is_refused(tmp_path: Path) -> 
     assert run(folder, nodes).finished
     assert {error.reason for error in refused} == {Reason.MODEL}
     assert all("holds no secrets" in record["failures"]["0"] for record in records(folder))
+
+
+def test_sealed_replies_are_read_by_the_coordinator_and_by_nobody_on_the_way(tmp_path: Path) -> None:
+    clear = lay_out(tmp_path / "clear", 3, ROUNDS)
+    sealed = lay_out(tmp_path / "sealed", 3, ROUNDS, sealed=True)
+    nodes = Nodes(sealed)
+    one, other = run(clear, Nodes(clear)), run(sealed, nodes)
+    for name, values in one.shared.items():
+        np.testing.assert_array_equal(other.shared[name], values)
+    assert one.result["test"] == other.result["test"]
+    for _, request, reply in nodes.seen:
+        if request.kind in ("train", "evaluate"):
+            assert isinstance(reply, Reply) and set(reply.arrays) == {"sealed"} and not reply.meta
+    assert (sealed / "coordinator" / "sealed.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sealed_reply_of_another_node_or_round_is_that_nodes_failure(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path, 3, ROUNDS.model_copy(update={"min_nodes": 2}), sealed=True)
+    nodes = Nodes(folder)
+    exchange, first = nodes.exchange, dict[str, Reply | Failure]()
+
+    def mixed_up(requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
+        replies = exchange(requests, deadline_seconds)
+        if any(q.kind == "train" and q.round == 1 for q in requests.values()):
+            first.update(replies)
+            replies["0"] = replies["1"]
+        if any(q.kind == "train" and q.round == 2 for q in requests.values()):
+            replies["2"] = replace(first["2"], round=2)  # type: ignore[type-var]
+        return replies
+
+    nodes.exchange = mixed_up  # type: ignore[method-assign]
+    assert run(folder, nodes).finished
+    failures = [record["failures"] for record in records(folder)]
+    assert [set(each) for each in failures] == [{"0"}, {"2"}, set()]
+    assert all("does not open" in why for each in failures for why in each.values())

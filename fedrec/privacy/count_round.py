@@ -6,8 +6,8 @@ a fresh attempt, whose keys and seeds have nothing to do with those of the round
 afterwards are the items whose noisy count is over a floor, the same for everybody; they are public from then on.
 
 The floor is on the true count: an item of fewer than `floor` users passes with a chance of at most 1e-6, by
-Bernstein's bound for the noise, P(noise >= t) <= exp(-t^2 / (2 (v + t / 3))), v its variance. Out of scope: when it is
-asked for.
+Bernstein's bound for the noise, P(noise >= t) <= exp(-t^2 / (2 (v + t / 3))), v its variance. Out of scope: when it
+is asked for.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from fedrec.secagg.keys import (
     pair_mask_key,
     seal,
 )
-from fedrec.secagg.masks import add_mask
+from fedrec.secagg.masks import Sign, add_masks
 from fedrec.secagg.messages import (
     ADVERT_BYTES,
     SEALED_BYTES,
@@ -212,10 +212,11 @@ class Client:
     def _masked(self, vector: NDArray[np.unsignedinteger], near: list[int]) -> NDArray[np.unsignedinteger]:
         state, pair = self.state, Pair(self.state.s_key)
         total = vector.copy()
-        add_mask(total, own_mask_key(state.seed, state.context, self._place), 1)
+        masks: list[tuple[bytes, Sign]] = [(own_mask_key(state.seed, state.context, self._place), 1)]
         for place in near:
             key = pair_mask_key(pair, state.s_publics[place], state.context, self._place, place)
-            add_mask(total, key, 1 if self._place < place else -1)
+            masks.append((key, 1 if self._place < place else -1))
+        add_masks(total, masks)
         state.s_key, state.seed, state.s_publics = b"", b"", {}
         return total
 

@@ -22,7 +22,7 @@ from fedrec.secagg import shamir
 from fedrec.secagg.cohort import Cohort
 from fedrec.secagg.context import Context
 from fedrec.secagg.keys import KEY_BYTES, Pair, commitment, own_mask_key, pair_mask_key
-from fedrec.secagg.masks import add_mask
+from fedrec.secagg.masks import Sign, add_masks
 from fedrec.secagg.messages import (
     ADVERT_BYTES,
     SEALED_BYTES,
@@ -35,6 +35,9 @@ from fedrec.secagg.messages import (
 from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import SIGNATURE_BYTES
 from fedrec.secagg.terms import SecaggTerms
+
+#: Streams that are open together.
+_MASKS_AT_ONCE = 64
 
 Replies = Mapping[int, Arrays]
 Requests = dict[int, Arrays]
@@ -162,13 +165,17 @@ class Server:
                 check(arrays, {"opened": ("uint8", (len(owners), shamir.ELEMENT_BYTES))})
                 for owner, row in zip(owners, arrays["opened"], strict=True):
                     opened.setdefault(owner, {})[self._cohort.x(owner, place)] = row.tobytes()
-        total = self._total.copy()
+        masks: list[tuple[bytes, Sign]] = []
         for owner in self._sharers:
             shares = opened.get(owner, {})
             if owner in self._survivors:
-                add_mask(total, own_mask_key(self._seed(owner, shares), self._context, owner), -1)
+                masks.append((own_mask_key(self._seed(owner, shares), self._context, owner), -1))
             else:
-                self._take_pair_masks(total, owner, shares)
+                masks += self._pair_masks(owner, shares)
+        # Nothing is taken off before every secret was found to fit.
+        total = self._total.copy()
+        for start in range(0, len(masks), _MASKS_AT_ONCE):
+            add_masks(total, masks[start : start + _MASKS_AT_ONCE])
         return total
 
     # Parts ---------------------------------------------------------------------------------------------
@@ -179,17 +186,17 @@ class Server:
             owner, shares, lambda seed: commitment(seed, self._context, owner) == published, "seed"
         )
 
-    def _take_pair_masks(
-        self, total: NDArray[np.unsignedinteger], gone: int, shares: Mapping[int, bytes]
-    ) -> None:
-        """Take off what survivors added for a neighbour that vanished."""
+    def _pair_masks(self, gone: int, shares: Mapping[int, bytes]) -> list[tuple[bytes, Sign]]:
+        """What takes off the masks that survivors added for a neighbour that vanished."""
         published = self._adverts[gone][KEY_BYTES : 2 * KEY_BYTES]
         pair = Pair(self._combine(gone, shares, lambda key: Pair(key).public == published, "key"))
+        masks: list[tuple[bytes, Sign]] = []
         for place in self._cohort.neighbours(gone):
             if place in self._survivors:
                 public = self._adverts[place][KEY_BYTES : 2 * KEY_BYTES]
                 key = pair_mask_key(pair, public, self._context, gone, place)
-                add_mask(total, key, -1 if place < gone else 1)
+                masks.append((key, -1 if place < gone else 1))
+        return masks
 
     def _combine(
         self, owner: int, shares: Mapping[int, bytes], fits: Callable[[bytes], bool], what: str
