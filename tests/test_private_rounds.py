@@ -30,6 +30,7 @@ from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings, 
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_client.private_training import PrivateTraining
+from fedrec_server.checkpoints import Checkpoints
 from fedrec_server.coordinator import Coordinator, Outcome
 from fedrec_server.task import Task
 
@@ -336,7 +337,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
 ) -> None:
     folder = prepare(tmp_path, split)
     private = coordinator_module.PrivateRounds
-    real_charge, real_append = private.charge, Coordinator._append_record
+    real_charge, real_append = private.charge, Checkpoints._append
     staged: list[bytes] = []
 
     def charge(self: Any, round_: int, digest: str) -> None:
@@ -355,7 +356,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
 
     with monkeypatch.context() as patch:
         patch.setattr(private, "charge", charge)
-        patch.setattr(Coordinator, "_append_record", append)
+        patch.setattr(Checkpoints, "_append", append)
         with pytest.raises(Killed):
             run(folder)
     resumed = Coordinator(folder / "coordinator", Nodes(folder))

@@ -12,11 +12,10 @@ undisturbed run. Out of scope: what carries the messages, and presentation.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,25 @@ import numpy as np
 
 from fedrec.errors import (
     AggregationAborted,
-    FederationError,
     PrivacyRefused,
-    ProtocolError,
     RoundAbandoned,
-    RunError,
 )
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.protocol import Exchange, Reply, Request
+from fedrec.learning.protocol import Exchange, Request
 from fedrec.learning.shards import keep_outside, round_layout
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
-from fedrec.wire.files import atomic_write, read_arrays, write_arrays, write_json
+from fedrec.wire.files import write_arrays, write_json
+from fedrec_server.attendance import Attendance
+from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
 from fedrec_server.make_collector import make_collector
 from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import NUMBERS, Host, read_hello, read_update, sift
+from fedrec_server.replies import NUMBERS, read_update
 from fedrec_server.task import Progress, Task
 
 Event = dict[str, Any]
-POLL_SECONDS = 0.2
-STAGED = "staged.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,10 @@ class Coordinator:
         self._recommender: Recommender = build(self.task.model)
         self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
         self._collector = make_collector(self.task, exchange, folder, integers=integers)
-        self._hosts: dict[str, Host] = {}
-        self._shared, self._server, self._progress = self._restore()
+        self._attendance = Attendance(self.task, exchange, on_event)
+        self._checkpoints = Checkpoints(folder, self._private, on_event)
+        standing = self._checkpoints.load() or self._beginning()
+        self._shared, self._server, self._progress = standing.shared, standing.server, standing.progress
 
     def run(self) -> Outcome:
         """Run all rounds that are left.
@@ -115,7 +113,7 @@ class Coordinator:
         layout = self._layout(number)
         record: Event = {"phase": progress.phase, "round": number}
         try:
-            answers = self._collector.ask(self._train_question(request, layout), self._meet())
+            answers = self._collector.ask(self._train_question(request, layout), self._attendance.meet())
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
@@ -138,12 +136,7 @@ class Coordinator:
         progress.totals["bytes_down"] += record["bytes_down_per_user"]
         if self._is_judged(number):
             record["validation"] = self._judge()
-        if self._private is not None:
-            self._checkpoint_charged(self._private, record)
-            return
-        self._write_record(record)
-        if keep:
-            self._checkpoint()
+        self._checkpoints.save_round(self._standing, record, checkpoint=keep)
 
     def _layout(self, number: int) -> Layout:
         """What nodes send in a round."""
@@ -194,39 +187,6 @@ class Coordinator:
         progress.clip_norm = clip_norm
         return released, facts
 
-    def _meet(self) -> dict[str, Host]:
-        """The nodes that are there and run this task; waits `wait_seconds` for the minimum."""
-        deadline = time.monotonic() + self.task.rounds.wait_seconds
-        while True:
-            present = self._exchange.nodes()
-            strangers = {node: Request("hello", 0) for node in present if node not in self._hosts}
-            if strangers:
-                # A node may be listed and yet be gone, or busy with the last message of a killed coordinator.
-                left = max(1.0, deadline - time.monotonic())
-                answers = self._exchange.exchange(strangers, min(self.task.rounds.deadline_seconds, left))
-                known, refused = sift(strangers, answers, self._read_hello)
-                self._hosts |= known
-                for node, reason in refused.items():
-                    self._on_event({"refused": node, "reason": reason})
-            here = {node: self._hosts[node] for node in present if node in self._hosts}
-            if len(here) >= self.task.rounds.min_nodes:
-                return here
-            if time.monotonic() > deadline:
-                raise FederationError(
-                    f"{len(here)} nodes came within {self.task.rounds.wait_seconds:g} s: expected at least "
-                    f"{self.task.rounds.min_nodes}; start more nodes or lower federation.min_nodes"
-                )
-            time.sleep(POLL_SECONDS)
-
-    def _read_hello(self, node: str, reply: Reply) -> Host:
-        if reply.meta.get("config") != self.task.config_hash:
-            raise ProtocolError(f"node {node} runs another configuration: prepare it from this run's config")
-        host = read_hello(node, reply, self.task.rounds.max_users_per_node, self.task.aggregation)
-        taken = [other for other, known in self._hosts.items() if host.place == known.place is not None]
-        if taken and taken != [node]:
-            raise ProtocolError(f"node {node} has the identity of node {taken[0]}: enrol each node by itself")
-        return host
-
     def _enough(self, answers: Answers) -> bool:
         rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
         return answers.nodes >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
@@ -245,11 +205,7 @@ class Coordinator:
                 f"round {record['round']} is lost ({reasons}): this model needs each of its rounds; start a new run"
             )
         progress.round, progress.abandoned = record["round"], progress.abandoned + 1
-        if self._private is not None:
-            self._checkpoint_charged(self._private, record)
-        else:
-            self._write_record(record)
-            self._checkpoint()
+        self._checkpoints.save_round(self._standing, record, checkpoint=True)
         if progress.abandoned >= self.task.rounds.max_abandoned:
             raise RoundAbandoned(
                 f"round {record['round']} is the {progress.abandoned}th in a row that is lost ({reasons}): mend the "
@@ -258,7 +214,7 @@ class Coordinator:
 
     def _abandon(self, record: Event) -> None:
         self._progress.abandoned += 1
-        self._write_record(record | {"abandoned": True})
+        self._checkpoints.write_record(self._progress, record | {"abandoned": True})
         if self._progress.abandoned >= self.task.rounds.max_abandoned:
             self._checkpoint(persist=True)
             reasons = "; ".join(sorted(set(record["failures"].values()))) or "no answers"
@@ -347,7 +303,7 @@ class Coordinator:
             (),
         )
         try:
-            answers = self._collector.ask(question, self._meet())
+            answers = self._collector.ask(question, self._attendance.meet())
         except AggregationAborted as error:
             if error.revealed:
                 raise
@@ -366,82 +322,28 @@ class Coordinator:
         except AggregationAborted as error:
             return {"test_lost": str(error)}
 
-    # Disk ----------------------------------------------------------------------------------------------
+    # Where it stands -----------------------------------------------------------------------------------
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(self._shared, self._server, self._progress)
 
     def _fresh(self) -> tuple[State, State]:
         shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed)
         return shared, self._recommender.init_server(shared)
 
-    def _restore(self) -> tuple[State, State, Progress]:
-        path = self._folder / "checkpoint.safetensors"
-        if self._private is not None:
-            self._promote_charged(self._private)
-        if not path.exists():
-            free = self._recommender.fixed_rounds is None and self._private is None
-            (self._folder / "rounds.jsonl").unlink(missing_ok=True)
-            progress = Progress("select" if self.task.has_validation and free else "final")
-            progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
-            return *self._fresh(), progress
-        arrays, header = read_arrays(path)
-        record = header.pop("record", None)
-        progress = Progress(**header)
-        if record is not None:
-            self._forget_records(progress.records - 1)
-            self._append_record(record)
-        self._forget_records(progress.records)
-        shared = {name.removeprefix("shared/"): a for name, a in arrays.items() if name.startswith("shared/")}
-        server = {name.removeprefix("server/"): a for name, a in arrays.items() if name.startswith("server/")}
-        return shared, server, progress
+    def _beginning(self) -> Standing:
+        free = self._recommender.fixed_rounds is None and self._private is None
+        progress = Progress("select" if self.task.has_validation and free else "final")
+        progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
+        return Standing(*self._fresh(), progress)
 
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            self._exchange.exchange(dict.fromkeys(self._meet(), request), self.task.rounds.deadline_seconds)
-        write_arrays(self._folder / "checkpoint.safetensors", self._arrays(), asdict(self._progress))
-
-    def _checkpoint_charged(self, private: PrivateRounds, record: Event) -> None:
-        """Stage the new model, charge for it, and only then let anybody see it; the record lies with it."""
-        self._progress.records += 1
-        staged = self._folder / STAGED
-        write_arrays(staged, self._arrays(), asdict(self._progress) | {"record": record})
-        private.charge(self._progress.round, _file_digest(staged))
-        staged.replace(self._folder / "checkpoint.safetensors")
-        self._append_record(record)
-        self._on_event(record)
-
-    def _promote_charged(self, private: PrivateRounds) -> None:
-        """A model staged before a kill counts if it was charged; otherwise nobody has seen it."""
-        staged = self._folder / STAGED
-        if not staged.exists():
-            return
-        try:
-            number = int(read_arrays(staged)[1]["round"])
-        except RunError:
-            staged.unlink()
-            return
-        if private.charged(number) == _file_digest(staged):
-            staged.replace(self._folder / "checkpoint.safetensors")
-        else:
-            staged.unlink()
-
-    def _arrays(self) -> State:
-        arrays = {f"shared/{name}": a for name, a in self._shared.items()}
-        return arrays | {f"server/{name}": a for name, a in self._server.items()}
-
-    def _write_record(self, record: Event) -> None:
-        self._append_record(record)
-        self._progress.records += 1
-        self._on_event(record)
-
-    def _append_record(self, record: Event) -> None:
-        with (self._folder / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(record, default=float) + "\n")
-
-    def _forget_records(self, keep: int) -> None:
-        """Drop the records of rounds after the checkpoint: they will be run again."""
-        path = self._folder / "rounds.jsonl"
-        if path.exists():
-            atomic_write(path, b"".join(path.read_bytes().splitlines(keepends=True)[:keep]))
+            here = dict.fromkeys(self._attendance.meet(), request)
+            self._exchange.exchange(here, self.task.rounds.deadline_seconds)
+        self._checkpoints.save(self._standing)
 
 
 def _describe(total: UpdateSum) -> Event:
@@ -452,10 +354,6 @@ def _describe(total: UpdateSum) -> Event:
         "clipped_fraction": total.clipped / users,
         "mean_norm": total.norm / users,
     }
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def open_coordinator(
