@@ -13,7 +13,22 @@
     ├── LedgerTampered               exit 12  the privacy ledger does not hold together; nothing is released
     ├── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
     ├── AggregationRefused           exit 14  a device will not take this step of secure aggregation (`reason`: why)
-    └── AggregationAborted           exit 15  secure aggregation ended without a sum; nothing was learned
+    ├── AggregationAborted           exit 15  secure aggregation ended without a sum; nothing was learned
+    ├── ConsentRequired              exit 16  the person has not agreed to this; nothing was done
+    ├── UpdateRejected               exit 17  a model or task from a service is refused; what there was stays in use
+    │   ├── BadSignature                      not signed by whom it must be, or not for this
+    │   ├── BadContent                        broken, or not what the signed manifest says
+    │   ├── Rollback                          not newer than what is in use
+    │   ├── Expired                           out of its time
+    │   ├── WrongPopulation                   made for others
+    │   └── ClientTooOld                      needs a newer client
+    ├── ServiceError                 exit 18  the model service cannot be reached, or refuses
+    │   └── ServerBusy                        come back later (`retry_after_seconds`)
+    ├── StoreError                   exit 19  a device's store cannot be used
+    │   ├── StoreLocked                       the key is missing or wrong, or another process holds it
+    │   ├── StoreCorrupt                      what is in it does not hold together
+    │   └── StoreFull                         no room; what was acknowledged before is still there
+    └── RegistryError                exit 20  the model registry lacks something, or does not allow it
 
 Exit 0 is success, exit 2 a wrong command line (the convention of the shell), exit 130 an interruption that
 left a checkpoint. A message is one line: what was given, what was expected, what to do.
@@ -122,3 +137,82 @@ class AggregationAborted(FedrecError):  # noqa: N818
     def __init__(self, message: str, *, revealed: bool = False) -> None:
         super().__init__(message)
         self.revealed = revealed
+
+
+class ConsentRequired(FedrecError):  # noqa: N818
+    """The person has not agreed to this."""
+
+    exit_code = 16
+
+
+class UpdateRejected(FedrecError):  # noqa: N818
+    """A model or a task from a service is not accepted; the last good one stays in use."""
+
+    exit_code = 17
+
+
+class BadSignature(UpdateRejected):
+    """Not signed by a key that the pinned root stands for, or signed for something else."""
+
+
+class BadContent(UpdateRejected):
+    """Broken, or not what the signed manifest says."""
+
+
+class Rollback(UpdateRejected):
+    """Not newer than what is in use."""
+
+
+class Expired(UpdateRejected):
+    """Past its time, or before it."""
+
+
+class WrongPopulation(UpdateRejected):
+    """Made for another population."""
+
+
+class ClientTooOld(UpdateRejected):
+    """Needs a newer client than this one."""
+
+
+class ServiceError(FedrecError):
+    """The model service cannot be reached, or refuses."""
+
+    exit_code = 18
+
+
+class ServerBusy(ServiceError):  # noqa: N818
+    """The service asks to come back later.
+
+    Args:
+        message: one line.
+        retry_after_seconds: wait between these many seconds.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: tuple[float, float]) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StoreError(FedrecError):
+    """A device's store cannot be used."""
+
+    exit_code = 19
+
+
+class StoreLocked(StoreError):  # noqa: N818
+    """The key is missing or wrong, or another process holds the store."""
+
+
+class StoreCorrupt(StoreError):  # noqa: N818
+    """What is in the store does not hold together."""
+
+
+class StoreFull(StoreError):  # noqa: N818
+    """There is no room; what was acknowledged before is still there."""
+
+
+class RegistryError(FedrecError):
+    """The model registry lacks something, or does not allow it."""
+
+    exit_code = 20

@@ -1,0 +1,1 @@
+"""Where a device keeps what it knows of its person."""

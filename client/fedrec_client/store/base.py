@@ -1,0 +1,111 @@
+"""What the SDK keeps on a device: events, a few named records, append-only logs.
+
+A store is the only place where personal data lies. What a call has acknowledged survives a killed process, a full
+disk, a power cut; what it has not is not there at all. Two kinds: `SqliteStore` on disk, every row sealed, and
+`MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedrec_client.events import Event, EventType
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a deletion did, for the person who asked for it.
+
+    Attributes:
+        id: random, to name the deletion in a log.
+        time: seconds since 1970.
+        events, records, entries: how many were deleted.
+        key_destroyed: the data key is gone: copies of the file in backups cannot be read any more.
+        remaining: what was not deleted and why, e.g. that published sums cannot be taken back.
+    """
+
+    id: str
+    time: float
+    events: int
+    records: int
+    entries: int
+    key_destroyed: bool
+    remaining: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which events are kept.
+
+    Attributes:
+        max_age_seconds: older ones are deleted; None: any age.
+        max_events: the newest so many are kept; None: all.
+    """
+
+    max_age_seconds: float | None = 400 * 86400.0
+    max_events: int | None = 50_000
+
+
+class Store(Protocol):
+    """Safe for several threads. Every method may raise StoreError (StoreLocked, StoreCorrupt, StoreFull)."""
+
+    def add_event(self, event: Event) -> bool:
+        """Keep an event; False when one with its id is there already, which then stays."""
+        ...
+
+    def events(
+        self, *, since: float | None = None, types: Collection[EventType] | None = None
+    ) -> list[Event]:
+        """Events, oldest first (by time, then in the order they came)."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """A named record."""
+        ...
+
+    def put(self, name: str, value: bytes) -> None:
+        """Write a named record in the place of an earlier one."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a named record, if there is one."""
+        ...
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the records, sorted."""
+        ...
+
+    def append(self, log: str, value: bytes) -> int:
+        """Add an entry to a log; its number, from 1. On disk when this returns."""
+        ...
+
+    def entries(self, log: str) -> list[bytes]:
+        """All entries of a log, in order."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All of what is written inside becomes durable at the end, or nothing of it."""
+        ...
+
+    def expire(self, retention: Retention, now: float) -> int:
+        """Delete events that retention does not keep; how many."""
+        ...
+
+    def delete_events(self, since: float | None = None) -> int:
+        """Delete events, those from `since` on or all; how many."""
+        ...
+
+    def destroy(self, now: float) -> Receipt:
+        """Delete everything and the key; the store can only be closed afterwards."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """For status and bug reports: kind, schema, bytes, counts, how the key is kept. No item, no event."""
+        ...
+
+    def close(self) -> None:
+        """Release files; nothing is lost."""
+        ...

@@ -1,0 +1,76 @@
+"""What a trained recommender becomes on a device: a serving model that gives the same scores without torch or scipy.
+
+Matrix factorisation is the one exception: there a person is folded in by Newton steps instead of sampled gradient
+descent, which is deterministic, faster and can be explained. Out of scope: files and signatures (`fedrec.wire`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedrec.errors import ConfigError
+from fedrec.learning.updates import State
+from fedrec.models.dp_ease import DpEaseConfig
+from fedrec.models.dp_ials import DpIalsConfig
+from fedrec.models.ease import EaseConfig
+from fedrec.models.ials import IalsConfig
+from fedrec.models.item_knn import ItemKnnConfig
+from fedrec.models.mf import MfConfig
+from fedrec.models.popularity import PopularityConfig
+from fedrec.models.registry import ModelConfig
+from fedrec.ranking.factors import Factors
+from fedrec.ranking.folding import Newton, Ridge
+from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights
+from fedrec.ranking.popular import Popular, Selected
+from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.tables import FloatTable
+
+
+def serving_model(config: ModelConfig, shared: State) -> ServingModel:
+    """The serving model of a recommender's shared state.
+
+    Raises:
+        ConfigError: a recommender that cannot serve on a device yet.
+    """
+    match config:
+        case PopularityConfig():
+            return Popular(shared["count"])
+        case EaseConfig():
+            return ItemItem(DenseWeights(FloatTable(shared["weights"])), config.scoring_half_life)
+        case ItemKnnConfig():
+            return ItemItem(_by_history_item(shared), config.scoring_half_life)
+        case IalsConfig():
+            ridge = Ridge(config.unobserved_weight, config.reg, config.reg_exponent, config.scoring_half_life)
+            return Factors(FloatTable(shared["item_table"]), ridge)
+        case MfConfig():
+            pull = 1.0 / (config.learning_rate * config.fold_in_epochs)
+            newton = Newton(config.loss, config.negatives, config.reg, pull)
+            return Factors(FloatTable(shared["item_table"]), newton, shared["item_bias"].astype(np.float32))
+        case DpIalsConfig():
+            ridge = Ridge(config.unobserved_weight, config.user_reg, 1.0, config.scoring_half_life)
+            inner = Factors(FloatTable(shared["item_table"]), replace(ridge, weighted_count=True))
+            return Selected(inner, shared["selected"], shared["count"])
+        case DpEaseConfig():
+            return Selected(_private_ease(config, shared), shared["selected"], shared["count"])
+    raise ConfigError(f"a model of kind {config.kind!r} cannot serve on a device: train one of another kind")
+
+
+def _private_ease(config: DpEaseConfig, shared: State) -> ItemItem:
+    popular = np.maximum(shared["count"][shared["selected"]], 0.0)
+    base = config.popularity_weight * popular / max(float(popular.max(initial=0.0)), 1e-9)
+    weights = DenseWeights(FloatTable(shared["weights"]))
+    return ItemItem(weights, config.scoring_half_life, base.astype(np.float32) if base.any() else None)
+
+
+def _by_history_item(shared: State) -> SparseWeights:
+    """Item-kNN keeps, per scored item, the items that speak for it; serving looks from the history's side."""
+    neighbour, similarity = shared["neighbour"], shared["similarity"]
+    n_items, k = neighbour.shape
+    scored = np.repeat(np.arange(n_items, dtype=np.int32), k)
+    speaks = neighbour.reshape(-1).astype(np.int64)
+    order = np.lexsort((scored, speaks))
+    indptr = np.zeros(n_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(speaks, minlength=n_items), out=indptr[1:])
+    return SparseWeights(indptr, scored[order], similarity.reshape(-1).astype(np.float32)[order])
