@@ -1,0 +1,246 @@
+"""The manifest of a served model: what a device checks before it takes a new one.
+
+A manifest is the payload of a signed document (`signing`) and names everything else by hash: each file, each tensor
+in it, and the small files that lead from an earlier version to this one. Versions only grow: a device refuses one
+that is not higher than what it uses, so going back means publishing the old weights under a higher version
+(`restores`). Out of scope: the files themselves (`package`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.errors import BadContent, ClientTooOld, Expired, Rollback
+from fedrec.wire.signing import CLOCK_SKEW_SECONDS, MANIFEST, SignedDocument
+
+MANIFEST_FILE = "manifest.signed"
+MODEL_FILE, ITEMS_FILE, PRIVACY_FILE = "model.safetensors", "items.safetensors", "privacy.json"
+REQUIRED_FILES = (MODEL_FILE, ITEMS_FILE, PRIVACY_FILE)
+MAX_FILE_BYTES = 4 << 30
+MAX_VERSION = 1 << 53
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_POPULATION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_CLIENT = re.compile(r"\d{1,5}(\.\d{1,5}){0,3}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes, and SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or not 0 <= self.size <= MAX_FILE_BYTES:
+            raise ValueError(f"a file of size {self.size!r:.40}")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError("a hash that is none")
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Of these bytes."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+    def check(self, name: str, content: bytes) -> None:
+        """Whether these are the bytes.
+
+        Raises:
+            BadContent: they are not.
+        """
+        if len(content) != self.size or FileEntry.of(content) != self:
+            raise BadContent(
+                f"{name} ({len(content)} bytes) is not the file of the signed manifest ({self.size} bytes): "
+                "fetch it again"
+            )
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Data type as numpy writes it ("<f4"), shape, and SHA-256 of the bytes in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if np.dtype(self.dtype).kind not in "iufb":
+            raise ValueError(f"a tensor of {self.dtype!r:.20}")
+        if len(self.shape) > 4 or any(type(n) is not int or n < 0 for n in self.shape):
+            raise ValueError(f"a tensor of shape {self.shape!r:.60}")
+        if self.nbytes > MAX_FILE_BYTES or not _SHA256.fullmatch(self.sha256):
+            raise ValueError("a tensor that is too large, or has no hash")
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        size = np.dtype(self.dtype).itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+    @classmethod
+    def of(cls, values: NDArray[np.generic]) -> Self:
+        """Of this array."""
+        return cls(
+            values.dtype.str, values.shape, hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One version of a model for one population.
+
+    Attributes:
+        population: small letters, digits and hyphens.
+        version: from 1, higher than every earlier one.
+        created, expires: seconds since 1970; devices refuse it afterwards.
+        min_client_version: of the SDK, e.g. "0.1.0".
+        model_kind: of the serving model.
+        n_items: I.
+        files: by name; `REQUIRED_FILES` at least.
+        tensors: by "model/name" and "items/name".
+        privacy: summary of the statement in `privacy.json`: unit, epsilon, delta, aggregator.
+        restores: the earlier version whose weights these are; None: new weights.
+        deltas: by earlier version, the file that leads from it to this one.
+    """
+
+    population: str
+    version: int
+    created: int
+    expires: int
+    min_client_version: str
+    model_kind: str
+    n_items: int
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    restores: int | None = None
+    deltas: Mapping[int, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_population(self.population)
+        numbers = (self.version, self.created, self.expires, self.n_items)
+        if any(type(n) is not int or not 0 <= n <= MAX_VERSION for n in numbers) or self.version < 1:
+            raise BadContent(
+                f"manifest with numbers {numbers!r:.80}: expected whole ones from 0, a version from 1"
+            )
+        if self.expires <= self.created:
+            raise BadContent(f"manifest made at {self.created} that ends at {self.expires}: expected later")
+        if not _CLIENT.fullmatch(self.min_client_version):
+            raise BadContent(f"min_client_version {self.min_client_version!r:.40}: expected e.g. '0.1.0'")
+        missing = set(REQUIRED_FILES) - set(self.files)
+        strange = [name for name in self.files if not _FILE.fullmatch(name)]
+        if missing or strange:
+            raise BadContent(f"manifest lacks files {sorted(missing)} or has strange ones {strange!r:.80}")
+
+    def payload(self) -> dict[str, Any]:
+        """For `RoundKey.sign`."""
+        plain = asdict(self)
+        plain["deltas"] = {str(version): entry for version, entry in plain["deltas"].items()}
+        return plain
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Self:
+        """The manifest of a verified payload.
+
+        Raises:
+            BadContent: fields are missing, unknown or out of range.
+        """
+        plain = {name: value for name, value in payload.items() if name != "kind"}
+        try:
+            plain["files"] = {name: FileEntry(**entry) for name, entry in plain["files"].items()}
+            plain["tensors"] = {
+                name: TensorEntry(**entry | {"shape": tuple(entry["shape"])})
+                for name, entry in plain["tensors"].items()
+            }
+            plain["deltas"] = {int(version): FileEntry(**entry) for version, entry in plain["deltas"].items()}
+            if not isinstance(plain["privacy"], dict) or not isinstance(plain["model_kind"], str):
+                raise ValueError("privacy or model_kind")
+            if plain["restores"] is not None and type(plain["restores"]) is not int:
+                raise ValueError("restores")
+            return cls(**plain)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadContent(f"no manifest ({error!s:.80}): update the client, or fetch it again") from error
+
+
+def verify_manifest(
+    document: bytes, root: bytes, population: str, now: float, min_serial: int = 0
+) -> tuple[Manifest, int]:
+    """The manifest of a signed document and the serial of the key that signed it; it may have expired.
+
+    Raises:
+        UpdateRejected: see `SignedDocument.verify`; BadContent for a payload that is no manifest.
+    """
+    signed = SignedDocument.parse(document)
+    payload = signed.verify(root, kind=MANIFEST, population=population, now=now, min_serial=min_serial)
+    return Manifest.from_payload(payload), signed.serial
+
+
+def check_update(
+    document: bytes,
+    root: bytes,
+    population: str,
+    *,
+    now: float,
+    client_version: str,
+    highest_version: int,
+    min_serial: int = 0,
+) -> tuple[Manifest, int]:
+    """The manifest of a model that a device may take, and the serial of the key that signed it.
+
+    Args:
+        document: the bytes that came.
+        root: [32] the pinned public key.
+        population: of this device.
+        now: seconds since 1970.
+        client_version: of the SDK.
+        highest_version: the highest that this device has ever accepted.
+        min_serial: the highest serial of a round key that it has ever seen.
+
+    Raises:
+        UpdateRejected: BadSignature, BadContent, WrongPopulation, Expired, Rollback or ClientTooOld.
+    """
+    manifest, serial = verify_manifest(document, root, population, now, min_serial)
+    if manifest.version <= highest_version:
+        raise Rollback(
+            f"model version {manifest.version}: this device has had {highest_version}; "
+            "older weights must come under a higher version"
+        )
+    if not manifest.created - CLOCK_SKEW_SECONDS <= now <= manifest.expires:
+        raise Expired(
+            f"model version {manifest.version} is for {manifest.created} to {manifest.expires}, now {now:.0f}: "
+            "check this device's clock; else a newer model is due"
+        )
+    if _parts(client_version) < _parts(manifest.min_client_version):
+        raise ClientTooOld(
+            f"model version {manifest.version} needs client {manifest.min_client_version}, this is "
+            f"{client_version}: update the app"
+        )
+    return manifest, serial
+
+
+def check_population(name: str) -> str:
+    """The name of a population, when it can be one.
+
+    Raises:
+        BadContent: it cannot.
+    """
+    if not isinstance(name, str) or not _POPULATION.fullmatch(name):
+        raise BadContent(
+            f"population {name!r:.80}: expected 1 to 63 small letters, digits and hyphens, e.g. 'movies-en'"
+        )
+    return name
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """1.2 equals 1.2.0."""
+    numbers = [int(part) for part in version.split(".")]
+    return (*numbers, *[0] * (4 - len(numbers)))

@@ -1,0 +1,289 @@
+"""Manifests, packages and deltas: a device takes what was signed, whole, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from wire_helpers import DAY, NOW, POPULATION, PRIVACY, factors, items, keys, publish, round_key
+
+from fedrec.errors import (
+    BadContent,
+    BadSignature,
+    ClientTooOld,
+    DataError,
+    Expired,
+    RegistryError,
+    Rollback,
+    UpdateRejected,
+    WrongPopulation,
+)
+from fedrec.ranking.serving import History
+from fedrec.wire import package as package_module
+from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
+from fedrec.wire.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, check_update
+from fedrec.wire.package import (
+    check_package,
+    delta_name,
+    files_from_delta,
+    open_package,
+    pack_model,
+    read_file,
+)
+from fedrec.wire.signing import MANIFEST
+
+ROOT, KEY = keys()
+
+
+def scores(model: Any) -> Any:
+    return model.scores(model.fold_in(History.of(items(), ["tt00003", "tt00008"])))
+
+
+def test_a_package_gives_the_model_back(tmp_path: Path) -> None:
+    made = publish(tmp_path / "1", KEY)
+    opened = open_package(tmp_path / "1", ROOT.public, POPULATION, NOW)
+    assert opened.manifest == made
+    assert opened.items.ids == items().ids
+    assert opened.privacy == PRIVACY
+    np.testing.assert_array_equal(scores(opened.model), scores(factors()))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "items.safetensors", "privacy.json", MANIFEST_FILE])
+def test_changed_cut_and_missing_files_are_refused(tmp_path: Path, name: str) -> None:
+    publish(tmp_path / "1", KEY)
+    path, good = tmp_path / "1" / name, (tmp_path / "1" / name).read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 25)):
+        broken = bytearray(good)
+        broken[place] ^= 4
+        for content in (bytes(broken), good[:place]):
+            path.write_bytes(content)
+            with pytest.raises((BadContent, BadSignature)):
+                open_package(tmp_path / "1", ROOT.public, POPULATION, NOW)
+    path.unlink()
+    with pytest.raises(BadContent, match="cannot be read"):
+        open_package(tmp_path / "1", ROOT.public, POPULATION, NOW)
+
+
+def test_a_tensor_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
+    """Even where somebody signs the file's own hash: tensors have their own."""
+    manifest = publish(tmp_path / "1", KEY)
+    other = pack_model(factors(seed=5), items(), PRIVACY)
+    payload = manifest.payload()
+    for name, content in other.items():
+        payload["files"][name] = vars(package_module.FileEntry.of(content))
+    with pytest.raises(BadContent, match="tensors"):
+        check_package(Manifest.from_payload(payload), other)
+
+
+def update(folder: Path, **changes: Any) -> Manifest:
+    wanted: dict[str, Any] = {
+        "root": ROOT.public,
+        "population": POPULATION,
+        "now": NOW,
+        "client_version": "0.1.0",
+        "highest_version": 2,
+    }
+    return check_update(read_file(folder / MANIFEST_FILE), **wanted | changes)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, None),
+        ({"highest_version": 3}, Rollback),
+        ({"highest_version": 4}, Rollback),
+        ({"now": NOW + 91 * DAY}, Expired),
+        ({"now": NOW - 301}, Expired),
+        ({"now": NOW - 299}, None),
+        ({"population": "books"}, WrongPopulation),
+        ({"client_version": "0.0.9"}, ClientTooOld),
+        ({"client_version": "0.1"}, None),
+        ({"client_version": "1"}, None),
+        ({"min_serial": 2}, Rollback),
+        ({"root": bytes(32)}, BadSignature),
+    ],
+)
+def test_the_device_takes_only_what_is_newer_and_for_it(
+    tmp_path: Path, change: dict[str, Any], error: type[UpdateRejected] | None
+) -> None:
+    publish(tmp_path / "3", KEY, 3)
+    if error is None:
+        assert update(tmp_path / "3", **change).version == 3
+        return
+    with pytest.raises(error) as caught:
+        update(tmp_path / "3", **change)
+    assert type(caught.value) is error and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 0},
+        {"version": 1.0},
+        {"version": True},
+        {"version": 1 << 60},
+        {"expires": NOW},
+        {"n_items": -1},
+        {"population": "No Spaces"},
+        {"min_client_version": "latest"},
+        {"files": {}},
+        {"files": {"../../etc/passwd": {"size": 1, "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": "|O", "shape": [1], "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": "<f4", "shape": [1 << 40, 9], "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": "<f4", "shape": [-1], "sha256": "0" * 64}}},
+        {"deltas": {"x": {"size": 1, "sha256": "0" * 64}}},
+        {"deltas": {"1": {"size": -1, "sha256": "0" * 64}}},
+        {"privacy": "none"},
+        {"restores": "1"},
+        {"surprise": 1},
+    ],
+)
+def test_a_signed_manifest_is_still_checked(tmp_path: Path, change: dict[str, Any]) -> None:
+    payload = publish(tmp_path / "1", KEY).payload()
+    assert Manifest.from_payload(json.loads(json.dumps(payload))).payload() == payload
+    with pytest.raises(BadContent):
+        Manifest.from_payload(payload | change)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Manifest.__dataclass_fields__, "kind", "other"]), json_values, max_size=14
+    )
+)
+def test_any_json_is_a_manifest_or_bad_content(payload: dict[str, Any]) -> None:
+    with pytest.raises(BadContent):
+        Manifest.from_payload(payload)
+
+
+def test_a_version_is_never_written_over(tmp_path: Path) -> None:
+    publish(tmp_path / "1", KEY)
+    with pytest.raises(RegistryError, match="never written over"):
+        publish(tmp_path / "1", KEY, seed=2)
+
+
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(package_module.os, "fsync", full)
+    with pytest.raises(RegistryError, match="No space left"):
+        publish(tmp_path / "1", KEY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_of_another_number_are_refused() -> None:
+    with pytest.raises(DataError, match="items"):
+        pack_model(factors(n=30), items(), PRIVACY)
+
+
+def test_a_delta_leads_to_the_very_files(tmp_path: Path) -> None:
+    publish(tmp_path / "1", KEY)
+    model = factors()
+    model.table.values.setflags(write=True)
+    model.table.values[7] += 0.5
+    files = pack_model(model, items(), PRIVACY)
+    manifest = package_module.write_package(
+        tmp_path / "2", files, package_module.Terms(2, NOW), KEY, {1: tmp_path / "1"}
+    )
+    delta = (tmp_path / "2" / delta_name(1)).read_bytes()
+    assert manifest.deltas[1].size == len(delta) < 0.2 * manifest.files[MODEL_FILE].size
+    made = files_from_delta(manifest, delta, tmp_path / "1")
+    assert made == {name: files[name] for name in made}
+    check_package(manifest, files | made)
+
+
+def test_a_delta_that_does_not_pay_is_not_made(tmp_path: Path) -> None:
+    """Other random weights share nothing with the earlier ones."""
+    for version, seed in ((1, 0), (2, 9)):
+        files = pack_model(factors(d=300, seed=seed), items(), PRIVACY)
+        terms, bases = package_module.Terms(version, NOW), {1: tmp_path / "1"} if version > 1 else {}
+        manifest = package_module.write_package(tmp_path / str(version), files, terms, KEY, bases)
+    assert not manifest.deltas
+
+
+tensors = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]),
+    arrays_of.arrays(
+        st.sampled_from([np.dtype("<f4"), np.dtype("i1"), np.dtype("<i8"), np.dtype("u1")]),
+        arrays_of.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=6),
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(tensors, tensors)
+def test_deltas_of_any_tensors_lead_from_old_to_new(old: dict[str, Any], new: dict[str, Any]) -> None:
+    entries = tensor_entries({"model": new})
+    delta = make_delta({"model": old}, {"model": new}, {"model": {"k": 1}})
+    made, headers = apply_delta(delta, {"model": old}, entries)
+    assert headers == {"model": {"k": 1}}
+    for name, values in new.items():
+        assert made["model"][name].tobytes() == values.tobytes()
+        assert made["model"][name].shape == values.shape
+
+
+def test_hostile_deltas_are_refused_within_bounds() -> None:
+    new = {"model": {"a": np.arange(1000, dtype=np.float32)}}
+    entries = tensor_entries(new)
+    good = make_delta({}, new, {})
+    bomb = zlib.compress(bytes(50_000_000))
+    huge = zlib.compress((2**31).to_bytes(4, "big") + b"{}")
+    hostile: list[bytes] = [b"", b"x", good[:-1], good[: len(good) // 2], good + b"x", bomb, huge]
+    hostile += [zlib.compress(zlib.decompress(good) + b"x"), zlib.compress(b"\0\0\0\1[")]
+    for data in hostile:
+        with pytest.raises(BadContent):
+            apply_delta(data, {}, entries)
+    wrong_base = {"model": {"a": np.ones(1000, dtype=np.float32)}}
+    with pytest.raises(BadContent, match="does not lead"):
+        apply_delta(good, wrong_base, entries)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda folder: publish(folder / "9", keys()[1], 9),
+        lambda folder: publish(folder / "9", round_key(ROOT, "books"), 9),
+        lambda folder: publish(folder / "9", round_key(ROOT, start=NOW - 400 * DAY, days=300), 9),
+    ],
+)
+def test_keys_that_do_not_stand_for_this_population_now(
+    tmp_path: Path, attack: Callable[[Path], Any]
+) -> None:
+    attack(tmp_path)
+    with pytest.raises((BadSignature, WrongPopulation, Expired)):
+        open_package(tmp_path / "9", ROOT.public, POPULATION, NOW)
+
+
+def test_a_manifest_is_signed_not_only_listed(tmp_path: Path) -> None:
+    """A payload of the right form signed by nobody."""
+    manifest = publish(tmp_path / "1", KEY)
+    forged = keys()[1].sign(MANIFEST, manifest.payload() | {"version": 99}).to_bytes()
+    (tmp_path / "1" / MANIFEST_FILE).write_bytes(forged)
+    with pytest.raises(BadSignature):
+        open_package(tmp_path / "1", ROOT.public, POPULATION, NOW)
+
+
+def test_folders_made_while_others_are_made() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for version in (1, 2, 3):
+            publish(folder / str(version), KEY, version, seed=version)
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
