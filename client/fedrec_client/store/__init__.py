@@ -1,1 +1,19 @@
-"""Where a device keeps what it knows of its person."""
+"""What the SDK keeps on a device, sealed."""
+
+from fedrec_client.store.base import Receipt, Retention, Store
+from fedrec_client.store.in_memory import MemoryStore
+from fedrec_client.store.sqlite import SqliteStore
+from fedrec_client.store.vault import FileVault, KeychainVault, PassphraseVault, Vault, open_vault
+
+__all__ = [
+    "FileVault",
+    "KeychainVault",
+    "MemoryStore",
+    "PassphraseVault",
+    "Receipt",
+    "Retention",
+    "SqliteStore",
+    "Store",
+    "Vault",
+    "open_vault",
+]

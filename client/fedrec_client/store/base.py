@@ -86,6 +86,10 @@ class Store(Protocol):
         """All entries of a log, in order."""
         ...
 
+    def logs(self) -> list[str]:
+        """Names of the logs that have entries, sorted."""
+        ...
+
     def transaction(self) -> AbstractContextManager[None]:
         """All of what is written inside becomes durable at the end, or nothing of it."""
         ...

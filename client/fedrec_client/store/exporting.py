@@ -1,0 +1,62 @@
+"""Everything in a store as JSON lines, for the person whose data it is; and events back into another store.
+
+Each line is an object with "kind": "event" (its fields), "record" (name and value) or "entry" (log, number, value).
+A value that is JSON stands as it is under "json"; any other as base64 under "bytes".
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fedrec.errors import DataError
+from fedrec_client.events import Event
+from fedrec_client.store.base import Store
+
+
+def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
+    """All events, records and log entries.
+
+    Args:
+        store: whose.
+        hidden: beginnings of record names that are secrets, not data; they are named and not told.
+    """
+    secret = tuple(hidden)
+    for event in store.events():
+        yield json.dumps({"kind": "event"} | event.to_json(), sort_keys=True)
+    for name in store.names():
+        told = {"withheld": "a secret key"} if name.startswith(secret) else _value(store.get(name) or b"")
+        yield json.dumps({"kind": "record", "name": name} | told, sort_keys=True)
+    for log in store.logs():
+        for number, value in enumerate(store.entries(log), start=1):
+            yield json.dumps({"kind": "entry", "log": log, "number": number} | _value(value), sort_keys=True)
+
+
+def import_events(store: Store, lines: Iterable[str]) -> int:
+    """Events of `export_lines` into a store; how many were new. All of them, or none when a line is bad.
+
+    Raises:
+        DataError: a line is not one of an export.
+    """
+    added = 0
+    with store.transaction():
+        for number, line in enumerate(lines, start=1):
+            try:
+                plain = json.loads(line)
+                kind = plain.pop("kind")
+            except (ValueError, KeyError, AttributeError) as error:
+                raise DataError(
+                    f"line {number} is no line of an export: give the file of export_data"
+                ) from error
+            if kind == "event":
+                added += store.add_event(Event.parse(plain))
+    return added
+
+
+def _value(value: bytes) -> dict[str, Any]:
+    try:
+        return {"json": json.loads(value)}
+    except ValueError:
+        return {"bytes": base64.b64encode(value).decode()}
