@@ -23,8 +23,8 @@ from fedrec.errors import FederationError
 from fedrec.learning.local_training import train_users
 from fedrec.learning.updates import State
 from fedrec.models.base import RoundKey
+from fedrec.processes import end, is_alive
 from fedrec_server.flower_cli import last_words
-from fedrec_server.processes import end, is_alive
 from fedrec_simulations.engines.flower import simulation_superlink
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedrec.processes import kill, marked
 from fedrec_server.federation import Federation
-from fedrec_server.processes import kill, marked
 from fedrec_simulations.config import Config, load_config
 from fedrec_simulations.engines.folders import app_folder
 from fedrec_simulations.engines.in_process import run_in_process

@@ -17,8 +17,8 @@ import pytest
 
 from fedrec.errors import ConfigError, FederationError, RunError
 from fedrec.learning.settings import RoundSettings
+from fedrec.processes import is_alive, marked
 from fedrec_server.federation import Federation
-from fedrec_server.processes import is_alive, marked
 from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
@@ -120,7 +120,7 @@ def test_runs_that_do_not_fit_are_refused(federation: Federation, tmp_path: Path
 def test_supervisor_starts_its_program_again_and_stops_with_it(tmp_path: Path) -> None:
     import sys
 
-    from fedrec_server.processes import end, start
+    from fedrec.processes import end, start
 
     script = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()"
     command = [sys.executable, "-m", "fedrec_server.supervisor", sys.executable, "-c", script]

@@ -11,7 +11,7 @@ import pytest
 
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.settings import RoundSettings
-from fedrec_server.processes import marked
+from fedrec.processes import marked
 from fedrec_simulations.engines import flower as engine
 from fedrec_simulations.engines.flower import run_flower
 from fedrec_simulations.engines.in_process import run_in_process

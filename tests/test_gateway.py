@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fedrec.processes import free_ports
 from fedrec_server.certificates import make_certificates
 from fedrec_server.gateway import MAX_HEADERS, is_open, make_app, server_config
-from fedrec_server.processes import free_ports
 
 MAX_BODY = 1 << 20
 

@@ -1,1 +1,87 @@
-"""What runs where the data is."""
+"""What runs where the data is: the SDK that apps embed, and the node that takes part in rounds.
+
+Importing this package loads neither torch nor Flower nor gRPC; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedrec.ranking.diversity import Dpp, Mmr
+    from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
+    from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
+    from fedrec.ranking.pipeline import Wanted
+    from fedrec_client.aio import AsyncClient
+    from fedrec_client.client import Client
+    from fedrec_client.consent import Consent
+    from fedrec_client.eligibility import Conditions
+    from fedrec_client.events import Event, EventType
+    from fedrec_client.platform import Platform, SystemPlatform
+    from fedrec_client.policy import Policy
+    from fedrec_client.store.base import Retention, Store
+    from fedrec_client.store.in_memory import MemoryStore
+    from fedrec_client.transport import Transport
+
+_HOMES = {
+    "Apart": "fedrec.ranking.filters",
+    "AsyncClient": "fedrec_client.aio",
+    "AtMost": "fedrec.ranking.filters",
+    "Boost": "fedrec.ranking.filters",
+    "Client": "fedrec_client.client",
+    "Conditions": "fedrec_client.eligibility",
+    "Consent": "fedrec_client.consent",
+    "Dpp": "fedrec.ranking.diversity",
+    "EpsilonGreedy": "fedrec.ranking.exploration",
+    "Event": "fedrec_client.events",
+    "EventType": "fedrec_client.events",
+    "LinUcb": "fedrec.ranking.exploration",
+    "MemoryStore": "fedrec_client.store.in_memory",
+    "Mmr": "fedrec.ranking.diversity",
+    "Pin": "fedrec.ranking.filters",
+    "Platform": "fedrec_client.platform",
+    "Policy": "fedrec_client.policy",
+    "Retention": "fedrec_client.store.base",
+    "Store": "fedrec_client.store.base",
+    "SystemPlatform": "fedrec_client.platform",
+    "Thompson": "fedrec.ranking.exploration",
+    "Transport": "fedrec_client.transport",
+    "Wanted": "fedrec.ranking.pipeline",
+}
+
+__all__ = [
+    "Apart",
+    "AsyncClient",
+    "AtMost",
+    "Boost",
+    "Client",
+    "Conditions",
+    "Consent",
+    "Dpp",
+    "EpsilonGreedy",
+    "Event",
+    "EventType",
+    "LinUcb",
+    "MemoryStore",
+    "Mmr",
+    "Pin",
+    "Platform",
+    "Policy",
+    "Retention",
+    "Store",
+    "SystemPlatform",
+    "Thompson",
+    "Transport",
+    "Wanted",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -11,6 +11,7 @@ served without importing what trains. Out of scope: what a node does with a requ
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 REFUSED = 1001
 BROKEN = 1002
 OPEN_NODES = 64
+SENT = "sent.jsonl"
 #: Names of the record, and of the array in it, that hold the secrets of a secure sum between two messages.
 SECRETS, SECRET = "fedrec-secrets", "bytes"
 
@@ -70,7 +72,9 @@ def serve(message: Message, context: Context) -> Message:
     """The node's answer, or an error message; nothing but our own one-line errors leaves the node in words."""
     try:
         request = parse_records(message.content)
-        reply = answer(node_folder(context), request, StateMemory(context.state))
+        folder = node_folder(context)
+        reply = answer(folder, request, StateMemory(context.state))
+        note_sent(folder, request, reply)
         return Message(make_records(reply), reply_to=message)
     except FedrecError as error:
         return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -80,6 +84,17 @@ def serve(message: Message, context: Context) -> Message:
         return Message(
             Error(BROKEN, f"the node failed ({type(error).__name__}); see its log"), reply_to=message
         )
+
+
+def note_sent(folder: Path, request: Request, reply: Reply) -> None:
+    """Write down what leaves, before it does, for nodes whose owner asked for that by an empty file of the name."""
+    path = folder / SENT
+    if path.exists():
+        size = sum(values.nbytes for values in reply.arrays.values()) + len(
+            json.dumps(reply.meta, default=str)
+        )
+        with path.open("a") as file:
+            file.write(json.dumps({"kind": request.kind, "round": request.round, "bytes": size}) + "\n")
 
 
 def answer(folder: Path, request: Request, memory: Memory) -> Reply:

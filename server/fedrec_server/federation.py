@@ -27,11 +27,11 @@ from typing import Any
 import httpx
 
 from fedrec.errors import ConfigError, FederationError
+from fedrec.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record
 from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
 from fedrec_server.flower_run import FlowerRun, check_nodes
-from fedrec_server.processes import cut, end, flower_environment, is_alive, kill, marked, start
 
 MAX_NODES = 64
 START_SECONDS = 120.0

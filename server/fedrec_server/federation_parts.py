@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedrec.errors import FederationError
+from fedrec.processes import free_ports, program
 from fedrec.wire.files import write_json
-from fedrec_server.processes import free_ports, program
 
 
 @dataclass

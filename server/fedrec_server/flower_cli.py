@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import FederationError
-from fedrec_server.processes import flower_environment, program, start
+from fedrec.processes import flower_environment, program, start
 
 CONNECTION = "fedrec"
 COMMAND_SECONDS = 120.0

@@ -23,10 +23,10 @@ from typing import Any
 import httpx
 
 from fedrec.errors import FederationError
+from fedrec.processes import cut, flower_environment, free_ports, marked, start
 from fedrec.wire.files import read_arrays
 from fedrec_server.certificates import make_node_key
 from fedrec_server.federation import Federation
-from fedrec_server.processes import cut, flower_environment, free_ports, marked, start
 from fedrec_simulations.config import load_config
 from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.prepare import prepare

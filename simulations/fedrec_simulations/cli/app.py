@@ -1,6 +1,6 @@
 """Assembles the commands, prints their answers, turns errors into one line and an exit code.
 
-    exit 0 success · 2 wrong command line · 3..13 see `fedrec.errors` · 130 interrupted, a checkpoint is left
+    exit 0 success · 2 wrong command line · 3..20 see `fedrec.errors` · 130 interrupted, a checkpoint is left
 
 A traceback means a bug in fedrec, never a user's mistake.
 """
@@ -23,6 +23,7 @@ from fedrec_simulations.cli import (
     doctor,
     evaluate,
     federation,
+    model,
     privacy,
     recommend,
     train,
@@ -49,6 +50,7 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(config_commands.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(federation.app, name="federation")
+app.add_typer(model.app, name="model")
 
 
 def run(arguments: Sequence[str]) -> int:

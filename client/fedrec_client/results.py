@@ -1,0 +1,162 @@
+"""What the client answers with: small frozen values without any way back to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One place of a list.
+
+    Attributes:
+        item, title: of the item.
+        score: by which it was ordered.
+        propensity: probability that it stood here, given those above; below 1 only under exploration.
+        source: why it is here: "model", "popular", "fresh", "similar content", "exploration" or "pinned".
+    """
+
+    item: str
+    title: str
+    score: float
+    propensity: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A list.
+
+    Attributes:
+        id: random; give it to `log_event` as `rec` to join impressions and clicks.
+        items: best first.
+        model_version: that made it; 0: no model yet.
+        unknown: candidates that the model does not know.
+    """
+
+    id: str
+    items: tuple[Recommended, ...]
+    model_version: int
+    unknown: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Recommended]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Because:
+    """What one item of the person's own history adds to a score."""
+
+    item: str
+    title: str
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why an item has its score: score = base + sum of all contributions.
+
+    Attributes:
+        item, title: explained.
+        score: of the model, before newness and rules.
+        base: what everybody would get.
+        because: largest first.
+    """
+
+    item: str
+    title: str
+    score: float
+    base: float
+    because: tuple[Because, ...]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """An item like another."""
+
+    item: str
+    title: str
+    likeness: float
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that was taken into use."""
+
+    version: int
+    created: int
+    expires: int
+    n_items: int
+    kind: str
+    bytes_downloaded: int
+    by_delta: bool
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """Whether this device may train now.
+
+    Attributes:
+        ok: it may.
+        reasons: all that speak against it, each "code: what to do".
+    """
+
+    ok: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes alone."""
+        return tuple(reason.partition(":")[0] for reason in self.reasons)
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What became of one call of `train_if_eligible`.
+
+    Attributes:
+        joined: this device took part in at least one round.
+        rounds: in how many.
+        bytes_up: that left the device.
+        epsilon_spent: charged to this device's budget by this call.
+        next_check_in: seconds since 1970; not before.
+        reason: what happened, in one line.
+    """
+
+    joined: bool
+    rounds: int
+    bytes_up: int
+    epsilon_spent: float
+    next_check_in: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """For bug reports; no item, no event.
+
+    Attributes:
+        client_version: of the SDK.
+        population: of this device.
+        model_version: in use; 0: none.
+        model_state: "good", "expired", "none", or what is wrong.
+        consent: as set.
+        store: see `Store.describe`.
+        last_error: of an update or a training, one line.
+        server: whether there is one.
+    """
+
+    client_version: str
+    population: str
+    model_version: int
+    model_state: str
+    consent: Mapping[str, bool]
+    store: Mapping[str, Any]
+    last_error: str
+    server: bool

@@ -1,0 +1,87 @@
+"""From a finished run to the files of a model that devices serve.
+
+The files say only what may be said in public: the model, the items, the run's privacy statement. How popular items
+are comes from the model's own counts, which are private where the run is; a run without privacy may count its data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.errors import RunError
+from fedrec.learning.updates import State
+from fedrec.models.serving import serving_model
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.items import Items
+from fedrec.ranking.serving import ServingModel
+from fedrec.wire.package import pack_model
+from fedrec_simulations.config import Config, NoPrivacy
+from fedrec_simulations.run_folder import RunFolder
+
+#: A dense item-item model of more items is cut to the strongest weights of each row.
+DENSE_ITEMS = 4_000
+STRONGEST = 200
+
+
+def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Files for a registry, and the summary of the statement for the manifest.
+
+    Args:
+        run: finished.
+        int8: tables of 8-bit integers, a quarter of the size.
+
+    Raises:
+        RunError: it is not finished, or has no privacy statement.
+    """
+    config, shared = run.config, run.model
+    statement = _statement(run.path)
+    model = served(config, shared, int8=int8)
+    return pack_model(model, _items(run, shared), statement), summary(config, statement)
+
+
+def served(config: Config, shared: State, *, int8: bool = True) -> ServingModel:
+    """The serving model of a run, small enough for a device."""
+    model = serving_model(config.model, shared)
+    if isinstance(model, ItemItem) and model.n_items > DENSE_ITEMS:
+        model = model.pruned(STRONGEST)
+    return model.quantised() if int8 else model
+
+
+def summary(config: Config, statement: dict[str, Any]) -> dict[str, Any]:
+    """The few facts of a statement that a manifest carries."""
+    privacy = config.privacy
+    if isinstance(privacy, NoPrivacy):
+        return {"unit": "none", "aggregator": privacy.aggregator}
+    return {
+        "unit": privacy.unit,
+        "trust": privacy.trust,
+        "epsilon": privacy.epsilon,
+        "aggregator": privacy.aggregator,
+        "headline": str(statement.get("headline", ""))[:500],
+    }
+
+
+def _items(run: RunFolder, shared: State) -> Items:
+    catalog = run.catalog
+    counts = shared.get("count")
+    if counts is None and isinstance(run.config.privacy, NoPrivacy):
+        train = run.split.train
+        counts = np.bincount(train.item, minlength=train.n_items).astype(np.float32)
+    if counts is None:
+        counts = np.zeros(len(catalog), np.float32)
+    return Items.of(
+        catalog.item_ids.tolist(), catalog.titles.tolist(), catalog.categories, np.maximum(counts, 0)
+    )
+
+
+def _statement(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "privacy.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} has no privacy statement ({error}): write it with `fedrec privacy statement {path}`"
+        ) from error
