@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint proto benchmark clean
 
 # Installed again whenever the dependencies change.
 $(STAMP): pyproject.toml constraints.txt
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proto: $(STAMP)  ## write the messages of the model service again
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fedrec/wire/proto/model_service.proto
 
 benchmark: $(STAMP)  ## speed beside Flower's engine with one node per user, same run
 	$(BIN)/python -m benchmarks

@@ -360,6 +360,7 @@ def test_every_command_is_documented_and_speaks_json(capsys: Capture) -> None:
     commands += [f"federation {name}" for name in ("up", "status", "run", "down")]
     commands += [f"model {name}" for name in ("root", "delegate", "publish", "list", "show", "verify")]
     commands += [f"model {name}" for name in ("sign", "promote", "rollback")]
+    commands += ["certs init", "service start"]
     for command in commands:
         assert f"`fedrec {command}" in text
         assert run(*command.split(), "--help") == 0

@@ -26,6 +26,7 @@ from fedrec_simulations.cli import (
     model,
     privacy,
     recommend,
+    service,
     train,
     tune,
 )
@@ -51,6 +52,8 @@ app.add_typer(config_commands.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(federation.app, name="federation")
 app.add_typer(model.app, name="model")
+app.add_typer(service.app, name="service")
+app.add_typer(service.certs, name="certs")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,110 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CheckInRequest(_message.Message):
+    __slots__ = ("population", "token", "client_version", "model_version", "trains")
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRAINS_FIELD_NUMBER: _ClassVar[int]
+    population: str
+    token: str
+    client_version: str
+    model_version: int
+    trains: bool
+    def __init__(self, population: _Optional[str] = ..., token: _Optional[str] = ..., client_version: _Optional[str] = ..., model_version: _Optional[int] = ..., trains: bool = ...) -> None: ...
+
+class CheckInReply(_message.Message):
+    __slots__ = ("model_version", "retry_min_seconds", "retry_max_seconds", "campaign")
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RETRY_MIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    model_version: int
+    retry_min_seconds: float
+    retry_max_seconds: float
+    campaign: str
+    def __init__(self, model_version: _Optional[int] = ..., retry_min_seconds: _Optional[float] = ..., retry_max_seconds: _Optional[float] = ..., campaign: _Optional[str] = ...) -> None: ...
+
+class ManifestRequest(_message.Message):
+    __slots__ = ("population", "version")
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    population: str
+    version: int
+    def __init__(self, population: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Document(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
+class DownloadRequest(_message.Message):
+    __slots__ = ("population", "version", "file", "offset")
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    population: str
+    version: int
+    file: str
+    offset: int
+    def __init__(self, population: _Optional[str] = ..., version: _Optional[int] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("campaign", "identity", "node_key", "users")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    NODE_KEY_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    identity: bytes
+    node_key: str
+    users: int
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., node_key: _Optional[str] = ..., users: _Optional[int] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TaskRequest(_message.Message):
+    __slots__ = ("campaign", "identity")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    identity: bytes
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
+
+class MetricsRequest(_message.Message):
+    __slots__ = ("population", "model_version", "counters")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    POPULATION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    population: str
+    model_version: int
+    counters: _containers.ScalarMap[str, float]
+    def __init__(self, population: _Optional[str] = ..., model_version: _Optional[int] = ..., counters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class MetricsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,67 @@
+"""`fedrec service start` and `fedrec certs init`: the model service, and certificates for it and its apps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fedrec_simulations.cli.answer import Answer, notice
+from fedrec_simulations.cli.options import JsonFlag
+
+app = typer.Typer(help="The model service: hands signed models to devices over gRPC.")
+certs = typer.Typer(help="Certificates for the model service and its apps.")
+
+
+@app.command()
+def start(
+    population: Annotated[list[str], typer.Option("--population", help="Whose models; may be repeated.")],
+    registry: Annotated[Path, typer.Option(help="Folder of the registry.")] = Path("models"),
+    certificates: Annotated[
+        Path | None, typer.Option("--certs", help="Folder that `fedrec certs init` wrote.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8443,
+    devices: Annotated[int, typer.Option(min=1, help="About how many devices check in; paces them.")] = 1000,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; on loopback only.")] = False,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Serve the champions (and canaries) of some populations until Ctrl-C."""
+    from fedrec.errors import ConfigError
+    from fedrec_server.registry import Registry
+    from fedrec_server.service.limits import Limits
+    from fedrec_server.service.server import Certificates, Service
+
+    if (certificates is None) != insecure:
+        raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
+    files = None
+    if certificates is not None:
+        names = (certificates / name for name in ("server.pem", "server.key", "apps.crt"))
+        files = Certificates(*names)
+    registries = [Registry(registry, name) for name in population]
+    with Service.start(
+        registries, files, host=host, port=port, limits=Limits(expected_devices=devices)
+    ) as service:
+        notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
+        try:
+            service.wait()
+        except KeyboardInterrupt:
+            notice("stopping")
+    return Answer({"stopped": True}, ["stopped"])
+
+
+@certs.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
+    host: Annotated[list[str] | None, typer.Option("--host", help="Name or address of the server.")] = None,
+    days: Annotated[float, typer.Option(min=0.01, help="How long they hold.")] = 90.0,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Make certificates: for the server, and for the app whose devices may ask it."""
+    from fedrec_server.certificates import Validity, make_service_certificates
+
+    made = make_service_certificates(folder, host or (), Validity(days))
+    hint = f"into the app: {made['ca.crt']}, {made['app.pem']}, {made['app.key']}"
+    return Answer(dict(made), [escape(hint)])
