@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import ssl
 import sys
@@ -20,6 +21,9 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+# Each refused handshake would be a line.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import numpy as np

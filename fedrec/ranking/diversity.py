@@ -1,7 +1,7 @@
 """Orders that trade score against sameness, over a short list: MMR and a determinantal point process.
 
-Both take scores that are scaled to [0, 1] over the short list, so that their one parameter means the same for every
-model. Letters: m items of the short list, n wanted.
+Both scale scores to [0, 1] over the short list, so that their one parameter means the same for every model; at
+weight 0 both leave the order by score as it is. Letters: m items of the short list, n wanted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from fedrec.errors import DataError
 
 Floats = NDArray[np.float64]
+#: Variance that an item keeps beside an equal one.
+JITTER = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Mmr:
 @dataclass(frozen=True)
 class Dpp:
     """Greedy most likely set of a determinantal point process (Chen, Zhang and Zhou 2018), kernel
-    L = diag(q) S diag(q) with q = exp(scale · score) and S = (1 + cosine) / 2.
+    L = diag(q) S diag(q) with S = (1 + cosine) / 2 and log q = 3 (1 - weight) / weight · score.
 
     Attributes:
-        weight: from 0 (score alone) to 1 (diversity alone); scale = 3 (1 - weight) / max(weight, 0.01).
+        weight: from 0 (score alone) to 1 (diversity alone).
     """
 
     weight: float = 0.3
@@ -65,31 +67,25 @@ class Dpp:
     def __post_init__(self) -> None:
         _check(self.weight)
 
-    def kernel(self, scores: Floats, vectors: Floats) -> Floats:
-        """[m, m] L."""
-        scale = 3.0 * (1 - self.weight) / max(self.weight, 0.01)
-        quality = np.exp(np.minimum(scale, 100.0) * (_scaled(scores) - 1))
-        same = (1 + vectors @ vectors.T) / 2
-        np.fill_diagonal(same, 1.0 + 1e-9)
-        return np.asarray(quality[:, None] * same * quality[None, :])
-
     def order(self, scores: Floats, vectors: Floats, n: int) -> list[int]:
-        """See `Mmr.order`; once the determinant is exhausted the rest follows by score."""
-        kernel = self.kernel(scores, vectors)
-        gain = kernel.diagonal().copy()
+        """See `Mmr.order`; each step takes the item that multiplies det(L) by most (algorithm 1 of the paper).
+
+        That factor is q² times the variance that S leaves to the item once the chosen ones are known: in logarithms,
+        which no quality over- or underflows, and times the weight, which makes 0 a weight like any.
+        """
+        relevance = 6 * (1 - self.weight) * _scaled(scores)
+        left = np.full(len(scores), 1.0 + JITTER)
         factor = np.zeros((min(n, len(scores)), len(scores)))
         chosen: list[int] = []
         for step in range(len(factor)):
-            pick = int(np.argmax(gain))
-            if not gain[pick] > 1e-300:
-                break
+            value = relevance + self.weight * np.log(left)
+            value[chosen] = -np.inf
+            pick = int(np.argmax(value))
             chosen.append(pick)
-            row = (kernel[pick] - factor[:step, pick] @ factor[:step]) / np.sqrt(gain[pick])
-            factor[step] = row
-            gain = gain - row**2
-            gain[chosen] = -np.inf
-        rest = [k for k in np.argsort(-scores, kind="stable").tolist() if k not in set(chosen)]
-        return (chosen + rest)[: len(factor)]
+            row = (1 + vectors @ vectors[pick]) / 2 - factor[:step, pick] @ factor[:step]
+            factor[step] = row / np.sqrt(left[pick])
+            left = np.maximum(left - factor[step] ** 2, JITTER / 2)
+        return chosen
 
 
 Diversity = Mmr | Dpp

@@ -1,8 +1,7 @@
 """Bounded exploration with exact propensities, so that logged lists can later judge another policy without bias.
 
-One mechanism, three choosers. At each place that is still free a coin decides with probability `rate` whether to
-explore; once a list has `most` explored places, no more. An explored place takes an item of the short list that may
-stand there, drawn from
+One mechanism, three choosers. At each place a coin decides with probability `rate` whether to explore; an explored
+place takes an item of the short list that may stand there, drawn from
 
 * `EpsilonGreedy`: all of them alike;
 * `Thompson`: the best under a draw of the person's taste (Thompson 1933), θ ~ N(0, A^-1) around the model's scores;
@@ -10,17 +9,21 @@ stand there, drawn from
 * `LinUcb`: the highest score + width · sqrt(x' A^-1 x) (Li et al. 2010): one item, with probability 1,
 
 with A = I + Σ x x' over the person's own history, x item vectors of unit length, scores in standard deviations of
-the short list. The propensity of an item at its place is
+the short list. The propensity of an item at its place, given the items above it, is
 
-    (1 - p) · [it is the best by score] + p · (its probability under the chooser),   p = rate or 0,
+    (1 - p) · [it is first in order] + p · (its probability under the chooser),   p = rate or 0.
 
-given the items above it. A `floor` of each chooser's probability is spread over all items alike, so that every item
-that may stand at a place can be seen there: without it no log could say anything of the others. The product of the
-propensities over a list is the probability of the list (Swaminathan and Joachims 2015).
+A `floor` of each chooser's probability is spread over all items alike, so that every item that may stand at a place
+can be seen there: without it no log could say anything of the others. Once a list shows `most` places that are not
+the first in order, p is 0: that bound depends on nothing but the items above, as it must for the propensities of a
+list to multiply to its probability (Swaminathan and Joachims 2015), and lists beyond it cannot be judged.
+
+Letters: m items of the short list, d size of a vector, L entries of the history.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,25 +37,41 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What choosers know of the short list.
+    """What choosers know of the short list, and do not know of the person.
+
+    Inverses are taken of an [L, L] matrix: vectors may be long, the part of a history that counts is not.
 
     Attributes:
         scores: [m] in standard deviations.
         vectors: [m, d] of unit length.
-        root: [d, d] with root root' = A^-1.
+        seen: [L, d] of unit length, of the history.
     """
 
     scores: Floats
     vectors: Floats
-    root: Floats
+    seen: Floats
 
     @classmethod
     def of(cls, scores: Floats, vectors: Floats, seen: Floats) -> Uncertainty:
-        """From scores [m], unit vectors [m, d] of the short list and [L, d] of the history."""
+        """From scores on any scale."""
         spread = float(scores.std()) or 1.0
-        left = np.eye(vectors.shape[1]) + seen.T @ seen
-        root = np.linalg.inv(np.linalg.cholesky(left)).T
-        return cls((scores - scores.mean()) / spread, vectors, root)
+        return cls((scores - scores.mean()) / spread, vectors, seen)
+
+    def draws(self, count: int, rng: np.random.Generator) -> Floats:
+        """[count, m] x'θ for draws of θ ~ N(0, A^-1), made from a draw of N(0, I) and of the noise of the history."""
+        prior = rng.standard_normal((count, self.vectors.shape[1]))
+        surprise = prior @ self.seen.T + rng.standard_normal((count, len(self.seen)))
+        theta = prior - np.linalg.solve(self._inner(), surprise.T).T @ self.seen
+        return np.asarray(theta @ self.vectors.T)
+
+    def widths(self) -> Floats:
+        """[m] sqrt(x' A^-1 x)."""
+        cross = self.seen @ self.vectors.T
+        known = np.einsum("lm,lm->m", cross, np.linalg.solve(self._inner(), cross))
+        return np.asarray(np.sqrt(np.maximum(np.square(self.vectors).sum(axis=1) - known, 0.0)))
+
+    def _inner(self) -> Floats:
+        return np.asarray(np.eye(len(self.seen)) + self.seen @ self.seen.T)
 
 
 @dataclass(frozen=True)
@@ -61,10 +80,11 @@ class EpsilonGreedy:
 
     Attributes:
         rate: probability that a place explores.
-        most: share of a list that may be explored.
+        most: share of a list, rounded up to places, that may show another item than the first in order.
     """
 
     floor: ClassVar[float] = 1.0
+    looks: ClassVar[bool] = False
 
     rate: float = 0.1
     most: float = 0.25
@@ -74,7 +94,7 @@ class EpsilonGreedy:
 
     def tastes(self, known: Uncertainty, rng: np.random.Generator) -> Floats:
         """[1, m] the scores; the floor is everything."""
-        return known.scores[None, :]
+        return np.asarray(known.scores[None, :])
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,8 @@ class Thompson:
         draws: how many tastes.
         floor: share of the probability that all items have alike.
     """
+
+    looks: ClassVar[bool] = True
 
     rate: float = 0.2
     most: float = 0.25
@@ -101,8 +123,7 @@ class Thompson:
 
     def tastes(self, known: Uncertainty, rng: np.random.Generator) -> Floats:
         """[draws, m] scores under each taste."""
-        theta = rng.standard_normal((self.draws, known.root.shape[1])) @ known.root.T
-        return np.asarray(known.scores + self.width * theta @ known.vectors.T)
+        return np.asarray(known.scores + self.width * known.draws(self.draws, rng))
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,8 @@ class LinUcb:
         width: of the confidence bound.
         floor: share of the probability that all items have alike.
     """
+
+    looks: ClassVar[bool] = True
 
     rate: float = 0.2
     most: float = 0.25
@@ -127,8 +150,7 @@ class LinUcb:
 
     def tastes(self, known: Uncertainty, rng: np.random.Generator) -> Floats:
         """[1, m] upper bounds."""
-        bound = np.linalg.norm(known.vectors @ known.root, axis=1)
-        return np.asarray(known.scores + self.width * bound)[None, :]
+        return np.asarray(known.scores + self.width * known.widths())[None, :]
 
 
 Exploration = EpsilonGreedy | Thompson | LinUcb
@@ -139,32 +161,37 @@ class Explorer:
 
     Args:
         policy: one of the three.
-        known: of the short list.
-        n: wanted.
+        known: of the short list, in the order in which it fills places.
+        n: places of the list.
+        head: so many of them may be explored, from the top.
         rng: decides.
     """
 
-    def __init__(self, policy: Exploration, known: Uncertainty, n: int, rng: np.random.Generator) -> None:
-        self._rate, self._floor, self._left = policy.rate, policy.floor, int(np.ceil(policy.most * n))
+    def __init__(
+        self, policy: Exploration, known: Uncertainty, n: int, head: int, rng: np.random.Generator
+    ) -> None:
+        self._rate, self._floor = policy.rate, policy.floor
+        self._left, self._head = math.ceil(policy.most * n), head
         self._tastes = policy.tastes(known, rng)
         self._rng = rng
 
-    def choose(self, free: NDArray[np.int64], greedy: int) -> tuple[int, float, bool]:
-        """An item for the next place, its propensity, and whether it was explored.
+    def choose(self, free: NDArray[np.int64], place: int) -> tuple[int, float]:
+        """An item for a place, counted from 0, and its propensity.
 
         Args:
-            free: places in the short list of what may stand here.
-            greedy: of them, the best by score.
+            free: ascending places in the short list of what may stand here: the first is shown unless a coin decides.
         """
-        rate = self._rate if self._left > 0 else 0.0
-        if rate == 0.0:
-            return greedy, 1.0, False
+        first = int(free[0])
+        free = free[: np.searchsorted(free, self._tastes.shape[1])]
+        if self._left <= 0 or place >= self._head or self._rate == 0 or not len(free):
+            return first, 1.0
         probability = self._probabilities(free)
-        explored = bool(self._rng.random() < rate)
-        pick = int(self._rng.choice(free, p=probability)) if explored else greedy
-        self._left -= explored
-        chance = rate * float(probability[free == pick][0]) + (1 - rate) * (pick == greedy)
-        return pick, chance, explored
+        at = 0
+        if self._rng.random() < self._rate:
+            sums = probability.cumsum()
+            at = min(int(np.searchsorted(sums, self._rng.random() * sums[-1], "right")), len(free) - 1)
+        self._left -= at > 0
+        return int(free[at]), min(1.0, self._rate * float(probability[at]) + (1 - self._rate) * (at == 0))
 
     def _probabilities(self, free: NDArray[np.int64]) -> Floats:
         best = np.argmax(self._tastes[:, free], axis=1)

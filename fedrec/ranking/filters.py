@@ -1,11 +1,15 @@
 """Business rules: what a list must or must not look like, whatever the scores say.
 
 Four of them: `AtMost` so many of a category, `Apart` by so many places, `Pin` an item to a place, `Boost` a category
-or an item. Filters by category, block lists and candidates are plain fields of `pipeline.Wanted`.
+or an item. Pins come first: `AtMost` and `Apart` count pinned items, above and below, and shut out others in their
+favour, never a pinned one. Filters by category, block lists and candidates are plain fields of `pipeline.Wanted`.
+
+Letters: m items of a short list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +17,9 @@ from numpy.typing import NDArray
 
 from fedrec.errors import DataError
 from fedrec.ranking.shelf import Shelf
+
+#: Places of the longest list.
+LONGEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,16 @@ class Apart:
     places: int
 
     def __post_init__(self) -> None:
-        if self.places < 1:
-            raise DataError(f"Apart({self.category!r}, {self.places}): expected at least 1 place")
+        if not 1 <= self.places <= LONGEST:
+            raise DataError(f"Apart({self.category!r}, {self.places}): expected 1 to {LONGEST} places")
 
 
 @dataclass(frozen=True)
 class Pin:
-    """An item stands at a place, counted from 1, whatever its score; not where it is filtered out."""
+    """An item stands at a place, counted from 1, whatever its score; unless it is filtered out.
+
+    It moves up where nothing else may fill the places above it; beyond the end of the list it is an item like any.
+    """
 
     item: str
     place: int
@@ -68,6 +78,11 @@ class Boost:
 
 
 Rule = AtMost | Apart | Pin | Boost
+
+
+def named(rules: tuple[Rule, ...]) -> tuple[str, ...]:
+    """Items that rules speak of."""
+    return tuple(rule.item for rule in rules if isinstance(rule, Pin | Boost) and rule.item is not None)
 
 
 def boosts(shelf: Shelf, rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64], float]]:
@@ -98,37 +113,46 @@ def pins(shelf: Shelf, rules: tuple[Rule, ...]) -> dict[int, int]:
 
 
 class Limits:
-    """Which items of a pool may come next, given the list so far.
+    """What `AtMost` and `Apart` leave open, given the list so far and the pins to come.
 
     Args:
         shelf: of the items.
-        rules: of which `AtMost` and `Apart` count.
-        pool: [m] places of the items.
+        rules: all of them.
+        pinned: by place in the list from 0, the item.
     """
 
-    def __init__(self, shelf: Shelf, rules: tuple[Rule, ...], pool: NDArray[np.int64]) -> None:
+    def __init__(self, shelf: Shelf, rules: tuple[Rule, ...], pinned: Mapping[int, int]) -> None:
         self._rules = [rule for rule in rules if isinstance(rule, AtMost | Apart)]
-        for rule in self._rules:
-            shelf.members(rule.category)
-        self._in = shelf.membership(pool, [rule.category for rule in self._rules])
-        self._seen = np.zeros(len(self._rules), np.int64)
-        self._last = np.full(len(self._rules), -(1 << 40))
+        self.categories = [rule.category for rule in self._rules]
         self._shelf = shelf
-
-    def allowed(self, place: int) -> NDArray[np.bool_]:
-        """[m] whether an item may stand at this place of the list."""
-        if not self._rules:
-            return np.ones(len(self._in), bool)
-        shut = [
-            self._seen[k] >= rule.count if isinstance(rule, AtMost) else place - self._last[k] < rule.places
-            for k, rule in enumerate(self._rules)
-        ]
-        return np.asarray(~self._in[:, np.array(shut)].any(axis=1))
+        self._taken: list[set[int]] = [set() for _ in self._rules]
+        for name in self.categories:
+            shelf.members(name)  # an unknown one is an error in every list
+        for place, item in pinned.items():
+            self.put(item, place)
 
     def put(self, item: int, place: int) -> None:
         """An item stands at a place."""
         names = self._shelf.items.categories[item]
-        for k, rule in enumerate(self._rules):
+        for rule, taken in zip(self._rules, self._taken, strict=True):
             if rule.category in names:
-                self._seen[k] += 1
-                self._last[k] = place
+                taken.add(place)
+
+    def move(self, old: int, new: int) -> None:
+        """What stood at a place stands at another."""
+        for taken in self._taken:
+            if old in taken:
+                taken.remove(old)
+                taken.add(new)
+
+    def shut(self, place: int) -> NDArray[np.bool_]:
+        """[rules] whether a rule keeps its category from a place."""
+        return np.array(
+            [
+                len(taken) >= rule.count
+                if isinstance(rule, AtMost)
+                else not taken.isdisjoint(range(place - rule.places + 1, place + rule.places))
+                for rule, taken in zip(self._rules, self._taken, strict=True)
+            ],
+            dtype=bool,
+        )

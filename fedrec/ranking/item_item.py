@@ -41,7 +41,7 @@ class Weights(Protocol):
         ...
 
     def features(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, n] rows at the columns of these items: how they speak for each other."""
+        """[n, n] rows at the columns of these items, all different: how they speak for each other."""
         ...
 
     def quantised(self) -> Weights:
@@ -80,7 +80,7 @@ class DenseWeights:
 
     def features(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Weights`."""
-        return np.asarray(self.table.rows(items)[:, items], dtype=np.float32)
+        return self.table.cells(items, items)
 
     def pruned(self, k: int) -> SparseWeights:
         """The k largest weights of each row, by size."""
@@ -155,9 +155,18 @@ class SparseWeights:
 
     def features(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Weights`."""
-        return (
-            np.stack([self.row(int(i))[items] for i in items]) if len(items) else np.zeros((0, 0), np.float32)
+        column = np.full(self.n_items, -1, dtype=np.int64)
+        column[items] = np.arange(len(items))
+        counts = self.indptr[items + 1] - self.indptr[items]
+        row = np.repeat(np.arange(len(items)), counts)
+        entry = np.arange(len(row)) + np.repeat(self.indptr[items] - (np.cumsum(counts) - counts), counts)
+        at = column[self.index[entry]]
+        row, entry, at = row[at >= 0], entry[at >= 0], at[at >= 0]
+        out = np.zeros((len(items), len(items)), np.float32)
+        out[row, at] = (
+            self.values[entry] if self.scale is None else self.values[entry] * self.scale[items[row]]
         )
+        return out
 
     def quantised(self) -> SparseWeights:
         """See `Weights`."""

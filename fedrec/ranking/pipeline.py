@@ -1,15 +1,20 @@
-"""From a model and a person to a list: score, filter, order, explore.
+"""From a model and a person to a list: score, filter, move, shorten, order, fill.
 
-    scores -> newness and boosts -> what must not appear -> short list -> diversity -> rules, pins, exploration
+    scores -> what must not appear -> boosts and newness -> short list -> diversity -> rules, pins, exploration
 
-A person without a history gets what is popular and new. Everything is pure given the random generator, nothing
-touches a network, and no step walks over all items in Python. Letters: I items, n wanted, m of the short list.
+A person of whom nothing is known gets what is popular; newness, diversity and exploration work for them as for
+everybody. Among equal scores the more popular item goes first. Everything is pure given the random generator, nothing
+touches a network, and no step walks over all items in Python.
+
+Diversity and exploration look at a short list of some times the length of the list, and work on the first places of
+very long lists: what follows there goes by score. Letters: I items, n wanted, m of the short list.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +23,20 @@ from fedrec.errors import DataError
 from fedrec.ranking.best import best
 from fedrec.ranking.diversity import Diversity, unit
 from fedrec.ranking.exploration import Exploration, Explorer, Uncertainty
-from fedrec.ranking.filters import Limits, Rule, boosts, pins
+from fedrec.ranking.filling import Filling, Placed
+from fedrec.ranking.filters import LONGEST, Limits, Rule, boosts, named, pins
 from fedrec.ranking.serving import Person
 from fedrec.ranking.shelf import Shelf
 
-SHORT_LIST = 10
-MIN_SHORT_LIST = 100
+#: The short list is so many times as long as the part of the list that diversity and exploration work on.
+SHORT_LIST, MIN_SHORT_LIST = 10, 100
+#: So many places, from the top, are that part.
+HEAD = 100
 #: Of the history, so many of the last entries count for exploration: its cost stays bounded.
-RECENT = 100
+RECENT = 50
+
+Scores = NDArray[np.float32]
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,15 +70,21 @@ class Wanted:
     half_life_days: float = 30.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= 100_000:
-            raise DataError(f"a list of {self.n!r:.40} items: expected 1 to 100000")
-        if not (np.isfinite(self.freshness) and self.half_life_days > 0):
+        if not 1 <= _whole(self.n) <= LONGEST:
+            raise DataError(f"a list of {self.n!r:.40} items: expected 1 to {LONGEST}")
+        if not (np.isfinite(self.freshness) and 0 < self.half_life_days < np.inf):
             raise DataError(
                 f"freshness {self.freshness} with a half-life of {self.half_life_days} days: expected finite, above 0"
             )
         for name in ("exclude", "allow", "deny", "candidates"):
             if isinstance(getattr(self, name), str):
                 raise DataError(f"{name}={getattr(self, name)!r:.60}: expected a list of texts, not one text")
+        for name, kind in (("diversity", Diversity), ("exploration", Exploration)):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), kind):
+                raise DataError(f"{name}={getattr(self, name)!r:.60}: expected {kind}")
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise DataError(f"rule {rule!r:.60}: expected {Rule}")
 
 
 @dataclass(frozen=True)
@@ -77,23 +94,23 @@ class Ranked:
     Attributes:
         items: places in the model's items, best first.
         scores: as ordered by: with newness and boosts.
-        propensities: of each item at its place, given those above; see `exploration`.
-        sources: of each item: "model", "popular" (nothing known of the person), "fresh" (it is here for its newness),
-            "similar content" (came after the training), "exploration" or "pinned".
-        unknown: candidates that the model does not know.
+        propensities: probability of each item at its place, given those above; see `exploration`.
+        sources: of each item: "model", "popular" (nothing known of the person), "fresh" (without its newness it would
+            not be among the n best), "similar content" (came after the training), "exploration" or "pinned".
+        unknown: candidates, and items of rules, that the model does not know.
     """
 
     items: tuple[int, ...]
     scores: tuple[float, ...]
     propensities: tuple[float, ...]
     sources: tuple[str, ...]
-    unknown: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = ()
 
 
 def rank(
     shelf: Shelf,
     person: Person,
-    seen: NDArray[np.int64],
+    seen: Places,
     wanted: Wanted,
     *,
     rng: np.random.Generator,
@@ -113,144 +130,151 @@ def rank(
         DataError: a category that no item has; contradicting pins.
     """
     rules = tuple(wanted.rules)
-    known = len(person.history) > 0
-    plain = _scores(shelf, person)
-    unknown = _shut(shelf, plain, seen, wanted)
-    scores = _moved(shelf, plain, wanted, rules, now)
-    pinned = {place: item for place, item in pins(shelf, rules).items() if plain[item] > -np.inf}
-    threshold = _threshold(plain, scores, wanted.n)
-
-    size = max(wanted.n * SHORT_LIST, MIN_SHORT_LIST) if _chooses(wanted, rules) else wanted.n
-    while True:
-        pool = best(scores, size)
-        order, vectors = _ordered(shelf, person, scores, pool, wanted)
-        chosen = _fill(shelf, pool, order, pinned, wanted.n, rules, None)
-        if len(chosen) >= wanted.n or len(pool) < size:
-            break
-        size *= 8  # rules left places empty: look further
-    if wanted.exploration is not None and len(pool):
-        # The short list is settled before any coin is thrown, else the coins would have chosen it.
-        short = Uncertainty.of(scores[pool].astype(np.float64), vectors[: len(pool)], vectors[len(pool) :])
-        explorer = Explorer(wanted.exploration, short, wanted.n, rng)
-        chosen = _fill(shelf, pool, order, pinned, wanted.n, rules, explorer)
-
-    def source(item: int, how: str) -> str:
-        if how != "model":
-            return how
-        if item >= shelf.trained:
-            return "similar content"
-        if plain[item] < threshold:
-            return "fresh"
-        return "model" if known else "popular"
-
+    open_scores = _opened(shelf, _scores(shelf, person), seen, wanted)
+    without = _boosted(shelf, open_scores, rules)
+    scores = _freshened(shelf, without, wanted, now)
+    pinned = {
+        place: item
+        for place, item in pins(shelf, rules).items()
+        if place < wanted.n and scores[item] > -np.inf
+    }
+    pool, explorer = _shortened(shelf, person, scores, pinned, wanted, rng)
+    filling = Filling(shelf, scores, pool, pinned, Limits(shelf, rules, pinned), explorer)
+    placed = filling.placed(wanted.n)
+    fresh = _fresh(shelf, without, scores, wanted) if wanted.freshness > 0 else frozenset()
     return Ranked(
-        tuple(item for item, _, _ in chosen),
-        tuple(float(scores[item]) for item, _, _ in chosen),
-        tuple(chance for _, chance, _ in chosen),
-        tuple(source(item, how) for item, _, how in chosen),
-        unknown,
+        tuple(each.item for each in placed),
+        tuple(scores[[each.item for each in placed]].tolist()),
+        tuple(each.chance for each in placed),
+        tuple(_source(shelf, each, fresh, person.known) for each in placed),
+        _unknown(shelf, (*(wanted.candidates or ()), *named(rules))),
     )
 
 
-def _scores(shelf: Shelf, person: Person) -> NDArray[np.float32]:
+def _scores(shelf: Shelf, person: Person) -> Scores:
     """[I] of the model; popularity where nothing is known of the person and something of the items."""
-    if not len(person.history) and shelf.items.popularity.any():
+    if not person.known and shelf.items.popularity.any():
         return shelf.items.popularity.astype(np.float32)
     return shelf.model.scores(person)
 
 
-def _shut(
-    shelf: Shelf, scores: NDArray[np.float32], seen: NDArray[np.int64], wanted: Wanted
-) -> tuple[str, ...]:
-    """Put -inf where an item must not appear; the candidates that are unknown."""
-    unknown: tuple[str, ...] = ()
+def _opened(shelf: Shelf, scores: Scores, seen: Places, wanted: Wanted) -> Scores:
+    """The scores with -inf where an item must not appear; writes into what it is given."""
     if wanted.candidates is not None:
-        places = [shelf.items.index(item) for item in wanted.candidates]
-        unknown = tuple(item for item, place in zip(wanted.candidates, places, strict=True) if place is None)
-        outside = np.ones(len(scores), bool)
-        outside[[place for place in places if place is not None]] = False
-        scores[outside] = -np.inf
+        scores = _only(scores, [_known(shelf, wanted.candidates)])
     if wanted.allow:
-        scores[~shelf.any_of(wanted.allow)] = -np.inf
+        scores = _only(scores, [shelf.members(name) for name in wanted.allow])
     for name in wanted.deny:
         scores[shelf.members(name)] = -np.inf
-    scores[[place for item in wanted.exclude if (place := shelf.items.index(item)) is not None]] = -np.inf
+    scores[_known(shelf, wanted.exclude)] = -np.inf
     if wanted.exclude_seen:
         scores[seen] = -np.inf
-    return unknown
-
-
-def _moved(
-    shelf: Shelf, plain: NDArray[np.float32], wanted: Wanted, rules: tuple[Rule, ...], now: float
-) -> NDArray[np.float32]:
-    """Scores with newness and boosts; the same array when there are none."""
-    moves = boosts(shelf, rules)
-    if not moves and not wanted.freshness:
-        return plain
-    open_scores = plain[plain > -np.inf]
-    deviation = float(open_scores.std()) if len(open_scores) else 0.0
-    deviation = deviation or 1.0
-    scores = plain.copy()
-    for places, by in moves:
-        scores[places] += np.float32(by * deviation)
-    if wanted.freshness:
-        scores += np.float32(wanted.freshness * deviation) * shelf.newness(now, wanted.half_life_days)
     return scores
 
 
-def _threshold(plain: NDArray[np.float32], scores: NDArray[np.float32], n: int) -> float:
-    """What an item needs to be among the n best without newness and boosts."""
-    if scores is plain:
-        return -np.inf
-    top = best(plain, n)
-    return float(plain[top[-1]]) if len(top) == n else -np.inf
+def _only(scores: Scores, kept: Sequence[Places]) -> Scores:
+    out = np.full_like(scores, -np.inf)
+    for places in kept:
+        out[places] = scores[places]
+    return out
 
 
-def _chooses(wanted: Wanted, rules: tuple[Rule, ...]) -> bool:
-    return bool(rules) or wanted.diversity is not None or wanted.exploration is not None
+def _known(shelf: Shelf, ids: Collection[str]) -> Places:
+    places = (shelf.items.index(item) for item in ids)
+    return np.array([place for place in places if place is not None], dtype=np.int64)
 
 
-def _fill(
+def _unknown(shelf: Shelf, ids: Collection[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item for item in ids if shelf.items.index(item) is None))
+
+
+def _boosted(shelf: Shelf, scores: Scores, rules: tuple[Rule, ...]) -> Scores:
+    """Scores with boosts; the same array when there are none."""
+    moves = boosts(shelf, rules)
+    if not moves:
+        return scores
+    deviation, out = _deviation(scores), scores.copy()
+    for places, by in moves:
+        out[places] += np.float32(by * deviation)
+    return out
+
+
+def _freshened(shelf: Shelf, scores: Scores, wanted: Wanted, now: float) -> Scores:
+    """Scores with newness; the same array when it weighs nothing."""
+    if not wanted.freshness:
+        return scores
+    lift = shelf.newness(now, wanted.half_life_days)
+    lift *= np.float32(wanted.freshness * _deviation(scores))
+    lift += scores
+    return lift
+
+
+def _deviation(scores: Scores) -> float:
+    """Of what may appear; 1 where it does not differ."""
+    usable = scores[scores > -np.inf]
+    return (float(usable.std()) if len(usable) else 0.0) or 1.0
+
+
+def _shortened(
     shelf: Shelf,
-    pool: NDArray[np.int64],
-    order: NDArray[np.int64],
+    person: Person,
+    scores: Scores,
     pinned: dict[int, int],
-    n: int,
-    rules: tuple[Rule, ...],
-    explorer: Explorer | None,
-) -> list[tuple[int, float, str]]:
-    """Item, propensity and how it came, for each place of the list."""
-    limits = Limits(shelf, rules, pool)
-    left = ~np.isin(pool, list(pinned.values()))
-    chosen: list[tuple[int, float, str]] = []
-    while len(chosen) < n:
-        place = len(chosen)
-        if place in pinned:
-            item, chance, how = pinned[place], 1.0, "pinned"
-        else:
-            free = order[(left & limits.allowed(place))[order]]
-            if not len(free):
-                break
-            pick, chance, explored = (
-                explorer.choose(free, int(free[0])) if explorer else (int(free[0]), 1.0, False)
-            )
-            left[pick] = False
-            item, how = int(pool[pick]), "exploration" if explored else "model"
-        limits.put(item, place)
-        chosen.append((item, chance, how))
-    return chosen
+    wanted: Wanted,
+    rng: np.random.Generator,
+) -> tuple[Places, Explorer | None]:
+    """The short list without pins, in the order in which it fills places, and who explores it."""
+    head = min(wanted.n, HEAD)
+    short = max(head * SHORT_LIST, MIN_SHORT_LIST)
+    alone = wanted.diversity is None and wanted.exploration is None and not wanted.rules
+    pool = best(scores, wanted.n if alone else max(wanted.n, short) + len(pinned), shelf.items.popularity)
+    if pinned:
+        pool = pool[~np.isin(pool, list(pinned.values()))]
+    values = scores[pool[:short]].astype(np.float64)
+    looks = wanted.exploration is not None and wanted.exploration.looks
+    vectors, history = _vectors(shelf, person, pool[:short], wanted.diversity is not None or looks, looks)
+    if wanted.diversity is not None and len(pool):
+        first = np.array(wanted.diversity.order(values, vectors, head), dtype=np.int64)
+        order = np.concatenate([first, np.setdiff1d(np.arange(len(values)), first)])
+        pool = np.concatenate([pool[order], pool[short:]])
+        values, vectors = values[order], vectors[order]
+    if wanted.exploration is None or not len(pool):
+        return pool, None
+    known = Uncertainty.of(values, vectors, history)
+    return pool, Explorer(wanted.exploration, known, wanted.n, head, rng)
 
 
-def _ordered(
-    shelf: Shelf, person: Person, scores: NDArray[np.float32], pool: NDArray[np.int64], wanted: Wanted
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The short list in the order in which places are filled; unit vectors of it and of the history's end."""
-    order = np.arange(len(pool))
-    if not len(pool) or (wanted.diversity is None and wanted.exploration is None):
-        return order, np.zeros((len(pool), 0))
-    vectors = unit(shelf.model.vectors(np.concatenate([pool, person.history.item[-RECENT:]])))
-    if wanted.diversity is not None:
-        values = scores[pool].astype(np.float64)
-        first = np.array(wanted.diversity.order(values, vectors[: len(pool)], wanted.n), dtype=np.int64)
-        order = np.concatenate([first, order[~np.isin(order, first)]])
-    return order, vectors
+def _vectors(
+    shelf: Shelf, person: Person, pool: Places, needed: bool, with_history: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unit vectors of the short list and of the end of the history; empty ones where nobody looks at them."""
+    if not needed or not len(pool):
+        return np.zeros((len(pool), 0)), np.zeros((0, 0))
+    history = person.history.item[-RECENT:] if with_history else pool[:0]
+    distinct, at = np.unique(np.concatenate([pool, history]), return_inverse=True)
+    vectors = unit(shelf.model.vectors(distinct))
+    return vectors[at[: len(pool)]], vectors[at[len(pool) :]]
+
+
+def _fresh(shelf: Shelf, without: Scores, scores: Scores, wanted: Wanted) -> frozenset[int]:
+    """Items that are among the n best with newness and not without it."""
+    by = shelf.items.popularity
+    before = best(without, wanted.n, by)
+    return frozenset(best(scores, wanted.n, by).tolist()) - frozenset(before.tolist())
+
+
+def _source(shelf: Shelf, placed: Placed, fresh: frozenset[int], known: bool) -> str:
+    if placed.by != "score":
+        return "pinned" if placed.by == "pin" else "exploration"
+    if placed.item >= shelf.trained:
+        return "similar content"
+    if placed.item in fresh:
+        return "fresh"
+    return "model" if known else "popular"
+
+
+def _whole(n: object) -> int:
+    try:
+        return operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        return 0

@@ -77,6 +77,11 @@ class Person:
     history: History
     state: Any = None
 
+    @property
+    def known(self) -> bool:
+        """Whether the model can use an entry of the history; without one its scores say nothing of the person."""
+        return self.state.known if isinstance(self.state, Person) else len(self.history) > 0
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -113,7 +118,7 @@ class ServingModel(ABC):
 
     @abstractmethod
     def scores(self, person: Person) -> Scores:
-        """[I] higher is better; seen items are not masked."""
+        """[I] higher is better, in an array of the caller's own; seen items are not masked."""
 
     @abstractmethod
     def explain(self, person: Person, item: int) -> Explanation:
@@ -125,7 +130,10 @@ class ServingModel(ABC):
 
     @abstractmethod
     def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, any] one vector per item, for diversity and exploration; alike items have alike vectors."""
+        """[n, any] one vector per item, for diversity and exploration; alike items have alike vectors.
+
+        The items are all different; only vectors of one call can be compared.
+        """
 
     @abstractmethod
     def quantised(self) -> ServingModel:

@@ -6,7 +6,8 @@ Out of scope: anything about a person.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +26,9 @@ class Shelf:
     Args:
         model: that scores.
         items: in the order of its tables.
-        trained: how many of them the model was trained on; the others came later.
+
+    Attributes:
+        trained: how many of the items the model was trained on; the others came later.
 
     Raises:
         DataError: model and items are of different numbers.
@@ -60,22 +63,26 @@ class Shelf:
             raise DataError(f"category {category!r:.80}: no item has it; {hint}")
         return self._members[category]
 
-    def any_of(self, categories: Collection[str]) -> NDArray[np.bool_]:
-        """[I] whether an item has one of these categories."""
-        mask = np.zeros(len(self.items), bool)
-        for name in categories:
-            mask[self.members(name)] = True
-        return mask
-
     def membership(self, places: NDArray[np.int64], categories: Sequence[str]) -> NDArray[np.bool_]:
         """[n, C] which of these items are in which of these categories."""
-        return np.array(
-            [[name in self.items.categories[place] for name in categories] for place in places.tolist()],
-            dtype=bool,
-        ).reshape(len(places), len(categories))
+        columns: dict[str, list[int]] = {}
+        for column, name in enumerate(categories):
+            columns.setdefault(name, []).append(column)
+        found = np.zeros((len(places), len(categories)), bool)
+        if columns:
+            for row, place in enumerate(places.tolist()):
+                for name in self.items.categories[place]:
+                    for column in columns.get(name, ()):
+                        found[row, column] = True
+        return found
+
+    @cached_property
+    def _undated(self) -> NDArray[np.int64]:
+        return np.flatnonzero(~(self.items.added > 0))
 
     def newness(self, now: float, half_life_days: float) -> NDArray[np.float32]:
-        """[I] 2^(-age / half-life), in [0, 1]; 0 for items of unknown age."""
-        added = self.items.added
-        age = np.maximum(now - added, 0.0) / DAY
-        return np.where(added > 0, np.exp2(-age / half_life_days), 0.0).astype(np.float32)
+        """[I] 2^(-age / half-life), in [0, 1]; 0 for items of unknown age, 1 for those of the future."""
+        halvings = ((now - self.items.added) / (DAY * half_life_days)).astype(np.float32)
+        new = np.exp(np.float32(-math.log(2.0)) * np.maximum(halvings, 0, out=halvings))
+        new[self._undated] = 0.0
+        return np.asarray(new, dtype=np.float32)

@@ -34,6 +34,10 @@ class Table(Protocol):
         """[n, d] some rows."""
         ...
 
+    def cells(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Matrix:
+        """[n, k] some columns of some rows."""
+        ...
+
     def dot(self, vector: NDArray[np.floating]) -> Matrix:
         """[I] inner products with one vector [d]."""
         ...
@@ -67,6 +71,10 @@ class FloatTable:
     def rows(self, index: NDArray[np.int64]) -> Matrix:
         """See `Table`."""
         return self.values[index]
+
+    def cells(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Matrix:
+        """See `Table`."""
+        return self.values[np.ix_(rows, columns)]
 
     def dot(self, vector: NDArray[np.floating]) -> Matrix:
         """See `Table`."""
@@ -106,6 +114,10 @@ class ByteTable:
     def rows(self, index: NDArray[np.int64]) -> Matrix:
         """See `Table`."""
         return cast(Matrix, self.codes[index] * self.scale[index][:, None])
+
+    def cells(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Matrix:
+        """See `Table`."""
+        return cast(Matrix, self.codes[np.ix_(rows, columns)] * self.scale[rows][:, None])
 
     def dot(self, vector: NDArray[np.floating]) -> Matrix:
         """See `Table`."""

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 from collections import Counter
+from typing import Any
 
 import grpc
 
@@ -38,7 +39,8 @@ def fuzz_calls(channel: grpc.Channel, count: int, rng: random.Random, population
             outcomes[judged(f"answered {len(answer) > 0}", repr(answer[:2000]))] += 1
         except grpc.RpcError as error:
             name = error.code().name.lower()
-            outcomes["BAD hang" if name == "deadline_exceeded" else judged(name, str(error.details()))] += 1
+            bad = name in ("deadline_exceeded", "unavailable", "unknown", "internal")
+            outcomes[f"BAD {name}" if bad else judged(name, str(error.details()))] += 1
     return outcomes
 
 
@@ -122,7 +124,7 @@ def frame(rng: random.Random) -> bytes:
 
 def good_messages(population: str) -> dict[str, bytes]:
     """One good message per method, to be mutated."""
-    built = {
+    built: dict[str, Any] = {
         "CheckIn": messages.CheckInRequest(
             population=population, token="0123456789abcdef", client_version="0.1.0"
         ),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fedrec.errors import FedrecError, RegistryError
 from fedrec.wire.manifest import MANIFEST_FILE, Manifest
@@ -34,7 +35,6 @@ _TOKEN = re.compile(r"[0-9a-f]{16,64}")
 _CLIENT = re.compile(r"[0-9.]{1,23}")
 _CAMPAIGN = re.compile(r"[0-9a-f]{8,64}")
 _NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( .{0,60})?")
-Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
@@ -127,7 +127,11 @@ class ModelService:
         return messages.MetricsReply()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For a gRPC server; nothing but these methods is answered."""
+        """For a gRPC server; nothing but these methods is answered.
+
+        Messages are parsed here and not by gRPC, which keeps the stream of a call open whose message it cannot parse:
+        after as many as a connection may have, nothing else would be answered on it.
+        """
         unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
             "CheckIn": (self.check_in, messages.CheckInRequest),
             "GetManifest": (self.manifest, messages.ManifestRequest),
@@ -137,14 +141,12 @@ class ModelService:
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._answering(call), request_deserializer=kind.FromString, response_serializer=_to_bytes
+                self._answering(call, kind), response_serializer=_to_bytes
             )
             for name, (call, kind) in unary.items()
         }
         methods["Download"] = grpc.unary_stream_rpc_method_handler(
-            self._streaming(self.download),
-            request_deserializer=messages.DownloadRequest.FromString,
-            response_serializer=_to_bytes,
+            self._streaming(self.download, messages.DownloadRequest), response_serializer=_to_bytes
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -154,12 +156,12 @@ class ModelService:
             shelf.sums.close()
 
     def _answering(
-        self, call: Callable[[Request], Reply]
-    ) -> Callable[[Request, grpc.ServicerContext], Reply]:
-        def answer(request: Request, context: grpc.ServicerContext) -> Reply:
+        self, call: Callable[[Any], Reply], kind: Any
+    ) -> Callable[[bytes, grpc.ServicerContext], Reply]:
+        def answer(content: bytes, context: grpc.ServicerContext) -> Reply:
             try:
                 self._admit(context)
-                return call(request)
+                return call(_parsed(content, kind))
             except Exception as error:
                 self._abort(context, error)
                 raise  # abort has raised already
@@ -167,12 +169,12 @@ class ModelService:
         return answer
 
     def _streaming(
-        self, call: Callable[[Request], Iterator[Reply]]
-    ) -> Callable[[Request, grpc.ServicerContext], Iterator[Reply]]:
-        def answer(request: Request, context: grpc.ServicerContext) -> Iterator[Reply]:
+        self, call: Callable[[Any], Iterator[Reply]], kind: Any
+    ) -> Callable[[bytes, grpc.ServicerContext], Iterator[Reply]]:
+        def answer(content: bytes, context: grpc.ServicerContext) -> Iterator[Reply]:
             try:
                 self._admit(context)
-                yield from call(request)
+                yield from call(_parsed(content, kind))
             except Exception as error:
                 self._abort(context, error)
 
@@ -222,6 +224,13 @@ def _pieces(path: Path, offset: int) -> Iterator[messages.Piece]:
         file.seek(offset)
         while content := file.read(PIECE_BYTES):
             yield messages.Piece(content=content)
+
+
+def _parsed(content: bytes, kind: Any) -> Any:
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "no message of this call") from error
 
 
 def _to_bytes(message: Any) -> bytes:
