@@ -108,3 +108,77 @@ def test_a_root_key_needs_a_passphrase(made: Path, capsys: Capture, monkeypatch:
     monkeypatch.delenv("FEDREC_PASSPHRASE", raising=False)
     assert ask(capsys, "model", "root", "other.pem")[0] == 3
     assert not (made / "other.pem").exists()
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_the_manifest_promises_what_the_statement_does(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, seeded: bool
+) -> None:
+    """What was asked for is not what holds when the noise is known; and the ledger's place is nobody's business."""
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
+    asked = ["unit=user", "epsilon=6", "force=true", "aggregator=plain", "insecure=true"]
+    asked += ["noise_seed=3"] if seeded else [f'ledger="{tmp_path / "books"}"', "account=these people"]
+    options = [word for each in asked for word in ("--set", f"privacy.{each}")]
+    config = write_config(tmp_path, "mf", rounds=2)
+    assert run("train", config, *options, "--out", tmp_path / "run", "--no-report") == 0
+    population = "seeded" if seeded else "private"
+    key = tmp_path / "round.pem"
+    assert run("model", "delegate", key, "--root", "root.pem", "--population", population) == 0
+    where = ("--population", population, "--key", key)
+    code, document = ask(capsys, "model", "publish", tmp_path / "run", *where)
+    assert code == 0
+    promised, statement = document["privacy"], json.loads((tmp_path / "run" / "privacy.json").read_text())
+    assert promised["unit"] == "user" and promised["aggregator"] == "plain"
+    for name in ("epsilon", "delta", "rounds_released"):
+        assert promised[name] == statement["guarantee"][name]
+    assert promised["rounds_released"] == 2
+    if seeded:
+        assert promised["epsilon"] is None and "NOT PRIVATE" in promised["headline"]
+    else:
+        assert 0 < promised["epsilon"] <= 6
+    published = (made / "models" / population / "1" / "privacy.json").read_text()
+    assert str(tmp_path) in (tmp_path / "run" / "privacy.json").read_text() or seeded
+    assert str(tmp_path) not in published
+
+
+def test_a_root_key_never_takes_the_place_of_another_file(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
+    code, document = ask(capsys, "model", "root", "root.pub")
+    assert code == 6 and "not replaced" in document["error"] and not Path("root.pub").exists()
+    Path("other.pub").write_text("pinned in an app")
+    assert ask(capsys, "model", "root", "other.pem")[0] == 6
+    assert Path("other.pub").read_text() == "pinned in an app" and not Path("other.pem").exists()
+    assert run("model", "root", "root.pem") == 0
+    for name in ("round.delegation", "round.pem"):
+        Path("round.delegation").write_text("of another key")
+        code, document = ask(capsys, "model", "delegate", name, "--root", "root.pem", "--population", "films")
+        assert code == 6 and "not replaced" in document["error"]
+        assert Path("round.delegation").read_text() == "of another key" and not Path("round.pem").exists()
+
+
+def test_what_has_ended_or_is_damaged_is_said(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
+    key = tmp_path / "round.pem"
+    where = ("--population", "old")
+    assert run("model", "delegate", key, "--root", "root.pem", "--days", "30", *where) == 0
+    for days in ("10", "20", "40"):
+        assert run("model", "publish", "run", "--key", key, "--days", days, *where) == 0
+        said = capsys.readouterr()
+        assert ("the round key ends on" in said.err) == (days == "40")
+    now = time.time
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now() + 15 * 86_400)
+        code, document = ask(capsys, "model", "promote", "1", *where)
+        assert code == 20 and "fedrec model sign 1" in document["error"]
+        assert ask(capsys, "model", "promote", "2", *where)[0] == 0
+    (made / "models" / "old" / "1" / "manifest.signed").write_bytes(b"x")
+    code, document = ask(capsys, "model", "list", *where)
+    assert code == 0 and [each["version"] for each in document["versions"]] == [2, 3]
+    assert "no signed document" in document["damaged"]["1"]

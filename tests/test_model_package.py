@@ -1,19 +1,17 @@
-"""Manifests, packages and deltas: a device takes what was signed, whole, and nothing else."""
+"""Manifests and packages: a device takes what was signed, whole, and nothing else."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays_of
 from wire_helpers import DAY, NOW, POPULATION, PRIVACY, factors, items, keys, publish, round_key
 
 from fedrec.errors import (
@@ -29,12 +27,9 @@ from fedrec.errors import (
 )
 from fedrec.ranking.serving import History
 from fedrec.wire import package as package_module
-from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
-from fedrec.wire.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, check_update
+from fedrec.wire.manifest import MANIFEST_FILE, Manifest, check_update
 from fedrec.wire.package import (
     check_package,
-    delta_name,
-    files_from_delta,
     open_package,
     pack_model,
     read_file,
@@ -42,6 +37,7 @@ from fedrec.wire.package import (
 from fedrec.wire.signing import MANIFEST
 
 ROOT, KEY = keys()
+ENTRY = {"size": 1, "sha256": "0" * 64}
 
 
 def scores(model: Any) -> Any:
@@ -108,6 +104,9 @@ def update(folder: Path, **changes: Any) -> Manifest:
         ({"client_version": "0.0.9"}, ClientTooOld),
         ({"client_version": "0.1"}, None),
         ({"client_version": "1"}, None),
+        ({"client_version": "0.1.0rc1"}, None),
+        ({"client_version": "0.1.1+local"}, None),
+        ({"client_version": "unknown"}, ClientTooOld),
         ({"min_serial": 2}, Rollback),
         ({"root": bytes(32)}, BadSignature),
     ],
@@ -136,22 +135,34 @@ def test_the_device_takes_only_what_is_newer_and_for_it(
         {"population": "No Spaces"},
         {"min_client_version": "latest"},
         {"files": {}},
-        {"files": {"../../etc/passwd": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"../../etc/passwd": ENTRY}},
+        {"files": {"manifest.signed": ENTRY}},
+        {"files": {"delta-1.bin": ENTRY}},
+        {"tensors": {"x": {"dtype": "<f4", "shape": [1], "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": None, "shape": [1], "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": "(,)f4", "shape": [1], "sha256": "0" * 64}}},
+        {"tensors": {"model/x": {"dtype": "<f4", "shape": [1 << 28], "sha256": "0" * 64}}},
         {"tensors": {"model/x": {"dtype": "|O", "shape": [1], "sha256": "0" * 64}}},
         {"tensors": {"model/x": {"dtype": "<f4", "shape": [1 << 40, 9], "sha256": "0" * 64}}},
         {"tensors": {"model/x": {"dtype": "<f4", "shape": [-1], "sha256": "0" * 64}}},
-        {"deltas": {"x": {"size": 1, "sha256": "0" * 64}}},
+        {"deltas": {"x": ENTRY}},
         {"deltas": {"1": {"size": -1, "sha256": "0" * 64}}},
         {"privacy": "none"},
+        {"deltas": {"9": ENTRY}},
+        {"deltas": {" 2": ENTRY}},
+        {"deltas": {"3": ENTRY}},
         {"restores": "1"},
+        {"restores": 3},
         {"surprise": 1},
     ],
 )
 def test_a_signed_manifest_is_still_checked(tmp_path: Path, change: dict[str, Any]) -> None:
-    payload = publish(tmp_path / "1", KEY).payload()
+    payload = publish(tmp_path / "3", KEY, 3).payload()
     assert Manifest.from_payload(json.loads(json.dumps(payload))).payload() == payload
+    files = change.get("files")
+    more = {"files": payload["files"] | files} if files else change
     with pytest.raises(BadContent):
-        Manifest.from_payload(payload | change)
+        Manifest.from_payload(payload | more)
 
 
 json_values = st.recursive(
@@ -173,6 +184,13 @@ def test_any_json_is_a_manifest_or_bad_content(payload: dict[str, Any]) -> None:
         Manifest.from_payload(payload)
 
 
+def test_a_statement_that_is_none_is_refused(tmp_path: Path) -> None:
+    files = pack_model(factors(), items(), PRIVACY) | {"privacy.json": b"[]"}
+    package_module.write_package(tmp_path / "1", files, package_module.Terms(1, NOW), KEY)
+    with pytest.raises(BadContent, match="no statement"):
+        open_package(tmp_path / "1", ROOT.public, POPULATION, NOW)
+
+
 def test_a_version_is_never_written_over(tmp_path: Path) -> None:
     publish(tmp_path / "1", KEY)
     with pytest.raises(RegistryError, match="never written over"):
@@ -192,68 +210,6 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_items_of_another_number_are_refused() -> None:
     with pytest.raises(DataError, match="items"):
         pack_model(factors(n=30), items(), PRIVACY)
-
-
-def test_a_delta_leads_to_the_very_files(tmp_path: Path) -> None:
-    publish(tmp_path / "1", KEY)
-    model = factors()
-    model.table.values.setflags(write=True)
-    model.table.values[7] += 0.5
-    files = pack_model(model, items(), PRIVACY)
-    manifest = package_module.write_package(
-        tmp_path / "2", files, package_module.Terms(2, NOW), KEY, {1: tmp_path / "1"}
-    )
-    delta = (tmp_path / "2" / delta_name(1)).read_bytes()
-    assert manifest.deltas[1].size == len(delta) < 0.2 * manifest.files[MODEL_FILE].size
-    made = files_from_delta(manifest, delta, tmp_path / "1")
-    assert made == {name: files[name] for name in made}
-    check_package(manifest, files | made)
-
-
-def test_a_delta_that_does_not_pay_is_not_made(tmp_path: Path) -> None:
-    """Other random weights share nothing with the earlier ones."""
-    for version, seed in ((1, 0), (2, 9)):
-        files = pack_model(factors(d=300, seed=seed), items(), PRIVACY)
-        terms, bases = package_module.Terms(version, NOW), {1: tmp_path / "1"} if version > 1 else {}
-        manifest = package_module.write_package(tmp_path / str(version), files, terms, KEY, bases)
-    assert not manifest.deltas
-
-
-tensors = st.dictionaries(
-    st.sampled_from(["a", "b", "c"]),
-    arrays_of.arrays(
-        st.sampled_from([np.dtype("<f4"), np.dtype("i1"), np.dtype("<i8"), np.dtype("u1")]),
-        arrays_of.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=6),
-    ),
-)
-
-
-@settings(max_examples=150)
-@given(tensors, tensors)
-def test_deltas_of_any_tensors_lead_from_old_to_new(old: dict[str, Any], new: dict[str, Any]) -> None:
-    entries = tensor_entries({"model": new})
-    delta = make_delta({"model": old}, {"model": new}, {"model": {"k": 1}})
-    made, headers = apply_delta(delta, {"model": old}, entries)
-    assert headers == {"model": {"k": 1}}
-    for name, values in new.items():
-        assert made["model"][name].tobytes() == values.tobytes()
-        assert made["model"][name].shape == values.shape
-
-
-def test_hostile_deltas_are_refused_within_bounds() -> None:
-    new = {"model": {"a": np.arange(1000, dtype=np.float32)}}
-    entries = tensor_entries(new)
-    good = make_delta({}, new, {})
-    bomb = zlib.compress(bytes(50_000_000))
-    huge = zlib.compress((2**31).to_bytes(4, "big") + b"{}")
-    hostile: list[bytes] = [b"", b"x", good[:-1], good[: len(good) // 2], good + b"x", bomb, huge]
-    hostile += [zlib.compress(zlib.decompress(good) + b"x"), zlib.compress(b"\0\0\0\1[")]
-    for data in hostile:
-        with pytest.raises(BadContent):
-            apply_delta(data, {}, entries)
-    wrong_base = {"model": {"a": np.ones(1000, dtype=np.float32)}}
-    with pytest.raises(BadContent, match="does not lead"):
-        apply_delta(good, wrong_base, entries)
 
 
 @pytest.mark.parametrize(

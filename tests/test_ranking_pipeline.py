@@ -17,6 +17,7 @@ from ranking_helpers import (
     categories,
     diversities,
     explorations,
+    factors,
     ids,
     limits,
     listed,
@@ -26,15 +27,16 @@ from ranking_helpers import (
 
 from fedrec.errors import DataError
 from fedrec.ranking.best import best
-from fedrec.ranking.cold import add_items
+from fedrec.ranking.cold import Neighbours, WithColdItems, add_items
 from fedrec.ranking.diversity import Dpp, Mmr
 from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.filters import AtMost, Boost, Pin
-from fedrec.ranking.item_item import ItemItem, SparseWeights
+from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights
 from fedrec.ranking.items import Items
 from fedrec.ranking.pipeline import Wanted, rank
 from fedrec.ranking.popular import Popular, Selected
 from fedrec.ranking.shelf import DAY, Shelf
+from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.top_n import top_n
 
 values = st.floats(-3, 3, width=32) | st.sampled_from([-np.inf, np.nan, 0.0, 1.0])
@@ -122,6 +124,22 @@ def test_whatever_is_asked_for_holds(wanted: Wanted, history: list[int], seed: i
     assert all(0 < chance <= 1 for chance in made.propensities) and np.isfinite(made.scores).all()
     assert wanted.exploration is not None or set(made.propensities) <= {1.0}
     assert listed(where, wanted, tuple(history), seed) == made
+
+
+def test_vectors_of_item_item_models_are_cells_of_their_weights() -> None:
+    """Sparse, dense, in 8 bits, and of new items, which have the mean of their neighbours."""
+    rng = np.random.default_rng(0)
+    values = rng.random((40, 40)).astype(np.float32) * (rng.random((40, 40)) < 0.3)
+    some = rng.permutation(40)[:15]
+    dense = DenseWeights(FloatTable(values))
+    for weights in (dense, dense.pruned(40)):
+        assert np.array_equal(weights.features(some), values[np.ix_(some, some)])
+        coarse = weights.quantised().features(some)
+        assert coarse == pytest.approx(values[np.ix_(some, some)], abs=float(values.max()) / 127)
+    near = Neighbours(np.array([[3, 8]]), np.array([[0.25, 0.75]], np.float32))
+    table = np.eye(40, dtype=np.float32)
+    late = WithColdItems(factors(table), near).vectors(np.array([8, 40, 3]))
+    assert late == pytest.approx(np.stack([table[8], 0.25 * table[3] + 0.75 * table[8], table[3]]))
 
 
 def test_no_coin_is_thrown_without_exploration() -> None:
@@ -220,11 +238,19 @@ def test_every_model_makes_every_list(popularity: bool) -> None:
         np.sort(rng.integers(0, 60, (60, 4)), axis=1).astype(np.int32).ravel(),
         rng.random(240).astype(np.float32),
     )
-    for model in (Popular(rng.random(60)), ItemItem(weights), ItemItem(weights).quantised(), inner.model):
+    dense = ItemItem(DenseWeights(FloatTable(rng.random((60, 60)))))
+    models = [Popular(rng.random(60)), inner.model]
+    for model in (ItemItem(weights), dense):
+        models += [model, model.quantised(), add_items(model, items, ["a"], ["Film"], [("drama",)])[0]]
+    for model in models:
+        where = Shelf(model, items if model.n_items == 60 else catalogue(61, popularity))
         for exploration in (EpsilonGreedy(1.0), Thompson(1.0), LinUcb(1.0), None):
             for diversity in (Mmr(), Dpp(), None):
-                wanted = Wanted(12, diversity=diversity, exploration=exploration, exclude_seen=False)
-                assert len(set(listed(Shelf(model, items), wanted, (3, 3, 7)).items)) == 12
+                for deny in ((), ["action"]):
+                    wanted = Wanted(
+                        12, diversity=diversity, exploration=exploration, exclude_seen=False, deny=deny
+                    )
+                    assert len(set(listed(where, wanted, (3, 3, 7)).items)) == 12
 
 
 def test_long_lists_have_every_item_once() -> None:

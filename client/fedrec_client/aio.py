@@ -6,7 +6,7 @@ Waiting for a call that is cancelled ends the waiting; a training session is end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ from fedrec.ranking.pipeline import Wanted
 from fedrec_client.client import Client
 from fedrec_client.consent import Consent
 from fedrec_client.eligibility import Conditions
-from fedrec_client.events import EventType, Scalar
+from fedrec_client.events import Event, EventType, Scalar
 from fedrec_client.privacy_report import PrivacyReport
 from fedrec_client.results import (
     Eligibility,
@@ -97,6 +97,10 @@ class AsyncClient:
             name=name,
             context=context,
         )
+
+    async def events(self, types: Collection[EventType] | None = None) -> list[Event]:
+        """See `Client`."""
+        return await asyncio.to_thread(self._client.events, types)
 
     async def check_for_update(self) -> ModelInfo | None:
         """See `Client`."""

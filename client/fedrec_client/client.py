@@ -17,7 +17,7 @@ import json
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -321,6 +321,11 @@ class Client:
             if self._store.add_event(event):
                 self._take_in(event)
         return event.id
+
+    def events(self, types: Collection[EventType] | None = None) -> list[Event]:
+        """What is kept of the person, oldest first; for the app's own pages, like a list of what was rated."""
+        with self._lock:
+            return self._store.events(types=types)
 
     # Models
 

@@ -191,15 +191,16 @@ class WithColdItems(ServingModel):
 
     def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `ServingModel`; a new item has the mean of its neighbours' vectors."""
-        n = self.inner.n_items
-        rows = np.maximum(items - n, 0)
-        stand_in = np.where((items < n)[:, None], items[:, None], self.neighbours.item[rows])
-        weight = np.where((items < n)[:, None], 1.0 / stand_in.shape[1], self.neighbours.weight[rows])
-        distinct, place = np.unique(stand_in, return_inverse=True)
+        trained = items < self.inner.n_items
+        rows = items[~trained] - self.inner.n_items
+        stand_in = self.neighbours.item[rows]
+        distinct, place = np.unique(np.concatenate([items[trained], stand_in.ravel()]), return_inverse=True)
         table = self.inner.vectors(distinct)
-        return np.asarray(
-            np.einsum("nkd,nk->nd", table[place.reshape(stand_in.shape)], weight), dtype=np.float32
-        )
+        out = np.empty((len(items), table.shape[1]), np.float32)
+        out[trained] = table[place[: trained.sum()]]
+        near = table[place[trained.sum() :]].reshape(*stand_in.shape, table.shape[1])
+        out[~trained] = np.einsum("nkd,nk->nd", near, self.neighbours.weight[rows])
+        return out
 
     def quantised(self) -> WithColdItems:
         """See `ServingModel`."""

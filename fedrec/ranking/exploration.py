@@ -57,12 +57,13 @@ class Uncertainty:
         spread = float(scores.std()) or 1.0
         return cls((scores - scores.mean()) / spread, vectors, seen)
 
-    def draws(self, count: int, rng: np.random.Generator) -> Floats:
+    def draws(self, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """[count, m] x'θ for draws of θ ~ N(0, A^-1), made from a draw of N(0, I) and of the noise of the history."""
-        prior = rng.standard_normal((count, self.vectors.shape[1]))
-        surprise = prior @ self.seen.T + rng.standard_normal((count, len(self.seen)))
-        theta = prior - np.linalg.solve(self._inner(), surprise.T).T @ self.seen
-        return np.asarray(theta @ self.vectors.T)
+        prior = rng.standard_normal((count, self.vectors.shape[1]), np.float32)
+        noise = rng.standard_normal((count, len(self.seen)), np.float32)
+        seen = self.seen.astype(np.float32)
+        surprise = np.linalg.solve(self._inner().astype(np.float32), (prior @ seen.T + noise).T)
+        return np.asarray((prior - surprise.T @ seen) @ self.vectors.T.astype(np.float32), dtype=np.float32)
 
     def widths(self) -> Floats:
         """[m] sqrt(x' A^-1 x)."""
@@ -121,9 +122,9 @@ class Thompson:
         if not (self.draws >= 1 and np.isfinite(self.width)):
             raise DataError(f"{self}: expected at least 1 draw and a finite width")
 
-    def tastes(self, known: Uncertainty, rng: np.random.Generator) -> Floats:
+    def tastes(self, known: Uncertainty, rng: np.random.Generator) -> NDArray[np.float32]:
         """[draws, m] scores under each taste."""
-        return np.asarray(known.scores + self.width * known.draws(self.draws, rng))
+        return known.scores.astype(np.float32) + np.float32(self.width) * known.draws(self.draws, rng)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Explorer:
     ) -> None:
         self._rate, self._floor = policy.rate, policy.floor
         self._left, self._head = math.ceil(policy.most * n), head
-        self._tastes = policy.tastes(known, rng)
+        self._tastes: NDArray[np.floating] = policy.tastes(known, rng)
         self._rng = rng
 
     def choose(self, free: NDArray[np.int64], place: int) -> tuple[int, float]:
@@ -194,9 +195,11 @@ class Explorer:
         return int(free[at]), min(1.0, self._rate * float(probability[at]) + (1 - self._rate) * (at == 0))
 
     def _probabilities(self, free: NDArray[np.int64]) -> Floats:
-        best = np.argmax(self._tastes[:, free], axis=1)
-        share = np.bincount(best, minlength=len(free)) / len(best)
-        return np.asarray((1 - self._floor) * share + self._floor / len(free))
+        draws, m = self._tastes.shape
+        shut = np.full(m, -np.inf, dtype=self._tastes.dtype)
+        shut[free] = 0.0
+        wins = np.bincount((self._tastes + shut).argmax(axis=1), minlength=m)[free]
+        return np.asarray((1 - self._floor) / draws * wins + self._floor / len(free))
 
 
 def _check(rate: float, most: float, floor: float) -> None:

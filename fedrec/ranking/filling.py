@@ -71,7 +71,7 @@ class Filling:
         if place in self._pinned:
             return self._pin(place, place)
         shut = self._limits.shut(place)
-        free = np.flatnonzero(self._left & ~self._in[:, shut].any(axis=1))
+        free = np.flatnonzero(self._left & ~self._in[:, shut].any(axis=1) if shut.any() else self._left)
         if len(free):
             found = self._near(free, place)
         elif (far := self._best_beyond(shut)) is not None:

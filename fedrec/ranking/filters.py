@@ -50,7 +50,8 @@ class Apart:
 class Pin:
     """An item stands at a place, counted from 1, whatever its score; unless it is filtered out.
 
-    It moves up where nothing else may fill the places above it; beyond the end of the list it is an item like any.
+    It moves up, whatever the other rules say, where nothing else may fill a place above it. Pinned beyond the end of
+    the list it is an item like any.
     """
 
     item: str

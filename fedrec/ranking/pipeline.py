@@ -227,7 +227,7 @@ def _shortened(
     head = min(wanted.n, HEAD)
     short = max(head * SHORT_LIST, MIN_SHORT_LIST)
     alone = wanted.diversity is None and wanted.exploration is None and not wanted.rules
-    pool = best(scores, wanted.n if alone else max(wanted.n, short) + len(pinned), shelf.items.popularity)
+    pool = best(scores, wanted.n if alone else max(wanted.n, short), shelf.items.popularity)
     if pinned:
         pool = pool[~np.isin(pool, list(pinned.values()))]
     values = scores[pool[:short]].astype(np.float64)

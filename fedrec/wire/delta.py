@@ -56,13 +56,7 @@ def apply_delta(
         BadContent: it does not lead to the tensors of the manifest.
     """
     reader = _Reader(delta)
-    size = int.from_bytes(reader.take(4), "big")
-    if size > MAX_HEADER_BYTES:
-        raise BadContent(f"delta with a header of {size} bytes: fetch the whole file")
-    try:
-        headers = json.loads(reader.take(size))
-    except ValueError as error:
-        raise BadContent("delta without a header: fetch the whole file") from error
+    headers = _headers(reader)
     new: dict[str, Arrays] = {}
     for file, name, entry in _in_order(tensors):
         dtype = np.dtype(entry.dtype)
@@ -85,6 +79,19 @@ def tensor_entries(files: Mapping[str, Arrays]) -> dict[str, TensorEntry]:
         for file, arrays in files.items()
         for name, values in arrays.items()
     }
+
+
+def _headers(reader: _Reader) -> dict[str, Any]:
+    size = int.from_bytes(reader.take(4), "big")
+    if size > MAX_HEADER_BYTES:
+        raise BadContent(f"delta with a header of {size} bytes: fetch the whole file")
+    try:
+        headers = json.loads(reader.take(size))
+    except (ValueError, RecursionError) as error:
+        raise BadContent("delta without a header: fetch the whole file") from error
+    if not isinstance(headers, dict) or not all(isinstance(header, dict) for header in headers.values()):
+        raise BadContent("delta without a header: fetch the whole file")
+    return headers
 
 
 def _in_order(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, str, TensorEntry]]:

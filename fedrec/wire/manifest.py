@@ -29,6 +29,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _POPULATION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _CLIENT = re.compile(r"\d{1,5}(\.\d{1,5}){0,3}")
+_DTYPE = re.compile(r"\|[biu]1|<[iu][248]|<f[248]")
+_TENSOR = re.compile(r"(model|items)/.{1,200}")
+_DELTA = re.compile(r"delta-[0-9]+\.bin")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class TensorEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        if np.dtype(self.dtype).kind not in "iufb":
+        if not isinstance(self.dtype, str) or not _DTYPE.fullmatch(self.dtype):
             raise ValueError(f"a tensor of {self.dtype!r:.20}")
         if len(self.shape) > 4 or any(type(n) is not int or n < 0 for n in self.shape):
             raise ValueError(f"a tensor of shape {self.shape!r:.60}")
@@ -110,6 +113,9 @@ class Manifest:
         privacy: summary of the statement in `privacy.json`: unit, epsilon, delta, aggregator.
         restores: the earlier version whose weights these are; None: new weights.
         deltas: by earlier version, the file that leads from it to this one.
+
+    Raises:
+        BadContent: a field is out of range, or contradicts another.
     """
 
     population: str
@@ -137,9 +143,29 @@ class Manifest:
         if not _CLIENT.fullmatch(self.min_client_version):
             raise BadContent(f"min_client_version {self.min_client_version!r:.40}: expected e.g. '0.1.0'")
         missing = set(REQUIRED_FILES) - set(self.files)
-        strange = [name for name in self.files if not _FILE.fullmatch(name)]
+        strange = [name for name in self.files if not _is_file(name)]
         if missing or strange:
             raise BadContent(f"manifest lacks files {sorted(missing)} or has strange ones {strange!r:.80}")
+        later = [v for v in (self.restores, *self.deltas) if v is not None and not 1 <= v < self.version]
+        if later:
+            raise BadContent(
+                f"manifest of version {self.version} builds on {later!r:.80}: expected earlier ones"
+            )
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        """Tensors lie in the files, so what a delta may unpack to is bounded by the size of a download."""
+        strange = [name for name in self.tensors if not _TENSOR.fullmatch(name)]
+        if strange:
+            raise BadContent(
+                f"manifest has strange tensors {strange!r:.80}: expected model/... and items/..."
+            )
+        for part, file in (("model/", MODEL_FILE), ("items/", ITEMS_FILE)):
+            size = sum(entry.nbytes for name, entry in self.tensors.items() if name.startswith(part))
+            if size > self.files[file].size:
+                raise BadContent(
+                    f"manifest has tensors of {size} bytes in {file} of {self.files[file].size}: expected less"
+                )
 
     def payload(self) -> dict[str, Any]:
         """For `RoundKey.sign`."""
@@ -161,7 +187,10 @@ class Manifest:
                 name: TensorEntry(**entry | {"shape": tuple(entry["shape"])})
                 for name, entry in plain["tensors"].items()
             }
-            plain["deltas"] = {int(version): FileEntry(**entry) for version, entry in plain["deltas"].items()}
+            deltas = {int(version): FileEntry(**entry) for version, entry in plain["deltas"].items()}
+            if [str(version) for version in deltas] != list(plain["deltas"]):
+                raise ValueError("versions of deltas")
+            plain["deltas"] = deltas
             if not isinstance(plain["privacy"], dict) or not isinstance(plain["model_kind"], str):
                 raise ValueError("privacy or model_kind")
             if plain["restores"] is not None and type(plain["restores"]) is not int:
@@ -240,7 +269,13 @@ def check_population(name: str) -> str:
     return name
 
 
+def _is_file(name: str) -> bool:
+    """A plain name, and none that the package itself uses."""
+    return bool(_FILE.fullmatch(name)) and name != MANIFEST_FILE and not _DELTA.fullmatch(name)
+
+
 def _parts(version: str) -> tuple[int, ...]:
-    """1.2 equals 1.2.0."""
-    numbers = [int(part) for part in version.split(".")]
+    """1.2 equals 1.2.0; what follows the numbers ("rc1", "+local") does not count, and without numbers it is 0."""
+    found = _CLIENT.match(version)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
     return (*numbers, *[0] * (4 - len(numbers)))

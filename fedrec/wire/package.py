@@ -196,6 +196,10 @@ def check_package(manifest: Manifest, files: Mapping[str, bytes], serial: int = 
         privacy = json.loads(files[PRIVACY_FILE])
     except (DataError, ValueError) as error:
         raise BadContent(f"model version {manifest.version} cannot be read ({error!s:.200})") from error
+    if not isinstance(privacy, dict):
+        raise BadContent(
+            f"{PRIVACY_FILE} of model version {manifest.version} is no statement: fetch it again"
+        )
     if not model.n_items == len(items) == manifest.n_items or model.kind != manifest.model_kind:
         raise BadContent(
             f"model version {manifest.version} has not the items of its manifest: fetch it again"

@@ -208,9 +208,19 @@ class RoundKey:
         return document
 
     def save(self, path: Path, passphrase: str | None = None) -> None:
-        """Write the secret as PEM and the delegation beside it (`.delegation`); existing files are never replaced."""
+        """Write the secret as PEM and the delegation beside it (`.delegation`); existing files are never replaced.
+
+        Raises:
+            RunError: one of them is there already, or cannot be written.
+        """
+        beside = path.with_suffix(".delegation")
+        if beside == path or beside.exists():
+            raise RunError(
+                f"delegation {beside} is there already or has the key's own name: it is not replaced; "
+                "give the key another name, e.g. round-2.pem"
+            )
         _save(self._secret, path, passphrase)
-        write_secret(path.with_suffix(".delegation"), self.delegated)
+        write_secret(beside, self.delegated)
 
     @classmethod
     def load(cls, path: Path, passphrase: str | None = None) -> Self:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +90,35 @@ class Federation:
         federation.parts.write()
         try:
             federation._start_all(on_step)
+        except BaseException:
+            federation.down()
+            raise
+        return federation
+
+    @classmethod
+    def admit(
+        cls, folder: Path, node_keys: Sequence[str], *, on_step: Step = lambda step: None
+    ) -> Federation:
+        """Start SuperLink and gateway for devices that start themselves.
+
+        Args:
+            folder: as for `up`.
+            node_keys: public keys of the devices, one line each in OpenSSH's form.
+            on_step: told what was done.
+
+        Raises:
+            FederationError: a part did not start; nothing is left running.
+        """
+        folder = folder.resolve()
+        federation = cls(Parts(folder, Record.plan(len(node_keys))))
+        federation.record.external = True
+        federation.forget()
+        federation.parts.write()
+        try:
+            federation._start_servers(on_step)
+            federation.record.node_ids = [federation._register(k, line) for k, line in enumerate(node_keys)]
+            federation.parts.write()
+            on_step(f"{len(node_keys)} devices admitted")
         except BaseException:
             federation.down()
             raise
@@ -178,7 +207,7 @@ class Federation:
         if superlink is None or not is_alive(superlink):
             self.restart_superlink()
         self._clear()
-        for k in range(self.record.nodes):
+        for k in range(0 if self.record.external else self.record.nodes):
             _point(self.parts.node_home(k) / "data", run_dir / "nodes" / str(k))
         mark = self.parts.mark("run")
         return FlowerRun.start(
@@ -248,7 +277,7 @@ class Federation:
 
     # Parts ---------------------------------------------------------------------------------------------
 
-    def _start_all(self, on_step: Step) -> None:
+    def _start_servers(self, on_step: Step) -> None:
         ca = make_certificates(self.parts.home("tls"), ("superlink", "gateway"))
         self.cli.write_config(f"127.0.0.1:{self.record.superlink_port}", ca)
         self._start_superlink()
@@ -257,6 +286,9 @@ class Federation:
         on_step("SuperLink answers over TLS and demands node keys")
         self._await_health("gateway", self.record.gateway_port)
         on_step("gateway answers over TLS: the only address that nodes are given")
+
+    def _start_all(self, on_step: Step) -> None:
+        self._start_servers(on_step)
         with ThreadPoolExecutor(2) as pool:
             self.record.node_ids = list(pool.map(self._admit, range(self.record.nodes)))
         on_step(f"{self.record.nodes} node keys registered")
@@ -268,6 +300,13 @@ class Federation:
     def _admit(self, k: int) -> str:
         """Make a node's key and register it under the node's number; returns its id at Flower."""
         return self.cli.register(make_node_key(self.parts.node_home(k) / "key"), str(k))
+
+    def _register(self, k: int, public_key: str) -> str:
+        """Register a device's own key under its place on the roster; returns its id at Flower."""
+        path = self.parts.node_home(k) / "key.pub"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(public_key)
+        return self.cli.register(path, str(k))
 
     def _start_superlink(self) -> None:
         home = self.parts.home("superlink")

@@ -25,6 +25,7 @@ class Record:
         pids: process id of each part.
         started: when each part was started, in seconds since 1970.
         swift: messages are neither waited for nor served as slowly as Flower does by itself.
+        external: nodes are devices of other people, which start themselves.
     """
 
     mark: str
@@ -36,6 +37,7 @@ class Record:
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
     swift: bool = True
+    external: bool = False
 
     @classmethod
     def plan(cls, nodes: int) -> Record:

@@ -56,13 +56,28 @@ def enrol(config: Config, users: Sequence[int], privacy: PrivacyTerms | None) ->
         private, public = generate_key()
         return Enrolment(SealedTerms(run=run, public=public.hex()), server_key=private)
     identities = [Identity.create() for _ in users]
-    members = (
+    members = [
         Member(name=str(k), key=identity.public.hex(), users=count)
         for k, (identity, count) in enumerate(zip(identities, users, strict=True))
-    )
+    ]
+    return Enrolment(secagg_terms(config, members, run, privacy), identities)
+
+
+def secagg_terms(
+    config: Config, members: Sequence[Member], run: str, privacy: PrivacyTerms | None
+) -> SecaggTerms:
+    """Terms of secure aggregation among these devices.
+
+    Args:
+        config: of the run.
+        members: the roster, in order.
+        run: its random name.
+        privacy: terms of the privacy plan, or None.
+    """
+    users = [member.users for member in members]
     plan = privacy.plan if privacy else None
     settings = config.secagg
-    terms = SecaggTerms(
+    return SecaggTerms(
         run=run,
         roster=Roster(members=tuple(members)),
         bits=settings.bits,
@@ -77,7 +92,6 @@ def enrol(config: Config, users: Sequence[int], privacy: PrivacyTerms | None) ->
         neighbours=settings.neighbours,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest() if plan else "",
     )
-    return Enrolment(terms, identities)
 
 
 def _device_noise(plan: PrivacyPlan | None) -> float:

@@ -25,6 +25,8 @@ from fedrec_simulations.run_folder import RunFolder
 #: A dense item-item model of more items is cut to the strongest weights of each row.
 DENSE_ITEMS = 4_000
 STRONGEST = 200
+#: Of the statement, not of the configuration: what was asked for is not always what holds.
+GUARANTEE = ("epsilon", "delta", "user_epsilon", "population", "rounds_released")
 
 
 def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -38,7 +40,7 @@ def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes]
         RunError: it is not finished, or has no privacy statement.
     """
     config, shared = run.config, run.model
-    statement = _statement(run.path)
+    statement = statement_of(run.path)
     model = served(config, shared, int8=int8)
     return pack_model(model, _items(run, shared), statement), summary(config, statement)
 
@@ -52,17 +54,14 @@ def served(config: Config, shared: State, *, int8: bool = True) -> ServingModel:
 
 
 def summary(config: Config, statement: dict[str, Any]) -> dict[str, Any]:
-    """The few facts of a statement that a manifest carries."""
+    """The few facts of a statement that a manifest carries; without a statement nothing is promised."""
     privacy = config.privacy
+    shown = {"aggregator": privacy.aggregator, "headline": str(statement.get("headline", ""))[:500]}
     if isinstance(privacy, NoPrivacy):
-        return {"unit": "none", "aggregator": privacy.aggregator}
-    return {
-        "unit": privacy.unit,
-        "trust": privacy.trust,
-        "epsilon": privacy.epsilon,
-        "aggregator": privacy.aggregator,
-        "headline": str(statement.get("headline", ""))[:500],
-    }
+        return {"unit": "none"} | shown
+    guarantee = statement.get("guarantee", {})
+    facts = {name: guarantee[name] for name in GUARANTEE if name in guarantee}
+    return {"unit": privacy.unit, "trust": privacy.trust} | facts | shown
 
 
 def _items(run: RunFolder, shared: State) -> Items:
@@ -78,10 +77,15 @@ def _items(run: RunFolder, shared: State) -> Items:
     )
 
 
-def _statement(path: Path) -> dict[str, Any]:
+def statement_of(path: Path) -> dict[str, Any]:
+    """The statement, without the path of the ledger: it is the operator's."""
     try:
-        return dict(json.loads((path / "privacy.json").read_text()))
-    except (OSError, ValueError) as error:
+        statement = dict(json.loads((path / "privacy.json").read_text()))
+        budget = statement["budget_period_and_composition"]
+        return statement | {
+            "budget_period_and_composition": budget | {"ledger": None if budget["ledger"] is None else "kept"}
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{path} has no privacy statement ({error}): write it with `fedrec privacy statement {path}`"
         ) from error

@@ -29,6 +29,8 @@ TICK_SECONDS = 0.02
 #: After its last answer was made a session lives on for so long, so that the answer leaves.
 LAST_SECONDS = 3.0
 RAM = Path("/dev/shm")
+#: How often the SuperNode looks for a message to start a process for; Flower's own interval is a second.
+POLL = "0.5"
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,16 @@ def end_group(worker: subprocess.Popen[bytes], mark: str) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
+    if worker.stdin is not None:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
     cut(mark, ())
 
 
 def _start(folder: Path, mark: str, wanted: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    environment = flower_environment(folder / "home") | {MARK: mark}
+    environment = flower_environment(folder / "home", {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL}) | {
+        MARK: mark
+    }
     with (folder / "log").open("wb") as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "fedrec_client.training.worker", str(folder)],
@@ -122,8 +129,9 @@ def _start(folder: Path, mark: str, wanted: Mapping[str, Any]) -> subprocess.Pop
             start_new_session=True,
         )
     assert worker.stdin is not None
-    with suppress(BrokenPipeError), worker.stdin:
-        worker.stdin.write(json.dumps(wanted).encode())
+    with suppress(BrokenPipeError):  # it is left open: its end tells the session that the app has died
+        worker.stdin.write(json.dumps(wanted).encode() + b"\n")
+        worker.stdin.flush()
     return worker
 
 

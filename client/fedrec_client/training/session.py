@@ -1,6 +1,6 @@
 """One call of `train_if_eligible`: check in, enrol, judge the task, charge, take part, report.
 
-A campaign runs through states that lie in the store: "enrolled" (its keys are made, its roster is open), "started"
+A campaign runs through states that lie in the store: "made" (its keys are), "enrolled" (the service has them), "started"
 (charged; the session runs). A device that finds "started" was cut off there: the session is over, the charge stays.
 """
 
@@ -32,6 +32,8 @@ from fedrec_client.transport import CheckInAnswer, Enrolment, Transport
 
 PREFIX = "training/"
 POLL_SECONDS = 1.0
+#: So long a device waits for a campaign that it enrolled in.
+PATIENCE_SECONDS = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,24 @@ class Session:
         self._give_up_cut_off()
         answer = self.check_in()
         next_check_in = self.platform.now() + answer.retry_after_seconds[0]
-        if not answer.campaign:
+        campaign = self._enrolled() or answer.campaign
+        if not campaign:
             return TrainingReport(False, 0, 0, 0.0, next_check_in, "there is no campaign now")
-        keys = self._keys(answer.campaign)
-        document = self._await_task(answer.campaign, keys, ends)
+        keys = self._keys(campaign)
+        document = self._await_task(campaign, keys, ends)
         if document is None:
             why = "stopped" if self.stopped() else "enrolled; the campaign has not started yet"
             return TrainingReport(False, 0, 0, 0.0, next_check_in, why)
-        task = self._verified(document, answer.campaign)
+        task = self._verified(document, campaign)
         against, epsilon, delta = self.policy.judge(task, Book(self.store), self.platform.now())
         if against:
-            self._refuse(answer.campaign, against)
+            self._refuse(campaign, against)
             return TrainingReport(False, 0, 0, 0.0, next_check_in, f"refused: {'; '.join(against)}")
         if self.stopped():
             return TrainingReport(False, 0, 0, 0.0, next_check_in, "stopped")
-        self._charge(answer.campaign, keys, task, epsilon, delta)
+        self._charge(campaign, keys, task, epsilon, delta)
         outcome = self._take_part(task, keys, ends)
-        self._close(answer.campaign, task, outcome)
+        self._close(campaign, task, outcome)
         joined = outcome.rounds > 0
         return TrainingReport(
             joined, outcome.rounds, outcome.bytes_up, epsilon, next_check_in, outcome.reason
@@ -87,26 +90,32 @@ class Session:
                     self.store.remove(name)
                     self._note("cut off", name.removeprefix(PREFIX))
 
-    def _keys(self, campaign: str) -> dict[str, str]:
+    def _enrolled(self) -> str:
+        """The campaign whose roster this device stands on; one that has not begun for days is given up."""
+        for name in self.store.names(PREFIX):
+            made = float(json.loads(self.store.get(name) or b"{}").get("time", 0.0))
+            if abs(self.platform.now() - made) < PATIENCE_SECONDS:
+                return name.removeprefix(PREFIX)
+            self.store.remove(name)
+        return ""
+
+    def _keys(self, campaign: str) -> dict[str, Any]:
         """Keys for this campaign alone; made and enrolled once."""
         known = self.store.get(PREFIX + campaign)
+        keys: dict[str, Any] = json.loads(known) if known is not None else _fresh_keys(self.platform.now())
         if known is None:
-            secret = ec.generate_private_key(ec.SECP384R1())
-            pem = secret.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-            )
-            keys = {"state": "enrolled", "identity": Identity.create().secret.hex(), "node_key": pem.decode()}
             self.store.put(PREFIX + campaign, json.dumps(keys).encode())
-        else:
-            keys = json.loads(known)
-        loaded = serialization.load_ssh_private_key(keys["node_key"].encode(), None)
-        public = loaded.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        self.transport.enrol(Enrolment(campaign, _public(keys), public.decode()))
+        if keys["state"] == "made":
+            loaded = serialization.load_ssh_private_key(keys["node_key"].encode(), None)
+            public = loaded.public_key().public_bytes(
+                serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+            )
+            self.transport.enrol(Enrolment(campaign, _public(keys), public.decode()))
+            keys["state"] = "enrolled"
+            self.store.put(PREFIX + campaign, json.dumps(keys).encode())
         return keys
 
-    def _await_task(self, campaign: str, keys: dict[str, str], ends: float) -> bytes | None:
+    def _await_task(self, campaign: str, keys: dict[str, Any], ends: float) -> bytes | None:
         while True:
             document = self.transport.task(campaign, _public(keys))
             if document is not None or self.stopped() or time.monotonic() + POLL_SECONDS >= ends:
@@ -145,7 +154,7 @@ class Session:
             self._note("refused", campaign, reasons=reasons)
 
     def _charge(
-        self, campaign: str, keys: dict[str, str], task: dict[str, Any], epsilon: float, delta: float
+        self, campaign: str, keys: dict[str, Any], task: dict[str, Any], epsilon: float, delta: float
     ) -> None:
         """Written before anything leaves."""
         privacy = task["node"]["privacy"]
@@ -162,7 +171,7 @@ class Session:
                 rounds=task["rounds"],
             )
 
-    def _take_part(self, task: dict[str, Any], keys: dict[str, str], ends: float) -> Outcome:
+    def _take_part(self, task: dict[str, Any], keys: dict[str, Any], ends: float) -> Outcome:
         history = self.profile.history(self.served.shelf.items)
         return run_task(
             task,
@@ -190,5 +199,14 @@ class Session:
         Book(self.store).note(what, self.platform.now(), campaign=campaign, **fields)
 
 
-def _public(keys: dict[str, str]) -> bytes:
+def _fresh_keys(now: float) -> dict[str, Any]:
+    secret = ec.generate_private_key(ec.SECP384R1())
+    pem = secret.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    identity = Identity.create().secret.hex()
+    return {"state": "made", "time": now, "identity": identity, "node_key": pem.decode()}
+
+
+def _public(keys: dict[str, Any]) -> bytes:
     return Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(keys["identity"]))).public

@@ -1,7 +1,8 @@
 """The process of one training session: lays out a node in a private folder and runs a SuperNode on it.
 
 Started by `run_task`; what it needs comes over its standard input, so that nothing personal stands in a command line
-or an environment. It ends when it is killed: a session has no orderly end of its own.
+or an environment. It ends when it is killed: a session has no orderly end of its own. When the app dies, its end of
+the input closes: then the session removes its files and kills itself.
 
     FOLDER/node/     node.json, the person's interactions, keys; in memory where the system allows it
     FOLDER/sent      one line per answer that left: kind, round, bytes
@@ -11,7 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,8 @@ from fedrec_client.node import write_node
 
 def main() -> None:
     """Read the session from standard input and serve it until killed."""
-    folder, wanted = Path(sys.argv[1]), json.load(sys.stdin)
+    folder, wanted = Path(sys.argv[1]), json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_app, args=(folder,), daemon=True).start()
     lay_out(folder / "node", wanted)
     (folder / "superlink.crt").write_text(wanted["superlink_ca"])
     (folder / "key").touch(0o600)
@@ -47,6 +52,13 @@ def main() -> None:
     warm = folder / "warm"
     warm_start.write_program(warm)
     sys.exit(warm_start.serve(command, warm, warm_start.load()))
+
+
+def end_with_app(folder: Path) -> None:
+    """Wait for the end of the input, then leave nothing behind."""
+    sys.stdin.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def lay_out(folder: Path, wanted: dict[str, Any]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import ConfigError, RunError
+from fedrec.errors import ConfigError, RegistryError, RunError, UpdateRejected
+from fedrec.wire.files import atomic_write
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.signing import RootKey, RoundKey
 from fedrec_simulations.cli.answer import Answer, notice, table
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
+
+if TYPE_CHECKING:
+    from fedrec_server.registry import Registry
 
 app = typer.Typer(help="Models that devices use: publish, promote, roll back; and the keys that sign them.")
 PASSPHRASE = "FEDREC_PASSPHRASE"
@@ -37,10 +41,15 @@ def root(
     json_: JsonFlag = False,
 ) -> Answer:
     """Make a root key: FILE, encrypted under FEDREC_PASSPHRASE, and FILE's public half to pin in apps."""
+    public = path.with_suffix(".pub")
+    if public == path or public.exists():
+        raise RunError(
+            f"public key {public} is there already, or has the secret key's own name: it is not replaced; "
+            "give another name, e.g. root.pem"
+        )
     key = RootKey.generate()
     key.save(path, _passphrase())
-    public = path.with_suffix(".pub")
-    public.write_text(key.public.hex() + "\n")
+    atomic_write(public, (key.public.hex() + "\n").encode())
     notice("keep the root key offline: it is needed only to delegate")
     return Answer(
         {"root": path, "public": public, "key": key.public.hex()}, [f"pin {escape(str(public))} in apps"]
@@ -91,9 +100,11 @@ def publish(
     from fedrec_simulations.run_folder import RunFolder
 
     files, summary = files_of_run(RunFolder.open(run), int8=int8)
-    terms = Terms(0, int(time.time()), days, min_client, summary)
-    made = Registry(registry, population).publish(files, terms, RoundKey.load(key))
-    return _answer(made, f"promote it with: fedrec model promote {made.version} --population {population}")
+    terms, secret = Terms(0, int(time.time()), days, min_client, summary), RoundKey.load(key)
+    made = Registry(registry, population).publish(files, terms, secret)
+    return _answer(
+        made, secret, f"promote it with: fedrec model promote {made.version} --population {population}"
+    )
 
 
 @app.command("list")
@@ -103,7 +114,7 @@ def list_(population: Population, registry: Models = HERE, json_: JsonFlag = Fal
 
     books = Registry(registry, population)
     aliases = books.aliases
-    manifests = [books.manifest(version) for version in books.versions()]
+    manifests, damaged = _manifests(books)
     names = {aliases.champion: "champion", aliases.canary: f"canary {aliases.canary_traffic / 10:g} %"}
     names.pop(0, None)
     rows = [
@@ -124,6 +135,7 @@ def list_(population: Population, registry: Models = HERE, json_: JsonFlag = Fal
         "population": population,
         "aliases": vars(aliases),
         "versions": [m.payload() for m in manifests],
+        "damaged": damaged,
     }
     return Answer(document, [table(f"models of {population}", columns, rows, left=3)])
 
@@ -145,7 +157,7 @@ def show(
 
 @app.command()
 def verify(population: Population, registry: Models = HERE, json_: JsonFlag = False) -> Answer:
-    """Check every signature, file and tensor; exit 20 when one is not good."""
+    """Check every signature, file, tensor and delta; exit 20 when one is not good."""
     from fedrec_server.registry import Registry
 
     found = Registry(registry, population).verify()
@@ -167,8 +179,9 @@ def sign(
     """Sign the weights of a version anew, with a new expiry, under the next version."""
     from fedrec_server.registry import Registry
 
-    made = Registry(registry, population).renew(version, int(time.time()), RoundKey.load(key), days)
-    return _answer(made, f"the weights of {version}; promote it to let devices use it")
+    secret = RoundKey.load(key)
+    made = Registry(registry, population).renew(version, int(time.time()), secret, days)
+    return _answer(made, secret, f"the weights of {version}; promote it to let devices use it")
 
 
 @app.command()
@@ -183,7 +196,14 @@ def promote(
     """Let devices use a version: all of them, or a share."""
     from fedrec_server.registry import Registry
 
-    after = Registry(registry, population).promote(version, alias, traffic)
+    books = Registry(registry, population)
+    expires = books.manifest(version).expires
+    if expires < time.time():
+        raise RegistryError(
+            f"version {version} ended on {_date(expires)}, devices would refuse it: "
+            f"sign it anew with `fedrec model sign {version}` and promote that"
+        )
+    after = books.promote(version, alias, traffic)
     return Answer(vars(after), [f"{population}: version {version} is {alias}"])
 
 
@@ -199,11 +219,30 @@ def rollback(
     """Publish the weights of an earlier version under a higher one, and make it champion."""
     from fedrec_server.registry import Registry
 
-    made = Registry(registry, population).rollback(version, int(time.time()), RoundKey.load(key), days)
-    return _answer(made, f"the weights of {version}; it is champion now")
+    secret = RoundKey.load(key)
+    made = Registry(registry, population).rollback(version, int(time.time()), secret, days)
+    return _answer(made, secret, f"the weights of {version}; it is champion now")
 
 
-def _answer(made: Manifest, hint: str) -> Answer:
+def _manifests(books: Registry) -> tuple[list[Manifest], dict[int, str]]:
+    """Those that can be believed, and what is wrong with the others."""
+    good, damaged = [], {}
+    for version in books.versions():
+        try:
+            good.append(books.manifest(version))
+        except (UpdateRejected, RegistryError) as error:
+            damaged[version] = str(error)
+            notice(f"version {version} is damaged: {error}")
+    return good, damaged
+
+
+def _answer(made: Manifest, key: RoundKey, hint: str) -> Answer:
+    ends = key.delegation.not_after
+    if ends < made.expires:
+        notice(
+            f"the round key ends on {_date(ends)}, before this version: "
+            "devices can fetch it only until then; delegate a new key with a higher serial in time"
+        )
     return Answer(made.payload(), [*_view(made), escape(hint)])
 
 

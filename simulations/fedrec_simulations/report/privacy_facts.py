@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from fedrec.errors import RunError
 from fedrec.privacy.ledger import Ledger
@@ -40,7 +41,7 @@ def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
     """What was so in a finished run."""
     config, environment = run.config, json.loads((run.path / "environment.json").read_text())
     judged = run.result.get("test") is not None
-    others = _others(run.path, terms)
+    others = ledger_facts(run.path, terms)
     engine = json.loads((run.path / "command.json").read_text())["engine"]
     return StatementFacts(
         rounds=int(run.result["rounds"]),
@@ -99,8 +100,8 @@ def _fewest_users(run: RunFolder) -> int:
     return min(split.shard(k, nodes).train.n_users for k in range(nodes))
 
 
-def _others(path: Path, terms: PrivacyTerms | None) -> dict[str, str | int | float | None]:
-    """The ledger, and what it knows of other runs on the same people."""
+def ledger_facts(path: Path, terms: PrivacyTerms | None) -> dict[str, Any]:
+    """The ledger of a run's folder, and what it knows of other runs on the same people."""
     if terms is None:
         return {"ledger": None}
     rounds = PrivateRounds(terms, path / "coordinator")

@@ -13,51 +13,26 @@ Out of scope: handing models out (`service`).
 from __future__ import annotations
 
 import fcntl
-import getpass
-import hashlib
-import json
-import os
-import time
+import re
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedrec.errors import BadContent, RegistryError, UpdateRejected
-from fedrec.wire.files import atomic_write, write_json
-from fedrec.wire.manifest import MANIFEST_FILE, Manifest, check_population, verify_manifest
+from fedrec.wire.files import atomic_write
+from fedrec.wire.manifest import MANIFEST_FILE, MAX_VERSION, Manifest, check_population, verify_manifest
 from fedrec.wire.package import Package, Terms, open_package, read_file, write_package
-from fedrec.wire.signing import RoundKey, SignedDocument, parse_json, read_public
+from fedrec.wire.signing import MANIFEST, RoundKey, SignedDocument, parse_json, read_public
+from fedrec_server.registry.aliases import ALL_TRAFFIC, Aliases
+from fedrec_server.registry.checks import state_of
+from fedrec_server.registry.history import append_history, read_history
 
 ALIASES, HISTORY, ROOT_KEY, LOCK = "aliases.json", "history.jsonl", "root.pub", ".lock"
-ALL_TRAFFIC = 1000
-
-
-@dataclass(frozen=True)
-class Aliases:
-    """Which versions are in use.
-
-    Attributes:
-        champion: for everybody; 0: none yet.
-        canary: for a share of devices; 0: none.
-        canary_traffic: that share, in thousandths.
-    """
-
-    champion: int = 0
-    canary: int = 0
-    canary_traffic: int = 0
-
-    def version_for(self, token: str) -> int:
-        """The version for a device with this token: the same for the same token, a share of all gets the canary."""
-        if not self.canary or not self.canary_traffic:
-            return self.champion
-        digest = hashlib.sha256(f"canary {self.canary} {token}".encode()).digest()
-        return (
-            self.canary
-            if int.from_bytes(digest[:8], "big") % ALL_TRAFFIC < self.canary_traffic
-            else self.champion
-        )
+#: A package that is being written (`place_folder`).
+_ASIDE = re.compile(r"\.\d+\.[0-9a-f]+\.tmp")
 
 
 class Registry:
@@ -119,14 +94,7 @@ class Registry:
         Raises:
             RegistryError: the file is broken.
         """
-        try:
-            return Aliases(**json.loads((self.folder / ALIASES).read_text()))
-        except FileNotFoundError:
-            return Aliases()
-        except (OSError, ValueError, TypeError) as error:
-            raise RegistryError(
-                f"{self.folder / ALIASES} cannot be read ({error}): restore it from a backup"
-            ) from error
+        return Aliases.read(self.folder / ALIASES)
 
     def versions(self) -> list[int]:
         """All, rising."""
@@ -152,8 +120,7 @@ class Registry:
             RegistryError: there is none.
             UpdateRejected: it is not genuine.
         """
-        document = read_file(self.path(version) / MANIFEST_FILE)
-        return verify_manifest(document, self.public_root, self.population, self._signing_time(document))[0]
+        return self._verified(version)[0]
 
     def open(self, version: int) -> Package:
         """A version, everything verified.
@@ -167,19 +134,11 @@ class Registry:
         return open_package(folder, self.public_root, self.population, at)
 
     def verify(self) -> dict[int, str]:
-        """Every version: "good", or what is wrong with it."""
-        found: dict[int, str] = {}
-        for version in self.versions():
-            try:
-                manifest = self.open(version).manifest
-                for base, entry in manifest.deltas.items():
-                    entry.check(f"delta from {base}", read_file(self.path(version) / f"delta-{base}.bin"))
-                found[version] = (
-                    "good" if manifest.version == version else f"says it is version {manifest.version}"
-                )
-            except (UpdateRejected, RegistryError) as error:
-                found[version] = str(error)
-        return found
+        """Every version that is there or in use: "good", or what is wrong with it."""
+        found = {version: state_of(self, version) for version in self.versions()}
+        for name, version in self.aliases.named.items():
+            found.setdefault(version, f"is {name}, and not there: restore it, or promote another")
+        return dict(sorted(found.items()))
 
     def publish(self, files: Mapping[str, bytes], terms: Terms, key: RoundKey) -> Manifest:
         """Sign files under the next version; the version in `terms` is replaced, no alias moves.
@@ -203,8 +162,8 @@ class Registry:
         with self._writing():
             self.open(version)
             before = self.aliases
-            highest = max(before.champion, before.canary if alias == "champion" else 0)
-            if version < before.champion or (alias == "champion" and version < highest):
+            highest = max(before.champion, before.canary)
+            if version < highest:
                 raise RegistryError(
                     f"version {version} is below {highest}, which devices have had: "
                     f"publish its weights anew with `fedrec model rollback {version}`"
@@ -234,11 +193,12 @@ class Registry:
             return self._again(version, created, key, lifetime_days)
 
     def history(self) -> list[dict[str, Any]]:
-        """Everything that was done, oldest first."""
-        try:
-            return [json.loads(line) for line in (self.folder / HISTORY).read_text().splitlines()]
-        except FileNotFoundError:
-            return []
+        """Everything that was done, oldest first.
+
+        Raises:
+            RegistryError: the file is broken.
+        """
+        return read_history(self.folder / HISTORY)
 
     def _again(self, version: int, created: int, key: RoundKey, lifetime_days: float) -> Manifest:
         old = self.open(version).manifest
@@ -247,41 +207,72 @@ class Registry:
         return self._publish(files, terms, key)
 
     def _publish(self, files: Mapping[str, bytes], terms: Terms, key: RoundKey) -> Manifest:
-        delegation = key.delegation
-        if delegation.population != self.population:
-            raise RegistryError(
-                f"a round key for {delegation.population!r} signs nothing for {self.population!r}: delegate another"
-            )
-        version = max(self.versions(), default=0) + 1
-        aliases = self.aliases
-        bases = {v: self.path(v) for v in {aliases.champion, aliases.canary} - {0}}
+        self._check_key(key, terms.created)
+        version = 1 + max([*self.versions(), *self._ever_published()], default=0)
+        bases = {v: self.path(v) for v in self.aliases.named.values() if self._can_be_opened(v)}
         manifest = write_package(
             self.folder / str(version), files, replace(terms, version=version), key, bases
         )
-        try:
-            self.open(version)
-        except UpdateRejected as error:
-            raise RegistryError(
-                f"version {version} was written and devices would refuse it ({error}): give the key of this root"
-            ) from error
-        self._note("publish", version=version, restores=terms.restores)
+        append_history(self.folder / HISTORY, "publish", version=version, restores=terms.restores)
         return manifest
 
-    def _signing_time(self, document: bytes) -> float:
+    def _can_be_opened(self, version: int) -> bool:
+        with suppress(UpdateRejected, RegistryError):
+            self.open(version)
+            return True
+        return False
+
+    def _ever_published(self) -> list[int]:
+        """Numbers that are never given again, also when their folders are gone: devices may have had them."""
+        said = (entry.get("version") for entry in self.history())
+        return [*(v for v in said if isinstance(v, int)), *self.aliases.named.values()]
+
+    def _check_key(self, key: RoundKey, created: int) -> None:
+        """Whether devices would believe what a key signs now; nothing is written before that is sure.
+
+        Raises:
+            RegistryError: they would not.
+        """
+        if key.delegation.population != self.population:
+            raise RegistryError(
+                f"a round key for {key.delegation.population!r} signs nothing for {self.population!r}: "
+                "delegate another"
+            )
+        try:
+            key.sign(MANIFEST, {}).verify(
+                self.public_root,
+                kind=MANIFEST,
+                population=self.population,
+                now=created,
+                min_serial=self._highest_serial(),
+            )
+        except UpdateRejected as error:
+            raise RegistryError(
+                f"devices would refuse it, so nothing was published ({error}): give a key of this root, in its time"
+            ) from error
+
+    def _highest_serial(self) -> int:
+        """Of the round keys whose manifests devices may have seen."""
+        serials = [0]
+        for version in self.versions():
+            with suppress(UpdateRejected, RegistryError):
+                serials.append(self._verified(version)[1])
+        return max(serials)
+
+    @staticmethod
+    def _signing_time(document: bytes) -> float:
         """When a manifest says it was made: whether its key was in time then is what counts here."""
         created = parse_json(SignedDocument.parse(document).payload).get("created")
-        return float(created) if isinstance(created, int) else 0.0
+        return min(max(created, 0), MAX_VERSION) if isinstance(created, int) else 0
+
+    def _verified(self, version: int) -> tuple[Manifest, int]:
+        document = read_file(self.path(version) / MANIFEST_FILE)
+        return verify_manifest(document, self.public_root, self.population, self._signing_time(document))
 
     def _set(self, aliases: Aliases, what: str, **facts: Any) -> None:
-        write_json(self.folder / ALIASES, asdict(aliases))
-        self._note(what, **facts)
-
-    def _note(self, what: str, **facts: Any) -> None:
-        entry = {"what": what, "time": round(time.time()), "by": getpass.getuser()} | facts
-        with (self.folder / HISTORY).open("a") as file:
-            file.write(json.dumps(entry, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Said before it is done: an entry without effect shows beside the aliases, an effect without entry never."""
+        append_history(self.folder / HISTORY, what, **facts)
+        aliases.write(self.folder / ALIASES)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -294,6 +285,13 @@ class Registry:
                     raise RegistryError(
                         f"somebody else is writing to the registry of {self.population}: try again"
                     ) from error
+                self._sweep()
                 yield
         except OSError as error:
             raise RegistryError(f"the registry {self.folder} cannot be written ({error.strerror})") from error
+
+    def _sweep(self) -> None:
+        """Remove what a crash left of packages that never became versions."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and _ASIDE.fullmatch(path.name):
+                shutil.rmtree(path)

@@ -1,0 +1,175 @@
+"""Training campaigns as they lie on disk: who enrolled, and the signed task that answers them.
+
+    ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is closed
+    ROOT/<campaign>/enrolments.jsonl   one device per line, in the order of the roster
+    ROOT/<campaign>/task.signed        from the closing of the roster on
+
+The model service serves it, the operator's process opens, closes and runs it (`fedrec campaign run`); both read the
+same files. A device is known by keys that it made for this campaign alone. Out of scope: rounds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedrec.errors import RegistryError
+from fedrec.wire.files import atomic_write, write_json
+from fedrec.wire.signing import SignedDocument
+
+STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.signed"
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A device on the roster: its two public keys, and how many people use it."""
+
+    identity: str
+    node_key: str
+    users: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a campaign.
+
+    Attributes:
+        population: whose devices may join.
+        opened: seconds since 1970.
+        max_devices: more are refused.
+        closed: the roster is complete.
+    """
+
+    population: str
+    opened: int
+    max_devices: int
+    closed: bool = False
+
+
+class CampaignBook:
+    """All campaigns of a folder; see `fedrec_server.service.campaigns.Campaigns`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+
+    def open(self, population: str, max_devices: int) -> str:
+        """A new campaign; its id.
+
+        Raises:
+            RegistryError: the folder cannot be written.
+        """
+        campaign = secrets.token_hex(16)
+        try:
+            (self._root / campaign).mkdir(parents=True)
+            write_json(
+                self._root / campaign / STATE, asdict(State(population, int(time.time()), max_devices))
+            )
+        except OSError as error:
+            raise RegistryError(
+                f"{self._root} cannot be written ({error.strerror}): give another folder"
+            ) from error
+        return campaign
+
+    def folder(self, campaign: str) -> Path:
+        """Of a campaign.
+
+        Raises:
+            RegistryError: there is none.
+        """
+        folder = self._root / campaign
+        if not campaign.isalnum() or not (folder / STATE).exists():
+            raise RegistryError(f"no campaign {campaign!r:.40} in {self._root}: open one first")
+        return folder
+
+    def state(self, campaign: str) -> State:
+        """Of a campaign.
+
+        Raises:
+            RegistryError: there is none, or its file is broken.
+        """
+        path = self.folder(campaign) / STATE
+        try:
+            return State(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RegistryError(f"{path} cannot be read ({error}): restore it from a backup") from error
+
+    def roster(self, campaign: str) -> list[Enrolled]:
+        """Everybody who enrolled, in order; a line that a crash cut off was never acknowledged."""
+        path = self.folder(campaign) / ENROLMENTS
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        return [Enrolled(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+    def close(self, campaign: str) -> list[Enrolled]:
+        """Complete the roster: nobody can enrol any more."""
+        with self._alone(campaign):
+            state = self.state(campaign)
+            write_json(self.folder(campaign) / STATE, asdict(state) | {"closed": True})
+            return self.roster(campaign)
+
+    def give(self, campaign: str, task: SignedDocument) -> None:
+        """Let the devices of the roster have their task."""
+        atomic_write(self.folder(campaign) / TASK, task.to_bytes())
+
+    def open_for(self, population: str) -> str:
+        """See `Campaigns`; the newest one."""
+        found = []
+        for path in self._root.glob(f"*/{STATE}"):
+            state = self.state(path.parent.name)
+            if state.population == population and not state.closed:
+                found.append((state.opened, path.parent.name))
+        return max(found, default=(0, ""))[1]
+
+    def enrol(self, campaign: str, identity: bytes, node_key: str, users: int) -> None:
+        """See `Campaigns`."""
+        device = Enrolled(identity.hex(), node_key, users)
+        with self._alone(campaign):
+            state, roster = self.state(campaign), self.roster(campaign)
+            if device in roster:
+                return
+            if state.closed:
+                raise RegistryError(f"the roster of campaign {campaign} is closed: wait for another")
+            if any(identity.hex() == other.identity or node_key == other.node_key for other in roster):
+                raise RegistryError(
+                    "a key stands on the roster with another: make new keys for every campaign"
+                )
+            if len(roster) >= state.max_devices:
+                raise RegistryError(f"the roster of campaign {campaign} is full: wait for another")
+            self._add(campaign, device, cut=self._cut(campaign))
+
+    def task(self, campaign: str, identity: bytes) -> bytes | None:
+        """See `Campaigns`."""
+        if not any(identity.hex() == device.identity for device in self.roster(campaign)):
+            raise RegistryError(f"a device that is not on the roster of campaign {campaign}: enrol first")
+        path = self.folder(campaign) / TASK
+        return path.read_bytes() if path.exists() else None
+
+    def _add(self, campaign: str, device: Enrolled, cut: int) -> None:
+        path = self.folder(campaign) / ENROLMENTS
+        with path.open("ab") as file:
+            file.truncate(cut)
+            file.write((json.dumps(asdict(device), sort_keys=True) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _cut(self, campaign: str) -> int:
+        """Where the last whole line ends."""
+        path = self.folder(campaign) / ENROLMENTS
+        return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+    @contextmanager
+    def _alone(self, campaign: str) -> Iterator[None]:
+        """One writer, in this process and in any other."""
+        with self._lock, (self.folder(campaign) / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

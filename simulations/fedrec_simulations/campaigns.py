@@ -1,0 +1,235 @@
+"""A training campaign from the operator's side: enrol devices, train with them, publish what came of it.
+
+    open -> devices enrol with fresh keys -> close: roster, privacy plan and terms are fixed, signed as a task
+    -> SuperLink and gateway start for these devices alone -> rounds under secure aggregation -> a signed version
+
+The operator's process sees public keys, encrypted updates and sums. Out of scope: the devices (`fedrec_client`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.errors import ConfigError, RegistryError
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.models.registry import build
+from fedrec.privacy.statement import StatementFacts, statement, write_statement
+from fedrec.ranking.serving import ServingModel
+from fedrec.secagg.roster import Member
+from fedrec.wire.files import write_json
+from fedrec.wire.manifest import Manifest
+from fedrec.wire.package import Package, Terms, pack_model
+from fedrec.wire.signing import TASK, RoundKey
+from fedrec_client.node import config_hash
+from fedrec_server.campaigns import CampaignBook, Enrolled
+from fedrec_server.federation import Federation
+from fedrec_server.registry import Registry
+from fedrec_server.task import Task
+from fedrec_simulations.config import Config
+from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_simulations.enrolment import secagg_terms
+from fedrec_simulations.privacy_terms import terms_of
+from fedrec_simulations.publishing import served, statement_of, summary
+from fedrec_simulations.report.privacy_facts import ledger_facts
+from fedrec_simulations.run_folder import environment
+
+Event = dict[str, Any]
+Finish = Callable[[ServingModel, Package], ServingModel]
+POLL_SECONDS = 0.5
+TASK_LIFETIME_SECONDS = 6 * 3600
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One campaign.
+
+    Attributes:
+        id: random.
+        book: where its enrolments lie.
+        registry: whose champion the devices use, and where the result goes.
+        config: model, privacy, rounds; its data section is not used: the data are the devices'.
+        key: signs the task and the result.
+        finish: from what was trained and the champion to what is published, e.g. a layer on a model of public data.
+    """
+
+    id: str
+    book: CampaignBook
+    registry: Registry
+    config: Config
+    key: RoundKey
+    finish: Finish = lambda trained, champion: trained
+
+    @classmethod
+    def open(
+        cls, book: CampaignBook, registry: Registry, config: Config, key: RoundKey, max_devices: int = 64
+    ) -> Campaign:
+        """Let devices enrol.
+
+        Raises:
+            ConfigError: the configuration has no secure aggregation.
+            RegistryError: there is no champion whose items the devices have.
+        """
+        if config.privacy.aggregator != "secagg":
+            raise ConfigError(
+                f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because nobody "
+                "should see a device's own update"
+            )
+        if not registry.aliases.champion:
+            raise RegistryError(
+                f"{registry.population} has no champion: promote a model whose items devices know"
+            )
+        return cls(book.open(registry.population, max_devices), book, registry, config, key)
+
+    @property
+    def folder(self) -> Path:
+        """Everything of it."""
+        return self.book.folder(self.id)
+
+    def await_devices(
+        self, count: int, seconds: float, on_step: Callable[[str], None] = lambda step: None
+    ) -> int:
+        """Wait until so many devices are enrolled; how many are.
+
+        Raises:
+            RegistryError: too few came.
+        """
+        deadline, seen = time.monotonic() + seconds, -1
+        while True:
+            here = len(self.book.roster(self.id))
+            if here != seen:
+                on_step(f"{here} of {count} devices enrolled")
+                seen = here
+            if here >= count:
+                return here
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"{here} devices enrolled within {seconds:g} s: {count} are wanted; wait longer"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def run(
+        self,
+        on_step: Callable[[str], None] = lambda step: None,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> Manifest:
+        """Close the roster, train, publish and promote; the new version.
+
+        Raises:
+            FedrecError: whatever ended it; the registry is as it was.
+        """
+        devices = self.book.close(self.id)
+        task, run = self._task(devices)
+        federation = Federation.admit(
+            self.folder / "federation", [d.node_key for d in devices], on_step=on_step
+        )
+        try:
+            self.book.give(self.id, self.key.sign(TASK, self._payload(task, federation)))
+            on_step("task signed: roster, privacy plan and terms are fixed")
+            seconds = task.rounds.wait_seconds
+            started = federation.start_run(run, app_folder(), wait_seconds=seconds)
+            finished = started.wait(on_event=on_event)
+        finally:
+            federation.down()
+            federation.forget()
+        outcome = read_outcome(run, finished)
+        on_step(f"{outcome.rounds} rounds summed")
+        made = self._publish(outcome.shared, self._statement(run, task, devices, outcome.rounds))
+        on_step(f"version {made.version} signed and promoted")
+        return made
+
+    def _task(self, devices: list[Enrolled]) -> tuple[Task, Path]:
+        """What coordinator and devices agree on, written into a run folder."""
+        items = self._item_ids()
+        people = sum(device.users for device in devices)
+        privacy = terms_of(self.config, people, len(items), f"campaign {self.id}")
+        members = [
+            Member(name=str(k), key=device.identity, users=device.users) for k, device in enumerate(devices)
+        ]
+        name = privacy.run if privacy else self.id
+        terms = secagg_terms(self.config, members, name, privacy)
+        settings, evaluation = self.config.node_settings(), EvaluationSettings()
+        fingerprint = config_hash(self.config.model, settings, evaluation, items, privacy, terms)
+        task = Task(
+            self.config.model,
+            settings,
+            self.config.round_settings(),
+            evaluation,
+            len(items),
+            fingerprint,
+            False,
+            False,
+            privacy,
+            aggregation=terms,
+        )
+        run = self.folder / "run"
+        task.write(run / "coordinator")
+        for k, device in enumerate(devices):
+            (run / "nodes" / str(k)).mkdir(parents=True, exist_ok=True)
+            write_json(run / "nodes" / str(k) / "enrolment.json", vars(device))
+        return task, run
+
+    def _payload(self, task: Task, federation: Federation) -> dict[str, Any]:
+        """See `fedrec_client.training`."""
+        parts = {
+            "model": task.model,
+            "settings": task.settings,
+            "evaluation": task.evaluation,
+            "privacy": task.privacy,
+            "aggregation": task.aggregation,
+        }
+        items = "\0".join(self._item_ids().tolist()).encode()
+        return {
+            "campaign": self.id,
+            "expires": int(time.time()) + TASK_LIFETIME_SECONDS,
+            "model_version": self.registry.aliases.champion,
+            "items": hashlib.sha256(items).hexdigest(),
+            "node": {name: part and part.model_dump(mode="json") for name, part in parts.items()},
+            "superlink": f"127.0.0.1:{federation.record.gateway_port}",
+            "superlink_ca": federation.parts.ca.read_text(),
+            "rounds": build(task.model).fixed_rounds or task.rounds.rounds,
+        }
+
+    def _item_ids(self) -> np.ndarray[Any, np.dtype[np.str_]]:
+        package = self.registry.open(self.registry.aliases.champion)
+        return np.array(package.items.ids)
+
+    def _statement(self, run: Path, task: Task, devices: list[Enrolled], rounds: int) -> dict[str, Any]:
+        """What may be claimed of the result, as for any other run."""
+        packages = environment()
+        facts = StatementFacts(
+            rounds=rounds,
+            engine="deployment",
+            nodes=len(devices),
+            users_per_node=min(device.users for device in devices),
+            aggregator="secagg",
+            least_nodes=self.config.secagg.min_nodes,
+            simulated=False,
+            metrics="none",
+            selected=False,
+            audit=None,
+            exact_numbers=()
+            if task.privacy
+            else ("loss", "examples", "norms before clipping", "number clipped"),
+            code=f"fedrec {packages['fedrec']}",
+            config_hash=task.config_hash,
+            packages=packages,
+            **ledger_facts(run, task.privacy),
+        )
+        made = statement(task.privacy.plan if task.privacy else None, facts)
+        write_statement(run, made)
+        return statement_of(run)
+
+    def _publish(self, shared: dict[str, Any], told: dict[str, Any]) -> Manifest:
+        before = self.registry.open(self.registry.aliases.champion)
+        files = pack_model(served(self.config, shared), before.items, told)
+        facts = summary(self.config, told) | {"campaign": self.id}
+        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.key)
+        self.registry.promote(made.version)
+        return made
