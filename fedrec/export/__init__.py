@@ -1,0 +1,1 @@
+"""A served model in formats that other runtimes read; needs the extra `export`."""
