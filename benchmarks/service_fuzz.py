@@ -2,15 +2,19 @@
 
     python -m benchmarks.service_fuzz [--inputs 100000]
 
-Three kinds, over TLS with the app's certificate: garbage as gRPC messages of every method (random bytes, mutated
-good messages, hostile fields), broken HTTP/2 (frames, sizes, flags) and bytes that are no TLS at all. Every answer
-is searched for traces, paths and names of modules. Prints outcomes, seconds, memory before and after.
+Four kinds, from several threads: garbage as gRPC messages of every method (random bytes, mutated good messages,
+hostile fields), calls that are good HTTP/2 and broken gRPC, broken HTTP/2, and bytes that are no TLS at all. The
+first three behind a handshake with the app's certificate. The service is a process of its own with the usual limits,
+but for how many calls a second it takes. Every answer is searched for traces, paths and names of modules. Prints
+outcomes, seconds, memory of the service before and after; exits with 1 when anything was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import multiprocessing
 import os
 import random
 import ssl
@@ -19,7 +23,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 # Each refused handshake would be a line.
@@ -40,82 +46,138 @@ from fedrec_server.certificates import make_service_certificates
 from fedrec_server.registry import Registry
 from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.service_fuzz import fuzz_calls, fuzz_frames, fuzz_sockets
+from fedrec_simulations.service_fuzz import fuzz_calls
+from fedrec_simulations.service_fuzz_wire import Line, fuzz_frames, fuzz_sockets, fuzz_streams
+
+POPULATION = "films"
+GOOD_SECONDS = 0.05
+#: A service that grows by more has kept something of what was sent.
+GROWTH_MIB = 200.0
 
 
 def main() -> None:
-    """Send, count, print; exit 1 when anything was wrong."""
+    """Send, count, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.service_fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     inputs = parser.parse_args().inputs
-    logging.getLogger("fedrec_server").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        registry, tls = made(folder)
-        files = (tls / name for name in ("server.pem", "server.key", "apps.crt"))
-        limits = Limits(calls_per_second=1e9, burst=10**9)
-        with Service.start([registry], Certificates(*files), limits=limits) as service:
-            sys.exit(run(service, tls, inputs))
+    with tempfile.TemporaryDirectory() as name, served(Path(name)) as (port, pid):
+        sys.exit(run(port, pid, Path(name) / "tls", inputs))
 
 
-def run(service: Service, tls: Path, inputs: int) -> int:
+def run(port: int, pid: int, tls: Path, inputs: int) -> int:
     """All kinds against a running service; 0 when all went well."""
-    target = f"127.0.0.1:{service.port}"
-    read = [(tls / name).read_bytes() for name in ("ca.crt", "app.key", "app.pem")]
+    good = Good(port, tls)
+    before, start = memory(pid), time.perf_counter()
+    outcomes: Counter[str] = Counter()
+    with ThreadPoolExecutor(6) as pool:
+        asking = pool.submit(good.ask_on)
+        try:
+            for job in [pool.submit(*each) for each in kinds(port, tls, inputs)]:
+                outcomes += job.result()
+        finally:
+            good.done.set()
+        asking.result()
+    seconds, after = time.perf_counter() - start, memory(pid)
+    for outcome, count in sorted(outcomes.items()):
+        print(f"{count:9,}  {outcome}")
+    print(f"{outcomes.total():9,}  inputs in {seconds:.0f} s")
+    print(f"{after:9,.0f}  MiB of memory afterwards, {before:,.0f} before")
+    print(f"{len(good.waits):9,}  good calls meanwhile, all answered; {quantiles(good.waits)}")
+    return int(any(outcome.startswith("BAD") for outcome in outcomes) or after - before > GROWTH_MIB)
+
+
+def kinds(port: int, tls: Path, inputs: int) -> list[tuple]:  # type: ignore[type-arg]
+    """What is sent: functions and their arguments, one thread each."""
     context = ssl.create_default_context(cafile=str(tls / "ca.crt"))
     context.load_cert_chain(tls / "app.pem", tls / "app.key")
     context.set_alpn_protocols(["h2"])
-    good = GrpcTransport(target, ca=tls / "ca.crt", certificate=tls / "app.pem", key=tls / "app.key")
-    done, waits = threading.Event(), list[float]()
+    target = ("127.0.0.1", port)
+    sockets, frames, streams = inputs // 50, inputs // 25, inputs // 10
+    calls = inputs - sockets - frames - streams
+    return [
+        (some_calls, port, tls, calls // 2, 1),
+        (some_calls, port, tls, calls - calls // 2, 2),
+        (fuzz_sockets, Line(target, source="127.0.0.2"), sockets, random.Random(3)),
+        (fuzz_frames, Line(target, context, "127.0.0.3"), frames, random.Random(4)),
+        (fuzz_streams, Line(target, context, "127.0.0.4"), streams, random.Random(5), POPULATION),
+    ]
 
-    def keep_asking() -> None:
-        while not done.is_set():
+
+def some_calls(port: int, tls: Path, count: int, seed: int) -> Counter[str]:
+    """`fuzz_calls` over a connection of its own."""
+    read = [(tls / name).read_bytes() for name in ("ca.crt", "app.key", "app.pem")]
+    with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*read)) as channel:
+        return fuzz_calls(channel, count, random.Random(seed), POPULATION)
+
+
+class Good:
+    """A client that behaves, and fetches whole files all along."""
+
+    def __init__(self, port: int, tls: Path) -> None:
+        self._transport = GrpcTransport(
+            f"127.0.0.1:{port}", ca=tls / "ca.crt", certificate=tls / "app.pem", key=tls / "app.key"
+        )
+        self._file = b"".join(self._transport.download(POPULATION, 1, "model.safetensors"))
+        self.done, self.waits = threading.Event(), list[float]()
+
+    def ask_on(self) -> None:
+        """Until it is told to end; any refusal or wrong byte is an error."""
+        while not self.done.wait(GOOD_SECONDS):
             start = time.perf_counter()
-            assert good.check_in(CheckIn("films", "0123456789abcdef", "0.1.0", 0)).model_version == 1
-            waits.append(time.perf_counter() - start)
-            time.sleep(0.05)
-
-    before, start = memory(), time.perf_counter()
-    outcomes: Counter[str] = Counter()
-    sockets, frames = inputs // 50, inputs // 25
-    calls = inputs - sockets - frames
-    with ThreadPoolExecutor(5) as pool:
-        asking = pool.submit(keep_asking)
-
-        def some_calls(seed: int) -> Counter[str]:
-            with grpc.secure_channel(target, grpc.ssl_channel_credentials(*read)) as channel:
-                return fuzz_calls(channel, calls // 2 + (seed < calls % 2), random.Random(seed), "films")
-
-        jobs = [pool.submit(some_calls, seed) for seed in range(2)]
-        jobs.append(pool.submit(fuzz_sockets, ("127.0.0.1", service.port), sockets, random.Random(7)))
-        jobs.append(pool.submit(fuzz_frames, ("127.0.0.1", service.port), frames, random.Random(8), context))
-        for job in jobs:
-            outcomes += job.result()
-        done.set()
-        asking.result()
-    seconds = time.perf_counter() - start
-    good.close()
-    for outcome, count in sorted(outcomes.items()):
-        print(f"{count:9,}  {outcome}")
-    print(f"{sum(outcomes.values()):9,}  inputs in {seconds:.0f} s")
-    print(f"{memory():9,.0f}  MiB of memory afterwards, {before:,.0f} before")
-    print(f"{len(waits):9,}  good calls meanwhile, all answered; slowest {max(waits) * 1e3:.0f} ms")
-    return int(any(outcome.startswith("BAD") for outcome in outcomes))
+            answer = self._transport.check_in(CheckIn(POPULATION, "0123456789abcdef", "0.1.0", 0))
+            assert answer.model_version == 1
+            assert b"".join(self._transport.download(POPULATION, 1, "model.safetensors")) == self._file
+            self.waits.append(time.perf_counter() - start)
+        self._transport.close()
 
 
-def memory() -> float:
-    """Resident MiB of this process, which is the service's, too."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[int, int]]:
+    """A service in a process of its own: its port and the number of the process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=serve, args=(folder, theirs))
+    child.start()
+    try:
+        yield ours.recv(), int(child.pid or 0)
+        assert child.is_alive(), "the service has died"
+        ours.send("enough")
+        child.join(20)
+        assert child.exitcode == 0, f"the service ended with {child.exitcode}"
+    finally:
+        child.kill()
+        child.join()
+
+
+def serve(folder: Path, told: Connection) -> None:
+    """The service's process."""
+    logging.getLogger("fedrec_server").setLevel(logging.ERROR)
+    registry, tls = made(folder)
+    files = (tls / name for name in ("server.pem", "server.key", "apps.crt"))
+    limits = Limits(calls_per_second=1e9, burst=10**9, app_calls_per_second=1e9, app_burst=10**9)
+    with Service.start([registry], Certificates(*files), limits=limits) as service:
+        told.send(service.port)
+        told.recv()
+
+
+def memory(pid: int) -> float:
+    """Resident MiB of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def quantiles(waits: list[float]) -> str:
+    """In words."""
+    middle, most, worst = np.quantile(waits, [0.5, 0.99, 1.0]) * 1e3
+    return f"median {middle:.0f} ms, p99 {most:.0f} ms, slowest {worst:.0f} ms"
 
 
 def made(folder: Path) -> tuple[Registry, Path]:
     """A registry with one champion, and certificates."""
     root, now = RootKey.generate(), time.time()
-    key = RoundKey.generate(root, "films", serial=1, not_before=now - 60, not_after=now + 86_400)
-    registry = Registry.create(folder / "models", "films", root.public)
-    table = FloatTable(np.random.default_rng(0).normal(size=(500, 16)))
-    files = pack_model(Factors(table, Ridge(0.1, 0.01)), Items.of([f"i{k}" for k in range(500)]), {})
+    key = RoundKey.generate(root, POPULATION, serial=1, not_before=now - 60, not_after=now + 86_400)
+    registry = Registry.create(folder / "models", POPULATION, root.public)
+    table = FloatTable(np.random.default_rng(0).normal(size=(10_000, 16)))
+    files = pack_model(Factors(table, Ridge(0.1, 0.01)), Items.of([f"i{k}" for k in range(10_000)]), {})
     registry.promote(registry.publish(files, Terms(0, int(now)), key).version)
     make_service_certificates(folder / "tls")
     return registry, folder / "tls"

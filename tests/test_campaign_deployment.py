@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,17 @@ from fedrec.errors import ConfigError, FedrecError
 from fedrec.processes import MARK
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
+from fedrec.secagg.roster import Identity
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import TASK, RootKey, RoundKey
 from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.participation import Book
 from fedrec_client.testing import FakePlatform
+from fedrec_client.training.forward import SENT
 from fedrec_client.training.run_task import RAM
 from fedrec_server.campaigns import CampaignBook
+from fedrec_server.certificates import make_node_key
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Service
 from fedrec_simulations.campaigns import Campaign
@@ -141,7 +145,7 @@ def test_devices_train_together_and_their_lists_change(place: Place, tmp_path: P
     after = [each.item for each in clients[0].recommend(5)]
     assert after[0] == "film-20" and after != before
     assert place.registry.verify() == {1: "good", 2: "good"}
-    assert not sessions_on_disk()
+    assert not list(RAM.glob("fedrec-*"))
 
 
 def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: Path) -> None:
@@ -152,7 +156,8 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
     first = careful.train_if_eligible(NOW_CONDITIONS, 0)
     assert not first.joined and "not started yet" in first.reason
     for k in range(2):
-        campaign.book.enrol(campaign.id, bytes([k]) * 32, f"ecdsa-sha2-nistp384 {'A' * 120}{k}", 1)
+        key = make_node_key(tmp_path / f"key-{k}").read_text()
+        campaign.book.enrol(campaign.id, Identity.create().public, key, 1)
     devices = campaign.book.close(campaign.id)
     task, _ = campaign._task(devices)
     assert task.privacy is not None
@@ -215,34 +220,43 @@ def test_a_session_that_is_stopped_is_gone_at_once_and_stays_charged(place: Plac
     assert not _left()
 
 
-APP = """
-import sys, time
-from fedrec_client.training.run_task import run_task
-node = {"model": {"kind": "popularity"}, "settings": {}, "evaluation": {}, "privacy": None,
-        "aggregation": {"kind": "plain", "insecure": True}}
-task = {"node": node, "superlink": "127.0.0.1:1", "superlink_ca": "", "rounds": 1}
-run_task(task, item_ids=["a", "b"], history=[0], identity=bytes(32), node_key="", deadline_seconds=60,
-         stopped=lambda: print("alive", flush=True) or False)
-"""
+def test_a_device_killed_in_mid_round_costs_its_update_and_no_more(place: Place, tmp_path: Path) -> None:
+    """kill -9 for one of four after it dealt its shares: three finish, the dead one stays charged."""
+    clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
+    for client in clients:
+        like(client, [10, 11, 12, 13])
+    version = place.registry.aliases.champion
+    hasty = config(deadline_seconds=20, stage_seconds=10)
+    three_are_enough = hasty.model_copy(
+        update={"privacy": hasty.privacy.model_copy(update={"survivors": 0.75})}
+    )
+    campaign = Campaign.open(place.book, place.registry, three_are_enough, place.key)
+    with ThreadPoolExecutor(DEVICES + 1) as pool:
+        sessions = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 150) for client in clients]
+        campaign.await_devices(DEVICES, 30)
+        run = pool.submit(campaign.run)
+        while not (dealt := [p for p in RAM.glob(f"fedrec-*/node/{SENT}") if '"share"' in p.read_text()]):
+            assert not run.done(), run.result()
+            time.sleep(0.05)
+        for process in _processes(str(dealt[0].parent.parent)):
+            os.kill(process, signal.SIGKILL)
+        made = run.result()
+        reports = [session.result() for session in sessions]
+    assert made.version > version and place.registry.verify()[made.version] == "good"
+    finished = [report for report in reports if report.reason == "done"]
+    (dead,) = [report for report in reports if report.reason != "done"]
+    assert len(finished) == DEVICES - 1 and all(report.rounds == 2 for report in finished)
+    assert "ended by itself" in dead.reason and dead.rounds <= 1
+    assert dead.epsilon_spent == finished[0].epsilon_spent > 0
+    records = (campaign.folder / "run" / "coordinator" / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(record)["secagg"]["nodes"] for record in records] == [3, 3]
+    assert not _left()
 
 
-def sessions_on_disk() -> list[Path]:
-    return [path for path in RAM.glob("fedrec-*") if path.is_dir()]
-
-
-def test_a_session_dies_with_its_app(tmp_path: Path) -> None:
-    """kill -9 of the app: seconds later neither a process nor a file of the session is left."""
-    app = subprocess.Popen([sys.executable, "-c", APP], stdout=subprocess.PIPE)
-    assert app.stdout is not None and app.stdout.readline() == b"alive\n"
-    deadline = time.monotonic() + 20
-    while not [folder for folder in sessions_on_disk() if (folder / "node" / "node.json").exists()]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    app.kill()
-    app.communicate()
-    while (sessions_on_disk() or _left()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not sessions_on_disk() and not _left()
+def _processes(folder: str) -> list[int]:
+    """Of a session, by its folder, which stands in their command lines."""
+    lines = {path.parent.name: _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(pid) for pid, line in lines.items() if folder.encode() in line]
 
 
 def _left() -> list[Path]:

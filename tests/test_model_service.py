@@ -1,100 +1,43 @@
-"""The model service over real sockets: what it serves, whom it refuses, what it survives."""
+"""The model service over real sockets: what it serves, what it refuses, what it keeps."""
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import random
-import socket
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from wire_helpers import DAY, POPULATION, PRIVACY, items, keys
+from service_helpers import NODE_KEY, NOW, Place, check_in, limits
+from wire_helpers import POPULATION, factors, items
 
 from fedrec.errors import RegistryError, ServerBusy, ServiceError
-from fedrec.ranking.factors import Factors
-from fedrec.ranking.folding import Ridge
-from fedrec.ranking.items import Items
-from fedrec.ranking.tables import FloatTable
+from fedrec.secagg.roster import Identity
 from fedrec.wire.manifest import MODEL_FILE
-from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_client import Client, Consent, MemoryStore
-from fedrec_client.grpc_transport import GrpcTransport
+from fedrec_client.grpc_transport import BUSY_SECONDS, GrpcTransport
 from fedrec_client.testing import FakePlatform
-from fedrec_client.transport import CheckIn, Enrolment
-from fedrec_server.certificates import Validity, make_service_certificates
-from fedrec_server.registry import Registry
-from fedrec_server.service.limits import Buckets, Limits
-from fedrec_server.service.metric_sums import MetricSums
-from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.service_fuzz import fuzz_calls, fuzz_sockets
+from fedrec_client.transport import Enrolment
+from fedrec_server.campaigns import CampaignBook
+from fedrec_server.certificates import make_node_key
+from fedrec_server.service.metric_sums import DAY, DAYS_KEPT, MOST, MetricSums
+from fedrec_server.service.server import Service
 
-NOW = dt.datetime.now().timestamp()
-ROOT, KEY = keys(POPULATION)
-TOKEN = "0123456789abcdef"
-QUICK = Limits(calls_per_second=10_000, burst=10_000)
-
-
-def fresh_keys() -> Any:
-    from fedrec.wire.signing import RootKey, RoundKey
-
-    root = RootKey.generate()
-    return root, RoundKey.generate(root, POPULATION, serial=1, not_before=NOW - DAY, not_after=NOW + 90 * DAY)
-
-
-def model(n: int = 40, d: int = 8, seed: int = 0) -> Factors:
-    table = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    return Factors(FloatTable(table), Ridge(unobserved_weight=0.1, reg=0.01))
-
-
-@dataclass
-class Place:
-    """A registry with a champion, certificates, and what apps pin."""
-
-    registry: Registry
-    key: Any
-    certificates: Path
-
-    def publish(self, made: Factors, known: Items) -> int:
-        version = self.registry.publish(
-            pack_model(made, known, PRIVACY), Terms(0, int(NOW)), self.key
-        ).version
-        self.registry.promote(version)
-        return version
-
-    def start(self, limits: Limits = QUICK, campaigns: Any = None) -> Service:
-        files = (self.certificates / name for name in ("server.pem", "server.key", "apps.crt"))
-        return Service.start([self.registry], Certificates(*files), limits=limits, campaigns=campaigns)
-
-    def connect(self, service: Service, app: Path | None = None) -> GrpcTransport:
-        folder = app or self.certificates
-        return GrpcTransport(
-            f"127.0.0.1:{service.port}",
-            ca=self.certificates / "ca.crt",
-            certificate=folder / "app.pem",
-            key=folder / "app.key",
-        )
+Trailing = tuple[tuple[str, str], ...]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("service")
-    root, key = fresh_keys()
-    made = Place(Registry.create(folder / "models", POPULATION, root.public), key, folder / "tls")
-    make_service_certificates(made.certificates)
-    made.publish(model(), items())
-    made.publish(model(seed=1), items())
-    return made
+    return Place.make(tmp_path_factory.mktemp("service"), versions=2)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +51,6 @@ def transport(place: Place, service: Service) -> Iterator[GrpcTransport]:
     made = place.connect(service)
     yield made
     made.close()
-
-
-def checkin(population: str = POPULATION, token: str = TOKEN, version: str = "0.1.0") -> CheckIn:
-    return CheckIn(population, token, version, 0)
 
 
 def test_a_client_lives_on_it(place: Place, service: Service, tmp_path: Path) -> None:
@@ -132,9 +71,8 @@ def test_a_client_lives_on_it(place: Place, service: Service, tmp_path: Path) ->
         assert len(client.recommend(5)) == 5
         client.set_consent(Consent(metrics=True))
         assert client.check_for_update() is None
-    service._service.close()
-    sums = json.loads((place.registry.folder / "metrics.json").read_text())
-    (of_day,) = sums.values()
+    service._answers.write()
+    (of_day,) = json.loads((place.registry.folder / "metrics.json").read_text()).values()
     assert set(of_day["2"]) == {"impressions", "clicks", "hides"}
 
 
@@ -146,37 +84,75 @@ def test_files_come_whole_and_from_any_offset(place: Place, transport: GrpcTrans
         assert b"".join(transport.download(POPULATION, 2, MODEL_FILE, offset)) == content[offset:]
 
 
-def test_large_files_come_in_pieces(place: Place, transport: GrpcTransport) -> None:
-    known = Items.of([f"i{k}" for k in range(20_000)])
-    version = place.publish(model(20_000, 32), known)
-    pieces = list(transport.download(POPULATION, version, MODEL_FILE))
-    assert len(pieces) > 8 and max(map(len, pieces)) <= 256 << 10
-    assert b"".join(pieces) == (place.registry.path(version) / MODEL_FILE).read_bytes()
-    place.publish(model(seed=2), items())
+def test_a_delta_is_a_file_as_any(place: Place, transport: GrpcTransport) -> None:
+    manifest = place.registry.manifest(2)
+    (base,) = manifest.deltas
+    name = f"delta-{base}.bin"
+    assert b"".join(transport.download(POPULATION, 2, name)) == (place.registry.path(2) / name).read_bytes()
+
+
+def test_large_files_come_in_pieces_and_go_on_where_they_were_cut(tmp_path: Path, place: Place) -> None:
+    large = Place.make(tmp_path, place.certificates, versions=0)
+    version = large.publish(factors(20_000, 32), items(20_000))
+    content = (large.registry.path(version) / MODEL_FILE).read_bytes()
+    with large.start() as running:
+        transport = large.connect(running)
+        pieces = list(transport.download(POPULATION, version, MODEL_FILE))
+        assert len(pieces) > 8 and max(map(len, pieces)) <= 256 << 10
+        assert b"".join(pieces) == content
+        stream = transport.download(POPULATION, version, MODEL_FILE)
+        had = next(stream) + next(stream)
+        transport.close()  # in the middle
+        with pytest.raises(ServiceError):
+            list(stream)
+        again = large.connect(running)
+        assert had + b"".join(again.download(POPULATION, version, MODEL_FILE, len(had))) == content
+        again.close()
 
 
 def test_check_ins_are_paced_and_canaries_get_their_share(place: Place, tmp_path: Path) -> None:
-    root, key = fresh_keys()
-    other = Place(Registry.create(tmp_path, POPULATION, root.public), key, place.certificates)
-    other.publish(model(), items())
-    other.registry.publish(pack_model(model(seed=1), items(), PRIVACY), Terms(0, int(NOW)), key)
+    other = Place.make(tmp_path, place.certificates)
+    other.add(factors(seed=1))
     other.registry.promote(2, "canary", 300)
-    with other.start(Limits(calls_per_second=1e6, burst=10**6, expected_devices=6000)) as running:
+    with other.start(limits(expected_devices=6000)) as running:
         transport = other.connect(running)
-        answers = [transport.check_in(checkin(token=f"{k:016x}")) for k in range(400)]
+        answers = [transport.check_in(check_in(token=f"{k:016x}")) for k in range(400)]
         assert {each.retry_after_seconds for each in answers} == {(600.0, 1200.0)}
         assert sum(each.model_version == 2 for each in answers) / 400 == pytest.approx(0.3, abs=0.08)
-        assert transport.check_in(checkin()).campaign == ""
+        again = [transport.check_in(check_in(token=f"{k:016x}")) for k in range(50)]
+        assert again == answers[:50]
+        transport.close()
+
+
+def test_devices_enrol_and_get_their_task_and_nobody_elses(place: Place, tmp_path: Path) -> None:
+    book = CampaignBook(tmp_path / "campaigns")
+    campaign = book.open(POPULATION, 2)
+    identities = [Identity.create().public for _ in range(2)]
+    node_keys = [make_node_key(tmp_path / f"{k}").read_text().strip() for k in range(2)]
+    with place.start(campaigns=book) as running:
+        transport = place.connect(running)
+        assert transport.check_in(check_in()).campaign == ""
+        assert transport.check_in(check_in(trains=True)).campaign == campaign
+        for _ in range(2):
+            transport.enrol(Enrolment(campaign, identities[0], node_keys[0]))
+        assert transport.task(campaign, identities[0]) is None
+        assert len(book.close(campaign)) == 1
+        with pytest.raises(ServiceError, match="not possible now"):
+            transport.enrol(Enrolment(campaign, identities[1], node_keys[1]))
+        (tmp_path / "campaigns" / campaign / "task.signed").write_bytes(b"signed")
+        assert transport.task(campaign, identities[0]) == b"signed"
+        with pytest.raises(ServiceError, match="not possible now"):
+            transport.task(campaign, identities[1])
         transport.close()
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda t: t.check_in(checkin("../../etc")),
-        lambda t: t.check_in(checkin("nobody")),
-        lambda t: t.check_in(checkin(token="someone@example.org")),
-        lambda t: t.check_in(checkin(version="; rm")),
+        lambda t: t.check_in(check_in("../../etc")),
+        lambda t: t.check_in(check_in("nobody")),
+        lambda t: t.check_in(check_in(token="someone@example.org")),
+        lambda t: t.check_in(check_in(version="; rm")),
         lambda t: t.manifest(POPULATION, 999),
         lambda t: t.manifest("../models", 1),
         lambda t: list(t.download(POPULATION, 1, "../root.pub")),
@@ -185,13 +161,16 @@ def test_check_ins_are_paced_and_canaries_get_their_share(place: Place, tmp_path
         lambda t: list(t.download(POPULATION, 1, MODEL_FILE, 2**63)),
         lambda t: list(t.download(POPULATION, 2**60, MODEL_FILE)),
         lambda t: t.enrol(Enrolment("not hex", bytes(32), "key")),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), "ecdsa-sha2-nistp384 " + "A" * 120)),
+        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY)),
+        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY + " a\nb")),
+        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=10**6)),
         lambda t: t.task("ab" * 8, bytes(32)),
         lambda t: t.task("ab" * 8, b"short"),
         lambda t: t.send_metrics(POPULATION, 1, {"films watched": 3.0}),
         lambda t: t.send_metrics(POPULATION, 1, {"clicks": float("nan")}),
         lambda t: t.send_metrics(POPULATION, 77, {"clicks": 1.0}),
         lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 9000: 1.0}),
+        lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 90_000: 1.0}),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_without_inside_words(
@@ -203,7 +182,7 @@ def test_what_cannot_be_is_refused_in_one_line_without_inside_words(
     assert "\n" not in text and len(text) < 400
     for inside in ("Traceback", "/tmp", ".py", "Error(", "/etc"):
         assert inside not in text
-    assert transport.check_in(checkin()).model_version
+    assert transport.check_in(check_in()).model_version
 
 
 def test_a_mishap_inside_is_told_to_nobody(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,37 +198,31 @@ def test_a_mishap_inside_is_told_to_nobody(place: Place, caplog: pytest.LogCaptu
 
     with place.start(campaigns=Broken()) as running:
         transport = place.connect(running)
-        with pytest.raises(ServiceError, match="internal") as caught:
-            transport.check_in(CheckIn(POPULATION, TOKEN, "0.1.0", 0, trains=True))
+        with pytest.raises(ServiceError, match="internal error") as caught:
+            transport.check_in(check_in(trains=True))
         assert "secret" not in str(caught.value)
         with pytest.raises(ServiceError, match="not possible now") as caught:
-            transport.enrol(Enrolment("ab" * 8, bytes(32), "ecdsa-sha2-nistp384 " + "A" * 120))
+            transport.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY))
         assert "secret" not in str(caught.value)
         assert transport.task("ab" * 8, bytes(32)) is None
         transport.close()
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_busy_service_says_when_to_come_back(place: Place) -> None:
-    with place.start(Limits(calls_per_second=0.01, burst=3, expected_devices=2000)) as running:
-        transport = place.connect(running)
-        for _ in range(3):
-            transport.check_in(checkin())
-        with pytest.raises(ServerBusy) as caught:
-            transport.check_in(checkin())
-        assert caught.value.retry_after_seconds == (200.0, 400.0)
+def test_a_damaged_or_vanished_version_is_no_answer_and_no_crash(place: Place, tmp_path: Path) -> None:
+    other = Place.make(tmp_path, place.certificates)
+    (other.registry.path(1) / "manifest.signed").write_bytes(b"garbage")
+    with other.start() as running:
+        transport = other.connect(running)
+        with pytest.raises(ServiceError, match="internal error"):
+            transport.manifest(POPULATION, 1)
+        (other.registry.folder / "aliases.json").write_text("garbage")
+        with pytest.raises(ServiceError, match="not possible now"):
+            transport.check_in(check_in())
         transport.close()
 
 
-def test_buckets_refill_and_stay_small() -> None:
-    now = [0.0]
-    buckets = Buckets(Limits(calls_per_second=2, burst=3, addresses=2), lambda: now[0])
-    assert [buckets.take("a") for _ in range(4)] == [True, True, True, False]
-    now[0] = 0.5
-    assert [buckets.take("a") for _ in range(2)] == [True, False]
-    for name in "bcd":
-        assert buckets.take(name)
-    assert len(buckets._left) == 2
+# What is kept of reports.
 
 
 def test_sums_are_all_that_is_kept(tmp_path: Path) -> None:
@@ -257,116 +230,75 @@ def test_sums_are_all_that_is_kept(tmp_path: Path) -> None:
     assert sums.add(3, {"clicks": 2.0, "hides": -7.5})
     assert sums.add(3, {"clicks": 1e9})
     assert not sums.add(3, {}) and not sums.add(3, {"who": 1.0}) and not sums.add(3, {"clicks": float("inf")})
-    sums.close()
+    sums.write()
     (day,) = json.loads((tmp_path / "metrics.json").read_text()).values()
-    assert day == {"3": {"clicks": [10_002.0, 2], "hides": [-7.5, 1]}}
-    MetricSums(tmp_path).add(3, {"clicks": 1.0})
-    (tmp_path / "metrics.json").write_text("broken")
-    with pytest.raises(RegistryError, match="cannot be read"):
+    assert day == {"3": {"clicks": [MOST + 2, 2], "hides": [-7.5, 1]}}
+    again = MetricSums(tmp_path)
+    again.add(3, {"clicks": 1.0})
+    again.write()
+    (day,) = json.loads((tmp_path / "metrics.json").read_text()).values()
+    assert day["3"]["clicks"] == [MOST + 3, 3]
+
+
+@pytest.mark.parametrize("content", ["broken", "[]", '{"1": 2}', '{"x": {}}', '{"1": {"2": {"clicks": 3}}}'])
+def test_broken_sums_are_never_written_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(RegistryError, match="restore it, or move it away"):
         MetricSums(tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == content
 
 
-# Certificates: real handshakes, each side against each side.
-
-
-def test_without_or_with_a_wrong_certificate_nobody_is_served(
-    place: Place, service: Service, tmp_path: Path
+def test_sums_wait_for_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_service_certificates(tmp_path / "foreign")
-    long_ago = Validity(1.0, dt.datetime.now(dt.UTC) - dt.timedelta(days=30))
-    make_service_certificates(tmp_path / "expired", validity=long_ago)
-    ours = place.certificates
-    target = f"127.0.0.1:{service.port}"
-    wrong = [
-        GrpcTransport(target, ca=ours / "ca.crt"),
-        place.connect(service, tmp_path / "foreign"),
-        place.connect(service, tmp_path / "expired"),
-        GrpcTransport(
-            target, ca=tmp_path / "foreign" / "ca.crt", certificate=ours / "app.pem", key=ours / "app.key"
-        ),
-        GrpcTransport(
-            target,
-            ca=ours / "ca.crt",
-            certificate=ours / "server.pem",
-            key=ours / "server.key",
-            server_name="other",
-        ),
-        GrpcTransport(target, insecure=True),
-    ]
-    for transport in wrong:
-        with pytest.raises(ServiceError, match="check the address, the certificates"):
-            transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
-        transport.close()
+    sums = MetricSums(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedrec_server.service.metric_sums.write_json", full)
+        assert sums.add(1, {"clicks": 4.0})
+        sums.write()
+    assert "No space left" in caplog.text
+    sums.write()
+    assert '"clicks"' in (tmp_path / "metrics.json").read_text()
 
 
-def test_a_certificate_signed_by_our_own_authority_may_still_be_expired(place: Place, tmp_path: Path) -> None:
-    """The server's own certificate has run out: a device does not talk to it."""
-    long_ago = Validity(1.0, dt.datetime.now(dt.UTC) - dt.timedelta(days=30))
-    make_service_certificates(tmp_path / "expired", validity=long_ago)
-    old = Place(place.registry, place.key, tmp_path / "expired")
-    with old.start() as running:
-        transport = old.connect(running)
-        with pytest.raises(ServiceError):
-            transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
-        transport.close()
+def test_old_days_go(tmp_path: Path) -> None:
+    import time
+
+    today = int(time.time() // DAY)
+    days = {str(today - k): {"1": {"clicks": [1.0, 1]}} for k in range(1, DAYS_KEPT + 50)}
+    (tmp_path / "metrics.json").write_text(json.dumps(days))
+    sums = MetricSums(tmp_path)
+    sums.add(1, {"clicks": 1.0})
+    sums.write()
+    kept = sorted(map(int, json.loads((tmp_path / "metrics.json").read_text())))
+    assert kept == list(range(today - DAYS_KEPT + 1, today + 1))
 
 
-def test_no_tls_is_for_loopback_alone(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    with Service.start([place.registry], None) as running:
-        assert "NO TLS" in caplog.text
-        transport = GrpcTransport(f"127.0.0.1:{running.port}", insecure=True)
-        assert transport.check_in(checkin()).model_version
-        transport.close()
-    with pytest.raises(ServiceError, match="fedrec certs init"):
-        Service.start([place.registry], None, host="0.0.0.0")
-    with pytest.raises(ServiceError, match="only on loopback"):
-        GrpcTransport("models.example.org:443", insecure=True)
-    with pytest.raises(ServiceError, match="cannot be read"):
-        GrpcTransport("localhost:1", ca="no-such.pem")
-
-
-def test_a_taken_port_is_said(place: Place, service: Service) -> None:
-    with pytest.raises(ServiceError, match="give a free port"):
-        Service.start([place.registry], None, port=service.port)
-
-
-def test_certificates_are_never_written_over(tmp_path: Path) -> None:
-    made = make_service_certificates(tmp_path, ["models.example.org", "10.0.0.7"])
-    assert all(path.stat().st_mode & 0o077 == 0 for name, path in made.items() if name.endswith(".key"))
-    with pytest.raises(ServiceError, match="already"):
-        make_service_certificates(tmp_path)
-
-
-def channel(place: Place, service: Service) -> grpc.Channel:
-    read = [(place.certificates / name).read_bytes() for name in ("ca.crt", "app.key", "app.pem")]
-    return grpc.secure_channel(f"127.0.0.1:{service.port}", grpc.ssl_channel_credentials(*read))
+# Around it.
 
 
 def test_health_is_told_and_the_rest_is_not(place: Place, service: Service) -> None:
-    with channel(place, service) as open_channel:
-        stub = health_pb2_grpc.HealthStub(open_channel)
+    with place.channel(service) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", "fedrec.v1.ModelService"):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="other"), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         for method in (
             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            "/grpc.health.v1.Health/Watch",
             "/fedrec.v1.ModelService/None",
         ):
-            call = open_channel.stream_stream(method, lambda b: b, lambda b: b)
+            call = channel.stream_stream(method, lambda b: b, lambda b: b)
             with pytest.raises(grpc.RpcError) as caught:
                 list(call(iter([b""]), timeout=5))
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_malformed_messages_change_nothing(place: Place, service: Service, transport: GrpcTransport) -> None:
-    """A few hundred of the inputs of `benchmarks.service_fuzz`, which sends more than 100,000."""
-    rng = random.Random(1)
-    with channel(place, service) as open_channel:
-        outcomes = fuzz_calls(open_channel, 300, rng, POPULATION)
-    outcomes += fuzz_sockets(("127.0.0.1", service.port), 30, rng)
-    assert sum(outcomes.values()) == 330
-    assert not any(word.startswith("BAD") for word in outcomes), outcomes
-    assert transport.check_in(checkin()).model_version
 
 
 def test_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
@@ -381,42 +313,105 @@ def test_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
         assert made == (folder / f"model_service{suffix}").read_text()
 
 
+class Moody(grpc.GenericRpcHandler):
+    """Answers every call with a status, and counts."""
+
+    def __init__(
+        self, code: grpc.StatusCode, text: str, trailing: Trailing = (), good_from: int = 99
+    ) -> None:
+        self.calls: list[str] = []
+        self._code, self._text, self._trailing, self._good_from = code, text, trailing, good_from
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+            self.calls.append(details.method.rpartition("/")[2])
+            if len(self.calls) < self._good_from:
+                context.set_trailing_metadata(self._trailing)
+                context.abort(self._code, self._text)
+            return messages.CheckInReply(model_version=7).SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@contextmanager
+def moody(service: Moody) -> Iterator[GrpcTransport]:
+    server = grpc.server(ThreadPoolExecutor(2), handlers=(service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    transport = GrpcTransport(f"127.0.0.1:{port}", insecure=True)
+    try:
+        yield transport
+    finally:
+        transport.close()
+        server.stop(0).wait()
+
+
+def test_what_can_be_asked_twice_is_asked_again_and_sums_are_not() -> None:
+    """A report may have been counted before the connection was cut."""
+    flaky = Moody(grpc.StatusCode.UNAVAILABLE, "cut", good_from=3)
+    with moody(flaky) as transport:
+        assert transport.check_in(check_in()).model_version == 7
+    assert flaky.calls == ["CheckIn"] * 3
+    gone = Moody(grpc.StatusCode.UNAVAILABLE, "cut")
+    with moody(gone) as transport:
+        with pytest.raises(ServiceError, match="try again"):
+            transport.send_metrics(POPULATION, 1, {"clicks": 1.0})
+        with pytest.raises(ServiceError, match="try again"):
+            transport.check_in(check_in())
+    assert gone.calls == ["SendMetrics"] + ["CheckIn"] * 3
+
+
+def test_what_a_foreign_service_says_fits_into_one_line() -> None:
+    foreign = Moody(grpc.StatusCode.NOT_FOUND, "\x1b[31m\n" + "x" * 1000)
+    with moody(foreign) as transport, pytest.raises(ServiceError) as caught:
+        transport.check_in(check_in())
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 400
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ((), BUSY_SECONDS),
+        ((("retry-min-seconds", "5"),), BUSY_SECONDS),
+        ((("retry-min-seconds", "9"), ("retry-max-seconds", "3")), BUSY_SECONDS),
+        ((("retry-min-seconds", "1"), ("retry-max-seconds", "9e9")), BUSY_SECONDS),
+        ((("retry-min-seconds", "nan"), ("retry-max-seconds", "nan")), BUSY_SECONDS),
+        ((("retry-min-seconds", "3"), ("retry-max-seconds", "9")), (3.0, 9.0)),
+    ],
+)
+def test_a_time_to_come_back_is_believed_within_reason(told: Trailing, expected: tuple[float, float]) -> None:
+    busy = Moody(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", told)
+    with moody(busy) as transport, pytest.raises(ServerBusy) as caught:
+        transport.check_in(check_in())
+    assert caught.value.retry_after_seconds == expected
+
+
 def test_stopping_ends_everything(place: Place) -> None:
     before = threading.active_count()
     running = place.start()
     transport = place.connect(running)
-    transport.check_in(checkin())
-    port = running.port
+    transport.check_in(check_in())
     running.stop()
     running.stop()
+    running.wait()
     with pytest.raises(ServiceError):
         transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
     transport.close()
-    with pytest.raises(ServiceError, match="was closed"):
-        transport.check_in(checkin())
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    for call in (transport.check_in, lambda _: list(transport.download(POPULATION, 1, MODEL_FILE))):
+        with pytest.raises(ServiceError, match="was closed"):
+            call(check_in())
     assert threading.active_count() <= before + 2
 
 
-def test_the_command_serves_and_stops(place: Place, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "fedrec_simulations.cli.main",
-        "service",
-        "start",
-        "--population",
-        POPULATION,
-    ]
-    command += [
-        "--registry",
-        str(place.registry.folder.parent),
-        "--certs",
-        str(place.certificates),
-        "--port",
-        "0",
-    ]
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_and_stops_with_its_sums_written(
+    place: Place, tmp_path: Path, how: signal.Signals
+) -> None:
+    other = Place.make(tmp_path, place.certificates)
+    command = [sys.executable, "-m", "fedrec_simulations.cli.main", "service", "start"]
+    command += ["--population", POPULATION, "--registry", str(other.registry.folder.parent)]
+    command += ["--certs", str(place.certificates), "--port", "0"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stderr is not None
@@ -428,11 +423,30 @@ def test_the_command_serves_and_stops(place: Place, tmp_path: Path) -> None:
             certificate=place.certificates / "app.pem",
             key=place.certificates / "app.key",
         )
-        assert transport.check_in(checkin()).model_version
+        assert transport.check_in(check_in()).model_version == 1
+        transport.send_metrics(POPULATION, 1, {"clicks": 3.0})
         transport.close()
-        child.send_signal(2)
+        child.send_signal(how)
         out, err = child.communicate(timeout=20)
         assert child.returncode == 0 and "stopped" in out and "Traceback" not in err
     finally:
         child.kill()
         child.wait()
+    (of_day,) = json.loads((other.registry.folder / "metrics.json").read_text()).values()
+    assert of_day == {"1": {"clicks": [3.0, 1]}}
+
+
+def test_a_taken_port_is_said(place: Place, service: Service) -> None:
+    with pytest.raises(ServiceError, match="give a free port"):
+        Service.start([place.registry], None, port=service.port)
+
+
+def test_busy_is_an_error_of_its_own(place: Place) -> None:
+    with place.start(limits(calls_per_second=0.01, burst=3, expected_devices=2000)) as running:
+        transport = place.connect(running)
+        for _ in range(3):
+            transport.check_in(check_in())
+        with pytest.raises(ServerBusy) as caught:
+            transport.check_in(check_in())
+        assert caught.value.retry_after_seconds == (200.0, 400.0)
+        transport.close()

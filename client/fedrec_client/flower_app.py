@@ -11,7 +11,6 @@ served without importing what trains. Out of scope: what a node does with a requ
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -35,6 +34,7 @@ from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_client.memory import Memory
 from fedrec_client.secure_party import STAGES, SecureParty, open_party
+from fedrec_client.training.forward import SOCKET, forward
 
 if TYPE_CHECKING:
     from fedrec_client.node import Node
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 REFUSED = 1001
 BROKEN = 1002
 OPEN_NODES = 64
-SENT = "sent.jsonl"
 #: Names of the record, and of the array in it, that hold the secrets of a secure sum between two messages.
 SECRETS, SECRET = "fedrec-secrets", "bytes"
 
@@ -74,7 +73,6 @@ def serve(message: Message, context: Context) -> Message:
         request = parse_records(message.content)
         folder = node_folder(context)
         reply = answer(folder, request, StateMemory(context.state))
-        note_sent(folder, request, reply)
         return Message(make_records(reply), reply_to=message)
     except FedrecError as error:
         return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -86,23 +84,16 @@ def serve(message: Message, context: Context) -> Message:
         )
 
 
-def note_sent(folder: Path, request: Request, reply: Reply) -> None:
-    """Write down what leaves, before it does, for nodes whose owner asked for that by an empty file of the name."""
-    path = folder / SENT
-    if path.exists():
-        size = sum(values.nbytes for values in reply.arrays.values()) + len(
-            json.dumps(reply.meta, default=str)
-        )
-        with path.open("a") as file:
-            file.write(json.dumps({"kind": request.kind, "round": request.round, "bytes": size}) + "\n")
-
-
 def answer(folder: Path, request: Request, memory: Memory) -> Reply:
     """The reply of the node in `folder`; the stages of a secure sum do without opening the node.
+
+    On a person's device the node is in another process, which listens in the folder and keeps its own memory.
 
     Raises:
         FedrecError: the request cannot be served.
     """
+    if (folder / SOCKET).exists():
+        return forward(folder, request)
     if request.kind in STAGES:
         party = _open_party(folder)
         if party is not None:

@@ -106,6 +106,8 @@ class GrpcTransport:
                 yield piece.content
         except grpc.RpcError as error:
             raise self._told("Download", error) from error
+        except ValueError as error:
+            raise self._closed("Download") from error
 
     def enrol(self, enrolment: Enrolment) -> None:
         """See `Transport`."""
@@ -145,14 +147,19 @@ class GrpcTransport:
             except grpc.RpcError as error:
                 if attempt == tries or error.code() not in _AGAIN:
                     raise self._told(method, error) from error
-            except ValueError as error:  # grpc's own: the channel is closed
-                raise ServiceError(f"{method} at {self._target}: the connection was closed") from error
+            except ValueError as error:
+                raise self._closed(method) from error
             time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
 
+    def _closed(self, method: str) -> ServiceError:
+        """For grpc's ValueError, which says that of a channel."""
+        return ServiceError(f"{method} at {self._target}: the connection was closed; open the client anew")
+
     def _told(self, method: str, error: grpc.RpcError) -> ServiceError:
-        """One line of a status; what a server says at length is cut."""
-        code, text = error.code(), " ".join(str(error.details() or "").split())[:200]
+        """One line of a status; what a server says at length is cut, and nothing in it steers a terminal."""
+        code, said = error.code(), " ".join(str(error.details() or "").split())
+        text = "".join(filter(str.isprintable, said))[:200]
         what = f"{method} at {self._target}: {code.name.lower().replace('_', ' ')} ({text})"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return ServerBusy(f"{what}; come back later", _window(error))
@@ -160,6 +167,8 @@ class GrpcTransport:
             return ServiceError(
                 f"{what}; check the address, the certificates and the network, then try again"
             )
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            return ServiceError(f"{what}; check in again later")
         return ServiceError(f"{what}; check population and version")
 
 

@@ -36,7 +36,8 @@ from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
-from fedrec_client.private_training import PrivateTraining, identity_of
+from fedrec_client.private_releases import PrivateReleases, Releases
+from fedrec_client.private_training import PrivateTraining, identity_of, subject_of
 from fedrec_client.secure_party import STAGES, SecureParty
 from fedrec_client.senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 
@@ -61,6 +62,7 @@ class Node:
         aggregation: Terms,
         identity: Identity | None = None,
         simulated: Simulated | None = None,
+        releases: Releases | None = None,
     ) -> None:
         self._split = split
         self._recommender: Recommender = build(model)
@@ -77,8 +79,9 @@ class Node:
         self._learnable: dict[str, Interactions] = {}
         self._private = None
         if privacy is not None:
+            door = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
             self._private = PrivateTraining(
-                self._recommender, settings, privacy, self._users, self._n_items, folder
+                self._recommender, settings, privacy, self._users, self._n_items, door
             )
         self._privacy = privacy
         self._name = folder.name if folder else "in memory"

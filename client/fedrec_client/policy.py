@@ -7,6 +7,7 @@ Out of scope: whether the task is genuine (`fedrec.wire.signing`) and whether no
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Policy:
             if plan is None:
                 return [*against, "privacy: the task has no privacy plan"], math.inf, 1.0
             epsilon = plan.epsilon()
-            return [*against, *self._plan(plan, epsilon, book, now)], epsilon, plan.delta
+            against += [*self._plan(plan, epsilon, book, now), *_noise(plan, aggregation)]
+            return against, epsilon, plan.delta
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadContent(f"a task that cannot be read ({error!s:.80}): update the app") from error
 
@@ -104,6 +106,20 @@ class Policy:
         ):
             if not spent + epsilon <= limit * (1 + _SLACK):
                 yield f"budget: epsilon {epsilon:.3g} after {spent:.3g}, this app allows {limit:.3g} in {what}"
+
+
+def _noise(plan: PrivacyPlan, aggregation: Mapping[str, Any]) -> Iterator[str]:
+    """Shares of noise must add up to the plan's in every sum that this device helps to open."""
+    if plan.distributed is None:
+        return
+    if aggregation["kind"] != "secagg":
+        yield f"noise: a share of it hides nobody from who reads single updates ({aggregation['kind']})"
+        return
+    needed, least = plan.distributed.survivors * plan.denominator, float(aggregation["min_users"])
+    if least < needed * (1 - _SLACK):
+        yield f"noise: sized for {needed:g} people together, a sum of {least:g} may be opened"
+    if aggregation["plan"] != hashlib.sha256(plan.model_dump_json().encode()).hexdigest():
+        yield "noise: secure aggregation is bound to another privacy plan"
 
 
 def _plan(task: Mapping[str, Any]) -> PrivacyPlan | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -22,8 +22,20 @@ from fedrec.privacy.outbox import Outbox
 from fedrec.privacy.terms import PrivacyTerms
 
 
+class Releases(Protocol):
+    """The door through which a node's contributions leave."""
+
+    def earlier(self, request: Request) -> Reply | None:
+        """The reply that was already let out for this round, or None."""
+        ...
+
+    def release(self, request: Request, reply: Reply) -> Reply:
+        """Book a reply; it may be sent once this returns."""
+        ...
+
+
 class PrivateReleases:
-    """The door through which a node's contributions leave.
+    """Charges every round by itself, on disk.
 
     Args:
         terms: of the run.
@@ -91,6 +103,42 @@ class PrivateReleases:
     def _outbox(self) -> Outbox:
         assert self._folder is not None
         return Outbox(self._folder / "outbox")
+
+
+class PaidReleases:
+    """Of a node whose whole plan was charged before it began, and which ends with its process.
+
+    Nothing here needs a disk: a process that is killed is never started again under the same identity, so that
+    nobody can ask for a round a second time. Out of scope: the charge itself, which is the caller's to prove.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._made: dict[int, tuple[str, Reply]] = {}
+
+    def earlier(self, request: Request) -> Reply | None:
+        """The reply that was made for this round, or None.
+
+        Raises:
+            PrivacyRefused: the round was answered for another model; answering twice would cost twice.
+        """
+        asked, reply = self._made.get(request.round, ("", None))
+        if reply is not None and asked != _digest(request):
+            raise PrivacyRefused(
+                f"round {request.round} was already answered for another model: a second answer is refused"
+            )
+        return reply
+
+    def release(self, request: Request, reply: Reply) -> Reply:
+        """Keep a reply, so that asking again gives the same.
+
+        Raises:
+            PrivacyRefused: the round is none of those that were charged.
+        """
+        if not 1 <= request.round <= self._rounds:
+            raise PrivacyRefused(f"round {request.round} was not charged: the plan has {self._rounds}")
+        self._made[request.round] = (_digest(request), reply)
+        return reply
 
 
 def _digest(request: Request) -> str:

@@ -24,7 +24,7 @@ from fedrec.privacy.adaptive import bit_sum
 from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_client.private_releases import PrivateReleases
+from fedrec_client.private_releases import Releases
 
 
 class PrivateTraining:
@@ -36,7 +36,7 @@ class PrivateTraining:
         terms: of the run.
         user_key: [U] of the hosted users.
         n_items: I.
-        folder: the node's own; None: in memory.
+        releases: the door through which contributions leave.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PrivateTraining:
         terms: PrivacyTerms,
         user_key: IntArray,
         n_items: int,
-        folder: Path | None,
+        releases: Releases,
     ) -> None:
         self._recommender = recommender
         self._settings = settings
@@ -55,14 +55,14 @@ class PrivateTraining:
         self._mechanism = mechanism_of(terms.plan)
         self._n_items = n_items
         self._noise = NoiseSource(terms.plan.noise_seed).derive("node", identity_of(user_key))
-        self._releases = PrivateReleases(terms, folder, _subject(user_key, folder))
+        self._releases = releases
 
     def earlier(self, request: Request) -> Reply | None:
-        """See `PrivateReleases.earlier`."""
+        """See `Releases.earlier`."""
         return self._releases.earlier(request)
 
     def release(self, request: Request, reply: Reply) -> Reply:
-        """See `PrivateReleases.release`."""
+        """See `Releases.release`."""
         return self._releases.release(request, reply)
 
     def train(self, request: Request, local: State, batch: UserBatch) -> tuple[Reply, State, IntArray]:
@@ -131,7 +131,7 @@ def identity_of(user_key: IntArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(user_key).tobytes()).hexdigest()[:16]
 
 
-def _subject(user_key: IntArray, folder: Path | None) -> str:
+def subject_of(user_key: IntArray, folder: Path | None) -> str:
     """Who is charged. A node charges all its users alike; one who joins must not begin a new book."""
     if len(user_key) == 1:
         return f"user:{int(user_key[0])}"

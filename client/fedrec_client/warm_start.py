@@ -51,8 +51,11 @@ class _StopRequested(Exception):  # noqa: N818 - no error
     """A signal asked to stop."""
 
 
-def load() -> Program:
+def load(*, node: bool = True) -> Program:
     """Flower's program with what it and a node import; whoever forks afterwards has them already.
+
+    Args:
+        node: False: messages are handed on to another process, which has the node.
 
     Raises:
         RunError: Flower is not installed.
@@ -63,8 +66,9 @@ def load() -> Program:
     program: Program = next(iter(found)).load()
     import fedrec_client.flower_app
 
-    with suppress(ImportError):  # a node that never trains needs no more
-        import fedrec_client.node  # noqa: F401
+    if node:
+        with suppress(ImportError):  # a node that never trains needs no more
+            import fedrec_client.node  # noqa: F401
     with httpx.Client():  # imports its carrier when the first is made
         pass
     # What is there now is never freed: forks share its pages as long as nobody counts references in them.
@@ -204,11 +208,12 @@ def main() -> None:
     """Run the SuperNode until it ends or a signal comes."""
     parser = argparse.ArgumentParser(prog="python -m fedrec_client.warm_start", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for this program's own files")
+    parser.add_argument("--elsewhere", action="store_true", help="the node is in another process")
     parser.add_argument("command", nargs="+", help="of the SuperNode")
     given = parser.parse_args()
     folder = given.folder.resolve()
     write_program(folder)
-    sys.exit(serve(given.command, folder, load()))
+    sys.exit(serve(given.command, folder, load(node=not given.elsewhere)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
 from fedrec.errors import RegistryError
 from fedrec.wire.files import atomic_write, write_json
 from fedrec.wire.signing import SignedDocument
@@ -131,15 +136,17 @@ class CampaignBook:
         return max(found, default=(0, ""))[1]
 
     def enrol(self, campaign: str, identity: bytes, node_key: str, users: int) -> None:
-        """See `Campaigns`."""
-        device = Enrolled(identity.hex(), node_key, users)
+        """See `Campaigns`; keys that are none would end the campaign for everybody when it begins."""
+        device = Enrolled(_checked(identity), _one_form(node_key), users)
         with self._alone(campaign):
             state, roster = self.state(campaign), self.roster(campaign)
             if device in roster:
                 return
             if state.closed:
                 raise RegistryError(f"the roster of campaign {campaign} is closed: wait for another")
-            if any(identity.hex() == other.identity or node_key == other.node_key for other in roster):
+            if any(
+                device.identity == other.identity or device.node_key == other.node_key for other in roster
+            ):
                 raise RegistryError(
                     "a key stands on the roster with another: make new keys for every campaign"
                 )
@@ -173,3 +180,31 @@ class CampaignBook:
         with self._lock, (self.folder(campaign) / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _checked(identity: bytes) -> str:
+    """In hex.
+
+    Raises:
+        RegistryError: no point of the curve.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(identity)
+    except ValueError as error:
+        raise RegistryError(f"identity of {len(identity)} bytes: expected an Ed25519 public key") from error
+    return identity.hex()
+
+
+def _one_form(node_key: str) -> str:
+    """The key without a comment, so that one key cannot enrol twice in two forms.
+
+    Raises:
+        RegistryError: no key of the kind that SuperLink takes.
+    """
+    try:
+        key = load_ssh_public_key(node_key.encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise ValueError("another kind of key")
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise RegistryError(f"node key ({error!s:.60}): expected P-384 in OpenSSH's form") from error
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

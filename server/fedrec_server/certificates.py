@@ -81,6 +81,21 @@ def make_service_certificates(
     return {name: folder / name for name in names}
 
 
+def days_left(certificate: Path) -> float:
+    """How long a certificate still holds; negative: it has ended.
+
+    Raises:
+        ServiceError: it is none.
+    """
+    try:
+        end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"{certificate} is no certificate ({error}): make one with `fedrec certs init`"
+        ) from error
+    return (end - dt.datetime.now(dt.UTC)) / dt.timedelta(days=1)
+
+
 def make_node_key(path: Path) -> Path:
     """Write a node's key pair `<path>` and `<path>.pub` in OpenSSH format; returns the path of the public key."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -228,7 +228,8 @@ class Campaign:
 
     def _publish(self, shared: dict[str, Any], told: dict[str, Any]) -> Manifest:
         before = self.registry.open(self.registry.aliases.champion)
-        files = pack_model(served(self.config, shared), before.items, told)
+        model = self.finish(served(self.config, shared), before)
+        files = pack_model(model, before.items, told)
         facts = summary(self.config, told) | {"campaign": self.id}
         made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.key)
         self.registry.promote(made.version)

@@ -1,7 +1,9 @@
 """Runs one training session in a process group of its own, and ends it: at its deadline, when told, when it is done.
 
-The group is killed, not asked: it holds nothing that must be saved. Its files lie in memory where the system has a
-RAM file system (`/dev/shm`), else in the temporary folder, for their owner only, and are removed with it.
+The group is killed, not asked: it holds nothing that must be saved. What it needs goes over a pipe that stays open:
+when this process dies, the session dies with it. Nothing personal is in a file; those that there are (a key for this
+campaign, logs) lie in memory where the system has a RAM file system (`/dev/shm`), else in the temporary folder, for
+their owner only, and are removed with the session.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import ServiceError
-from fedrec.processes import MARK, cut, flower_environment, free_ports
+from fedrec.processes import CUT_SECONDS, MARK, flower_environment, free_ports, kill, marked
 
 #: How often a session is looked after; a stop takes effect within this and the time a kill takes.
 TICK_SECONDS = 0.02
 #: After its last answer was made a session lives on for so long, so that the answer leaves.
 LAST_SECONDS = 3.0
 RAM = Path("/dev/shm")
+KILL_POLL_SECONDS = 0.005
 #: How often the SuperNode looks for a message to start a process for; Flower's own interval is a second.
 POLL = "0.5"
 
@@ -110,9 +114,12 @@ def end_group(worker: subprocess.Popen[bytes], mark: str) -> None:
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
     if worker.stdin is not None:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             worker.stdin.close()
-    cut(mark, ())
+    deadline = time.monotonic() + CUT_SECONDS
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        kill(left, signal.SIGKILL)
+        time.sleep(KILL_POLL_SECONDS)
 
 
 def _start(folder: Path, mark: str, wanted: Mapping[str, Any]) -> subprocess.Popen[bytes]:
@@ -128,11 +135,18 @@ def _start(folder: Path, mark: str, wanted: Mapping[str, Any]) -> subprocess.Pop
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    assert worker.stdin is not None
-    with suppress(BrokenPipeError):  # it is left open: its end tells the session that the app has died
-        worker.stdin.write(json.dumps(wanted).encode() + b"\n")
-        worker.stdin.flush()
+    # A long list of items does not fit the pipe before the worker reads, and a stop must not wait for that.
+    threading.Thread(
+        target=_hand_over, args=(worker, json.dumps(wanted).encode() + b"\n"), daemon=True
+    ).start()
     return worker
+
+
+def _hand_over(worker: subprocess.Popen[bytes], content: bytes) -> None:
+    assert worker.stdin is not None
+    with suppress(OSError, ValueError):  # the session was ended meanwhile
+        worker.stdin.write(content)
+        worker.stdin.flush()
 
 
 def _look_after(
@@ -156,6 +170,7 @@ def _look_after(
 
 
 def _outcome(folder: Path, rounds: int, reason: str) -> Outcome:
+    log = ""
     with suppress(OSError):
         log = (folder / "log").read_text(errors="replace")[-2000:]
     return Outcome(

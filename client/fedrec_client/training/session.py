@@ -1,7 +1,8 @@
 """One call of `train_if_eligible`: check in, enrol, judge the task, charge, take part, report.
 
-A campaign runs through states that lie in the store: "made" (its keys are), "enrolled" (the service has them), "started"
-(charged; the session runs). A device that finds "started" was cut off there: the session is over, the charge stays.
+A campaign runs through states that lie in the store: "made" (its keys are), "enrolled" (the service has them),
+"started" (charged; the session runs). A device that finds "started" was cut off there: the session is over, the
+charge stays.
 """
 
 from __future__ import annotations

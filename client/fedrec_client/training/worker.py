@@ -1,11 +1,12 @@
-"""The process of one training session: lays out a node in a private folder and runs a SuperNode on it.
+"""The process of one training session: holds the node in its memory and runs a SuperNode that asks it.
 
-Started by `run_task`; what it needs comes over its standard input, so that nothing personal stands in a command line
-or an environment. It ends when it is killed: a session has no orderly end of its own. When the app dies, its end of
-the input closes: then the session removes its files and kills itself.
+Started by `run_task`. What it needs comes as one line over its standard input, so that nothing personal stands in a
+command line, an environment or a file; the line stays open, and when it closes because the app has died, the whole
+session dies with it. It ends when it is killed: a session has no orderly end of its own.
 
-    FOLDER/node/     node.json, the person's interactions, keys; in memory where the system allows it
-    FOLDER/sent      one line per answer that left: kind, round, bytes
+    FOLDER/node/socket       of the node, for this session's own processes
+    FOLDER/node/sent.jsonl   one line per answer that left: kind, round, bytes
+    FOLDER/key               of the SuperNode, made for this campaign alone
 """
 
 from __future__ import annotations
@@ -14,90 +15,57 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-# Flower reports home by default; it reads these when it is imported.
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-
-from fedrec.data.interactions import Interactions
-from fedrec.data.split import Split
-from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.settings import NodeSettings
-from fedrec.models.registry import parse
-from fedrec.privacy.terms import PrivacyTerms
 from fedrec.processes import program
-from fedrec.secagg.roster import Identity
-from fedrec.secagg.terms import parse_terms
-from fedrec_client import warm_start
-from fedrec_client.flower_app import SENT
-from fedrec_client.node import write_node
+from fedrec_client.training.forward import SENT, listen
 
 
 def main() -> None:
     """Read the session from standard input and serve it until killed."""
-    folder, wanted = Path(sys.argv[1]), json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with_app, args=(folder,), daemon=True).start()
-    lay_out(folder / "node", wanted)
+    folder, wanted = Path(sys.argv[1]), json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=lambda: _die_with_the_app(folder), daemon=True).start()
+    node_folder = folder / "node"
+    node_folder.mkdir(mode=0o700)
+    (node_folder / SENT).touch(0o600)
     (folder / "superlink.crt").write_text(wanted["superlink_ca"])
     (folder / "key").touch(0o600)
     (folder / "key").write_text(wanted["node_key"])
-    command = supernode(folder, wanted["superlink"], wanted["port"])
-    warm = folder / "warm"
-    warm_start.write_program(warm)
-    sys.exit(warm_start.serve(command, warm, warm_start.load()))
-
-
-def end_with_app(folder: Path) -> None:
-    """Wait for the end of the input, then leave nothing behind."""
-    sys.stdin.read()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def lay_out(folder: Path, wanted: dict[str, Any]) -> None:
-    """The folder of a node with one person.
-
-    Args:
-        folder: to be made.
-        wanted: node (parts of node.json), item_ids, history (places of items, oldest first), user_key, identity.
-    """
-    history = np.array(wanted["history"], dtype=np.int64)
-    train = Interactions(
-        np.zeros(len(history), np.int64),
-        history,
-        np.ones(len(history), np.float32),
-        np.arange(len(history), dtype=np.int64),
-        np.array(["this device"]),
-        np.array(wanted["item_ids"]),
+    # The SuperNode needs as long to start as this process to import what trains; who asks early waits.
+    listener = listen(node_folder)
+    supernode = subprocess.Popen(
+        supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
-    node = wanted["node"]
-    write_node(
-        folder,
-        Split(train, None, None, user_key=np.array([wanted["user_key"]], dtype=np.int64)),
-        parse(node["model"]),
-        NodeSettings.model_validate(node["settings"]),
-        EvaluationSettings.model_validate(node["evaluation"]),
-        privacy=PrivacyTerms.model_validate(node["privacy"]) if node["privacy"] else None,
-        aggregation=parse_terms(node["aggregation"]),
-        identity=Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["identity"]))),
-    )
-    (folder / SENT).touch(0o600)
+    threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
+    from fedrec_client.training.host import make_node, serve
+
+    serve(make_node(wanted), listener, node_folder)
 
 
-def supernode(folder: Path, superlink: str, port: int) -> list[str]:
-    """Command of the SuperNode; paths only."""
-    command = [program("flower-supernode"), "--superlink", superlink]
+def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
+    """Command of the SuperNode, its messages served by forks of a warm process; paths and addresses only."""
+    command = [sys.executable, "-m", "fedrec_client.warm_start", "--elsewhere"]
+    command += ["--folder", str(folder / "warm"), "--", program("flower-supernode"), "--superlink", superlink]
     command += ["--root-certificates", str(folder / "superlink.crt")]
     command += ["--auth-supernode-private-key", str(folder / "key")]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     return [*command, "--node-config", f"node-dir={json.dumps(str(folder / 'node'))}"]
+
+
+def _die_with_the_app(folder: Path) -> None:
+    """The line closes when the app's process is gone, however it went."""
+    while sys.stdin.buffer.read(1):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_with(supernode: subprocess.Popen[bytes]) -> None:
+    """A session without its SuperNode is over."""
+    os._exit(supernode.wait() or 1)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""How much one address and all of them together may ask for: token buckets, in bounded memory."""
+"""How much one address, one app and all of them together may ask for, in bounded memory.
+
+A device is known here by its network address alone, which is forgotten with the process; an app by its certificate.
+Out of scope: ending what takes too long (`watchdog`).
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import unquote
+
+#: One household or one server has as many addresses of IPv6 as it likes; it has one network.
+IPV6_NETWORK_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -17,25 +26,39 @@ class Limits:
     Attributes:
         calls_per_second, burst: of one address.
         addresses: remembered at once; the one that was silent longest is forgotten first.
-        downloads: at once, of all addresses.
+        app_calls_per_second, app_burst: of all devices that show the same certificate.
+        threads: that serve calls; so many are served at once, of all addresses.
+        calls_per_address: at once.
+        max_waiting: calls that may wait for a thread; more are refused.
+        downloads_per_address, downloads: at once, of the calls that are served.
+        connections: at once.
         expected_devices: that check in.
         check_ins_per_second: of all devices together; paces them: everybody comes once per
             expected_devices / check_ins_per_second seconds.
         min_retry_seconds: but not sooner.
-        threads: that serve calls.
-        max_calls: that may wait for one, beside those.
+        handshake_seconds, message_seconds: until a connection is a good one, until the message of a call has come.
+        piece_seconds, download_seconds: until a piece of a file is taken, until all are.
         max_connection_seconds: a connection is closed after so long, whoever holds it.
     """
 
     calls_per_second: float = 20.0
     burst: int = 60
     addresses: int = 10_000
-    downloads: int = 12
+    app_calls_per_second: float = 500.0
+    app_burst: int = 2_000
+    threads: int = 128
+    calls_per_address: int = 16
+    max_waiting: int = 512
+    downloads_per_address: int = 8
+    downloads: int = 64
+    connections: int = 2_048
     expected_devices: int = 1_000
     check_ins_per_second: float = 10.0
     min_retry_seconds: float = 60.0
-    threads: int = 16
-    max_calls: int = 256
+    handshake_seconds: float = 10.0
+    message_seconds: float = 5.0
+    piece_seconds: float = 20.0
+    download_seconds: float = 600.0
     max_connection_seconds: float = 900.0
 
     @property
@@ -46,43 +69,66 @@ class Limits:
 
 
 class Buckets:
-    """One bucket of calls per address.
+    """One bucket of calls per key.
 
     Args:
-        limits: rate, burst and how many addresses.
+        per_second, burst: calls of one key.
+        keys: remembered at once.
         clock: seconds that never jump.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(
+        self, per_second: float, burst: int, keys: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second, self._burst, self._keys, self._clock = per_second, burst, keys, clock
         self._lock = threading.Lock()
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, address: str) -> bool:
+    def take(self, key: str) -> bool:
         """Whether one more call is within the limits."""
         with self._lock:
             now = self._clock()
-            left, then = self._left.pop(address, (float(self._limits.burst), now))
-            left = min(self._limits.burst, left + (now - then) * self._limits.calls_per_second)
+            left, then = self._left.pop(key, (float(self._burst), now))
+            left = min(self._burst, left + (now - then) * self._per_second)
             allowed = left >= 1
-            self._left[address] = (left - allowed, now)
-            while len(self._left) > self._limits.addresses:
+            self._left[key] = (left - allowed, now)
+            while len(self._left) > self._keys:
                 self._left.popitem(last=False)
             return allowed
 
 
-class Slots:
-    """So many at once, and no waiting."""
+class Places:
+    """So many at once, of one key and of all; nobody waits."""
 
-    def __init__(self, count: int) -> None:
-        self._free = threading.Semaphore(count)
+    def __init__(self, per_key: int, total: int) -> None:
+        self._per_key, self._total = per_key, total
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
 
     @contextmanager
-    def one(self) -> Iterator[bool]:
+    def one(self, key: str) -> Iterator[bool]:
         """Whether there was a free one; it is held until the end."""
-        got = self._free.acquire(blocking=False)
+        with self._lock:
+            free = self._taken[key] < self._per_key and self._taken.total() < self._total
+            self._taken[key] += free
         try:
-            yield got
+            yield free
         finally:
-            if got:
-                self._free.release()
+            with self._lock:
+                self._taken[key] -= free
+                if not self._taken[key]:
+                    del self._taken[key]
+
+
+def network(peer: str) -> str:
+    """Whom a limit holds for: the address of a peer ("ipv4:10.0.0.7:4711"), of IPv6 the network."""
+    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False))

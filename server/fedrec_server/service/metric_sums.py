@@ -2,12 +2,14 @@
 
     FOLDER/metrics.json    by day, model version and name: sum and number of reports
 
-A report is added and forgotten; days are the finest time there is. Out of scope: the noise, which devices add.
+A report is added and forgotten; days are the finest time there is. Out of scope: the noise, which devices add, and
+whether a report is honest: each counts no more than `MOST`, whatever it says.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -18,30 +20,37 @@ from typing import Any
 from fedrec.errors import RegistryError
 from fedrec.wire.files import write_json
 
+log = logging.getLogger(__name__)
+
 #: What devices may report; see `fedrec_client.metrics`.
 NAMES = frozenset({"impressions", "clicks", "hides"})
-MOST = 10_000.0
+#: What an honest report exceeds less than once in 10^14: counts up to 20, noise of scale 60.
+MOST = 2_000.0
 DAY = 86_400
 DAYS_KEPT = 400
-WRITE_SECONDS = 5.0
+#: sum and number of reports, by name, by model version, by day
+Sums = dict[str, dict[str, dict[str, list[float]]]]
 
 
 class MetricSums:
-    """The sums of one population.
+    """The sums of one population, safe for several threads.
 
     Args:
         folder: of the population's registry.
+
+    Raises:
+        RegistryError: the file there is broken.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.json"
         self._lock = threading.Lock()
-        self._written = 0.0
+        self._unwritten = False
         try:
-            self._sums: dict[str, Any] = json.loads(self._path.read_text())
+            self._sums = _checked(json.loads(self._path.read_text()))
         except FileNotFoundError:
             self._sums = {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RegistryError(
                 f"{self._path} cannot be read ({error}): restore it, or move it away"
             ) from error
@@ -51,23 +60,32 @@ class MetricSums:
         if not counters or set(counters) - NAMES or not all(math.isfinite(v) for v in counters.values()):
             return False
         with self._lock:
-            today = str(int(time.time() // DAY))
-            for day in sorted(self._sums)[:-DAYS_KEPT]:
+            of_day = self._sums.setdefault(str(int(time.time() // DAY)), {}).setdefault(str(version), {})
+            for day in sorted(self._sums, key=int)[:-DAYS_KEPT]:
                 del self._sums[day]
-            of_day = self._sums.setdefault(today, {}).setdefault(str(version), {})
             for name, value in counters.items():
                 total, reports = of_day.get(name, (0.0, 0))
                 of_day[name] = [total + min(max(value, -MOST), MOST), reports + 1]
-            if time.monotonic() - self._written > WRITE_SECONDS:
-                self._write()
+            self._unwritten = True
         return True
 
-    def close(self) -> None:
-        """Write what is not written."""
+    def write(self) -> None:
+        """Write what is not written; where that fails it is said, and tried again the next time."""
         with self._lock:
-            if self._sums:
-                self._write()
+            if not self._unwritten:
+                return
+            try:
+                write_json(self._path, self._sums)
+                self._unwritten = False
+            except OSError as error:
+                log.error("%s cannot be written (%s): sums wait in memory", self._path, error)
 
-    def _write(self) -> None:
-        write_json(self._path, self._sums)
-        self._written = time.monotonic()
+
+def _checked(content: Any) -> Sums:
+    return {
+        str(int(day)): {
+            str(int(version)): {name: [float(total), int(reports)] for name, (total, reports) in sums.items()}
+            for version, sums in versions.items()
+        }
+        for day, versions in content.items()
+    }

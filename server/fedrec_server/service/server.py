@@ -1,32 +1,39 @@
 """Starts and stops the service: TLS with certificates of both sides, health, no reflection, bounded everything.
 
 Devices show the certificate of their app, which tells apps apart and not people. Without TLS it serves on loopback
-only, and says so. Out of scope: what is answered (`handlers`).
+only, and says so. Out of scope: calls (`calls`), what is answered (`handlers`).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedrec.errors import ServiceError
+from fedrec_server.certificates import days_left
 from fedrec_server.registry import Registry
+from fedrec_server.service.calls import Calls
 from fedrec_server.service.campaigns import Campaigns, NoCampaigns
-from fedrec_server.service.handlers import SERVICE, ModelService
+from fedrec_server.service.handlers import ModelService
 from fedrec_server.service.limits import Limits
+from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 64 << 10
 MAX_METADATA_BYTES = 8 << 10
 STOP_SECONDS = 2.0
+#: A crash loses the sums of so long and no more.
+WRITE_SECONDS = 5.0
+WARN_DAYS = 14.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Certificates:
 
     Attributes:
         certificate, key: of this server.
-        apps: certificate authority of the apps that may ask; None: anybody may (the app must say so explicitly).
+        apps: certificate authority of the apps that may ask; None: anybody may (the operator must say so).
     """
 
     certificate: Path
@@ -44,12 +51,31 @@ class Certificates:
 
 
 class Service:
-    """A running service; build it with `start`."""
+    """A running service; build it with `start`.
 
-    def __init__(
-        self, server: grpc.Server, port: int, service: ModelService, state: health.HealthServicer
-    ) -> None:
-        self._server, self.port, self._service, self._state = server, port, service, state
+    Attributes:
+        port: on which it listens.
+    """
+
+    def __init__(self, answers: ModelService, limits: Limits, address: str, credentials: Any) -> None:
+        self._answers = answers
+        self._watchdog = Watchdog()
+        self._calls = Calls(answers, limits, self._watchdog)
+        self._server = grpc.server(
+            ThreadPoolExecutor(limits.threads, thread_name_prefix="model-service"),
+            handlers=self._calls.handlers(),
+            maximum_concurrent_rpcs=limits.threads + limits.max_waiting,
+            options=_options(limits),
+        )
+        self._stopping = threading.Event()
+        self._writing = threading.Thread(target=self._keep_writing, name="sums", daemon=True)
+        try:
+            self.port = _bind(self._server, address, credentials)
+        except BaseException:
+            self._watchdog.close()
+            raise
+        self._server.start()
+        self._writing.start()
 
     @classmethod
     def start(
@@ -73,29 +99,13 @@ class Service:
 
         Raises:
             ServiceError: it cannot listen there, a certificate cannot be read, or no TLS elsewhere than on loopback.
+            RegistryError: the sums of a population cannot be read.
         """
         limits = limits or Limits()
-        service = ModelService(registries, limits, campaigns or NoCampaigns())
-        # Calls that are served and calls that wait: no thread of its own for each connection.
-        server = grpc.server(
-            ThreadPoolExecutor(limits.threads, thread_name_prefix="model-service"),
-            handlers=(service.handlers(),),
-            maximum_concurrent_rpcs=limits.threads + limits.max_calls,
-            options=_options(limits),
-        )
-        state = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(state, server)
-        for name in ("", SERVICE):
-            state.set(name, health_pb2.HealthCheckResponse.SERVING)
-        address = f"{host}:{port}"
-        try:
-            bound = _bind(server, address, host, certificates)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ServiceError(
-                f"the service cannot listen on {address} ({error}): give a free port"
-            ) from error
-        server.start()
-        return cls(server, bound, service, state)
+        credentials = _credentials(certificates, host)
+        answers = ModelService(registries, limits.retry_seconds, campaigns or NoCampaigns())
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return cls(answers, limits, address, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -106,30 +116,73 @@ class Service:
         self.stop()
 
     def stop(self) -> None:
-        """Let calls end for a moment, then close; again is free."""
-        self._state.enter_graceful_shutdown()
+        """Let calls end for a moment, then close, with all sums written; again is free."""
+        if self._stopping.is_set():
+            return
+        self._calls.serving = False
         self._server.stop(STOP_SECONDS).wait()
-        self._service.close()
+        self._stopping.set()
+        self._writing.join()
+        self._watchdog.close()
 
     def wait(self) -> None:
         """Until it is stopped."""
-        self._server.wait_for_termination()
+        self._stopping.wait()
+
+    def _keep_writing(self) -> None:
+        while not self._stopping.wait(WRITE_SECONDS):
+            self._answers.write()
+        self._answers.write()
 
 
-def _bind(server: grpc.Server, address: str, host: str, certificates: Certificates | None) -> int:
+def _bind(server: grpc.Server, address: str, credentials: Any) -> int:
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except (RuntimeError, ValueError) as error:
+        raise ServiceError(f"the service cannot listen on {address} ({error}): give a free port") from error
+
+
+def _credentials(certificates: Certificates | None, host: str) -> Any:
     if certificates is None:
-        if host not in ("127.0.0.1", "::1", "localhost"):
+        if not _is_loopback(host):
             raise ServiceError(
                 f"no TLS on {host}: give certificates (`fedrec certs init`), or serve on 127.0.0.1"
             )
         log.warning("NO TLS: anybody on this machine can read and change what is sent")
-        return int(server.add_insecure_port(address))
-    pair = (certificates.key.read_bytes(), certificates.certificate.read_bytes())
-    apps = certificates.apps.read_bytes() if certificates.apps else None
+        return None
+    pair = (_read(certificates.key), _read(certificates.certificate))
+    apps = _read(certificates.apps) if certificates.apps else None
     if apps is None:
         log.warning("NO CLIENT CERTIFICATES: anybody who can reach this port may ask")
-    credentials = grpc.ssl_server_credentials([pair], apps, require_client_auth=apps is not None)
-    return int(server.add_secure_port(address, credentials))
+    _warn_of_end(certificates)
+    return grpc.ssl_server_credentials([pair], apps, require_client_auth=apps is not None)
+
+
+def _warn_of_end(certificates: Certificates) -> None:
+    for path in filter(None, (certificates.certificate, certificates.apps)):
+        left = days_left(path)
+        if left < WARN_DAYS:
+            log.warning(
+                "%s holds for %.0f more days, then nobody is served: make new ones in time", path, left
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ServiceError(
+            f"certificate {path} cannot be read ({error.strerror}): make it with `fedrec certs init`"
+        ) from error
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
@@ -138,13 +191,17 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
-        ("grpc.max_concurrent_streams", 32),
+        ("grpc.max_concurrent_streams", 2 * limits.calls_per_address),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(limits.handshake_seconds * 1000)),
         ("grpc.max_connection_age_ms", age),
-        ("grpc.max_connection_age_grace_ms", age),
+        ("grpc.max_connection_age_grace_ms", int(limits.download_seconds * 1000)),
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # What is received and not yet read stays small: windows do not grow.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.so_reuseport", 0),
     ]

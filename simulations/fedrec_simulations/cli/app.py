@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fedrec.errors import FedrecError
 from fedrec_simulations.cli import (
+    campaign,
     compare,
     config_commands,
     data,
@@ -53,6 +54,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(federation.app, name="federation")
 app.add_typer(model.app, name="model")
 app.add_typer(service.app, name="service")
+app.add_typer(campaign.app, name="campaign")
 app.add_typer(service.certs, name="certs")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -25,11 +27,17 @@ def start(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8443,
     devices: Annotated[int, typer.Option(min=1, help="About how many devices check in; paces them.")] = 1000,
+    campaigns: Annotated[
+        Path | None, typer.Option(help="Folder of training campaigns; none: no training.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; on loopback only.")] = False,
     json_: JsonFlag = False,
 ) -> Answer:
     """Serve the champions (and canaries) of some populations until Ctrl-C."""
+    # gRPC writes a line for every refused handshake: anybody who reaches the port could fill the disk.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fedrec.errors import ConfigError
+    from fedrec_server.campaigns import CampaignBook
     from fedrec_server.registry import Registry
     from fedrec_server.service.limits import Limits
     from fedrec_server.service.server import Certificates, Service
@@ -41,10 +49,11 @@ def start(
         names = (certificates / name for name in ("server.pem", "server.key", "apps.crt"))
         files = Certificates(*names)
     registries = [Registry(registry, name) for name in population]
-    with Service.start(
-        registries, files, host=host, port=port, limits=Limits(expected_devices=devices)
-    ) as service:
+    book = None if campaigns is None else CampaignBook(campaigns)
+    limits = Limits(expected_devices=devices)
+    with Service.start(registries, files, host=host, port=port, limits=limits, campaigns=book) as service:
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a supervisor sends
         try:
             service.wait()
         except KeyboardInterrupt:

@@ -1,0 +1,114 @@
+"""The node of one session: one person, everything in this process's memory, nothing of it in any file.
+
+What is written is what was sent: kind, round and bytes of every answer, before it leaves. Secrets of secure
+aggregation, promises and answers die with the process, and the identity dies with the session, so that nobody can
+ask for anything a second time. Out of scope: starting processes (`worker`), the charge that came before (`session`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedrec.data.interactions import Interactions
+from fedrec.data.split import Split
+from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, ProtocolError
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.settings import NodeSettings
+from fedrec.models.registry import parse
+from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.roster import Identity
+from fedrec.secagg.terms import parse_terms
+from fedrec.wire.messages import decode, encode
+from fedrec_client.local_state import LocalStore
+from fedrec_client.node import Node
+from fedrec_client.private_releases import PaidReleases
+from fedrec_client.training.forward import SENT, receive, send
+
+log = logging.getLogger(__name__)
+
+
+def make_node(wanted: Mapping[str, Any]) -> Node:
+    """The node of a session.
+
+    Args:
+        wanted: node (parts of a node.json), item_ids, history (places of items, oldest first), user_key, identity.
+
+    Raises:
+        PrivacyRefused: the task has no privacy plan.
+    """
+    parts = wanted["node"]
+    if not parts["privacy"]:
+        raise PrivacyRefused("a task without a privacy plan: a device takes part under one only")
+    terms = PrivacyTerms.model_validate(parts["privacy"])
+    return Node(
+        _split(wanted),
+        parse(parts["model"]),
+        NodeSettings.model_validate(parts["settings"]),
+        EvaluationSettings.model_validate(parts["evaluation"]),
+        LocalStore(None),
+        privacy=terms,
+        aggregation=parse_terms(parts["aggregation"]),
+        identity=Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["identity"]))),
+        releases=PaidReleases(terms.plan.rounds),
+    )
+
+
+def _split(wanted: Mapping[str, Any]) -> Split:
+    history = np.array(wanted["history"], dtype=np.int64)
+    train = Interactions(
+        np.zeros(len(history), np.int64),
+        history,
+        np.ones(len(history), np.float32),
+        np.arange(len(history), dtype=np.int64),
+        np.array(["this device"]),
+        np.array(wanted["item_ids"]),
+    )
+    return Split(train, None, None, user_key=np.array([wanted["user_key"]], dtype=np.int64))
+
+
+def serve(node: Node, listener: socket.socket, folder: Path) -> None:
+    """Answer until the socket is closed, one question at a time."""
+    while True:
+        try:
+            line, _ = listener.accept()
+        except OSError:
+            return
+        with line:
+            try:
+                _answer(node, line, folder)
+            except (OSError, ProtocolError) as error:
+                log.warning("a question was dropped: %s", error)
+
+
+def _answer(node: Node, line: socket.socket, folder: Path) -> None:
+    header, arrays = receive(line)
+    try:
+        request = decode(arrays, header, Request)
+        reply = node.handle(request)
+        out, head = encode(reply)
+        note_sent(folder, request, reply)
+    except FedrecError as error:
+        reason = error.reason if isinstance(error, AggregationRefused) else ""
+        send(line, {}, {"refused": type(error).__name__, "text": str(error), "reason": reason})
+    except Exception as error:
+        # The text of an unexpected error may quote the person's data: it stays here, and its place is told only here.
+        log.error("the node failed: %s", type(error).__name__)
+        send(line, {}, {"broken": type(error).__name__})
+    else:
+        send(line, out, {**head, "ok": True})
+
+
+def note_sent(folder: Path, request: Request, reply: Reply) -> None:
+    """Write down what leaves, before it does."""
+    size = sum(values.nbytes for values in reply.arrays.values()) + len(json.dumps(reply.meta, default=str))
+    with (folder / SENT).open("a") as file:
+        file.write(json.dumps({"kind": request.kind, "round": request.round, "bytes": size}) + "\n")

@@ -1,0 +1,89 @@
+"""`fedrec campaign run|list`: train with devices that enrol themselves, publish what comes of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fedrec.errors import EnvironmentProblem
+from fedrec_simulations.cli.answer import Answer, notice, table, warn
+from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
+
+app = typer.Typer(help="Training campaigns: devices of people enrol, train together, get the new model.")
+Folder = Annotated[Path, typer.Option("--campaigns", help="Folder of all campaigns, as the service has it.")]
+HERE = Path("campaigns")
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    population: Annotated[str, typer.Option("--population", help="Whose devices.", show_default=False)],
+    key: Annotated[Path, typer.Option("--key", help="Round key that signs.", show_default=False)],
+    devices: Annotated[int, typer.Option(min=3, help="Begin when so many are enrolled.")] = 100,
+    wait: Annotated[float, typer.Option(min=1, help="For at most so many seconds.")] = 86_400.0,
+    most: Annotated[int, typer.Option("--max-devices", min=3, help="More are refused.")] = 1000,
+    overrides: Overrides = None,
+    registry: Annotated[Path, typer.Option("--registry", help="Folder of the registry.")] = Path("models"),
+    folder: Folder = HERE,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Open a campaign, wait for devices, train with them, sign and promote the result.
+
+    CONFIG says model, privacy, rounds and secure aggregation; its data section is not used.
+    """
+    try:
+        from fedrec_simulations.campaigns import Campaign
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"a campaign needs package {error.name!r}: pip install 'fedrec[sim]'"
+        ) from error
+    from fedrec.wire.signing import RoundKey
+    from fedrec_server.campaigns import CampaignBook
+    from fedrec_server.registry import Registry
+
+    settings = read_config(config, overrides)
+    warn(settings.warnings())
+    campaign = Campaign.open(
+        CampaignBook(folder), Registry(registry, population), settings, RoundKey.load(key), most
+    )
+    notice(f"campaign {campaign.id} is open for {population}")
+    campaign.await_devices(devices, wait, notice)
+    made = campaign.run(notice, _tell)
+    view = [f"version {made.version} of {escape(population)} is champion: {made.privacy.get('headline', '')}"]
+    return Answer({"campaign": campaign.id} | made.payload(), view)
+
+
+@app.command("list")
+def list_(folder: Folder = HERE, json_: JsonFlag = False) -> Answer:
+    """All campaigns: whose, since when, how many devices, and whether the roster is closed."""
+    from fedrec_server.campaigns import STATE, CampaignBook
+
+    book = CampaignBook(folder)
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob(f"*/{STATE}")):
+        state, name = book.state(path.parent.name), path.parent.name
+        found = {"campaign": name, "population": state.population, "opened": state.opened}
+        rows.append(found | {"devices": len(book.roster(name)), "closed": state.closed})
+    rows.sort(key=lambda row: row["opened"])
+    cells = [
+        [
+            row["campaign"],
+            row["population"],
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(row["opened"])),
+            "closed" if row["closed"] else "open",
+            str(row["devices"]),
+        ]
+        for row in rows
+    ]
+    columns = ["campaign", "population", "opened", "roster", "devices"]
+    return Answer({"campaigns": rows}, [table("", columns, cells, left=4)])
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if "round" in event:
+        failures = len(event.get("failures", {}))
+        notice(f"round {event['round']}: {event['nodes']} devices in the sum, {failures} not")
