@@ -4,9 +4,11 @@
 
 People: a tenth of the users is never trained on. Each with at least 11 interactions is asked after the first
 k = 0, 1, 3, 5, 10 of them for the next one, among all items not seen yet; fold-in only, through the model that a
-device serves (popularity for k = 0, as the SDK does). Items: a tenth of the items is removed from training; each user whose last interaction is with one of
-them is asked for it among the removed items alone, from titles and categories. `--data` is a folder with `ml-1m/`,
-whose terms forbid bundling; without it only the bundled MovieTweetings is run. Intervals: 95 %, normal.
+device serves (popularity for k = 0, as the SDK does).
+
+Items: a tenth of the items is removed from training; each user whose last interaction is with one of them is asked
+for it among the removed items alone, from titles and categories. `--data` is a folder with `ml-1m/`, whose terms
+forbid bundling; without it only the bundled MovieTweetings is run. Intervals: 95 %, normal.
 """
 
 from __future__ import annotations
