@@ -1,0 +1,113 @@
+"""The command line: makes catalogue, service and devices, and serves the page until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvicorn
+
+from fedrec.errors import FedrecError
+from fedrec.ranking.items import Items
+from fedrec.ranking.serving import ServingModel
+from films.catalogue import Catalogue, start_model
+from films.federation import POPULATION, LoopbackService, ModelService, OfflineService, Together
+from films.journal import Journal
+from films.people import Person
+from films.web import App
+
+NAMES = ("Ada", "Ben", "Chiara", "Dev", "Esra", "Femi", "Greta", "Hiro")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", options.port))
+            port = listener.getsockname()[1]
+            _say("training the start model on the bundled data")
+            with running(options.folder, options.people, port, offline=options.offline) as app:
+                _say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
+                config = uvicorn.Config(
+                    app.asgi(),
+                    log_level="warning",
+                    access_log=False,
+                    server_header=False,
+                    lifespan="off",
+                    ws="none",
+                )
+                uvicorn.Server(config).run(sockets=[listener])
+    except (FedrecError, OSError) as error:
+        print(f"films: {error}", file=sys.stderr)  # noqa: T201 - a command line
+        return 1
+    return 0
+
+
+@contextmanager
+def running(
+    folder: Path,
+    people: int,
+    port: int,
+    *,
+    offline: bool = False,
+    start: Callable[[], tuple[ServingModel, Items]] = start_model,
+) -> Iterator[App]:
+    """Service and devices, switched on; off at the end.
+
+    Args:
+        folder: of everything; used again by the next start, except with `offline`.
+        people: how many.
+        port: under which the page will be reached.
+        offline: without network and training, in a folder that is thrown away.
+        start: makes the start model.
+    """
+    with ExitStack() as stack:
+        if offline:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="films-")))
+        made = start()
+        catalogue, journal = Catalogue(made[1]), Journal(folder / "journal.log")
+        service: ModelService = OfflineService(made) if offline else LoopbackService(folder / "service", made)
+        stack.callback(service.stop)
+        persons = []
+        for k, name in enumerate(NAMES[:people], 1):
+            person = Person(
+                k,
+                name,
+                folder / "devices" / str(k),
+                POPULATION,
+                service.root,
+                service.connect,
+                catalogue,
+                journal,
+            )
+            stack.callback(person.close)
+            persons.append(person)
+            person.check_for_update()
+            person.refresh()
+        together = Together(service, persons, journal)
+        stack.callback(together.stop)
+        yield App(persons, service, together, journal, frozenset({f"127.0.0.1:{port}", f"localhost:{port}"}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="films", description="An example app: films, people, their devices."
+    )
+    parser.add_argument("--people", type=int, default=4, choices=range(2, len(NAMES) + 1), metavar="2..8")
+    parser.add_argument("--port", type=int, default=8080, help="on 127.0.0.1; 0: a free one")
+    parser.add_argument("--folder", type=Path, default=Path("runs/films"), help="kept for the next start")
+    parser.add_argument("--offline", action="store_true", help="no network, no training, nothing kept")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(f"films: {text}", flush=True)  # noqa: T201 - a command line
