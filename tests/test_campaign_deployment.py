@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from fedrec_simulations.config import Config, parse_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 4, 30
+RUN = "FEDREC_TEST_RUN"
 #: Four people cannot hide among each other: a real app's policy refuses this, and so does the test below.
 FOR_FOUR = Policy(min_cohort=4, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
 NOW_CONDITIONS = Conditions(min_events=3)
@@ -73,6 +75,14 @@ def config(**rounds: float) -> Config:
         (),
         "test",
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _named_run() -> Iterator[None]:
+    """A word in the environment that every process of this module inherits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN, secrets.token_hex(8))
+        yield
 
 
 class Place:
@@ -260,8 +270,10 @@ def _processes(folder: str) -> list[int]:
 
 
 def _left() -> list[Path]:
-    mark = f"{MARK}=session-".encode()
-    return [path for path in Path("/proc").glob("[0-9]*/environ") if mark in _read(path)]
+    """Processes of sessions that this test run started, and nobody else's on this machine."""
+    mark, ours = f"{MARK}=session-".encode(), f"{RUN}={os.environ[RUN]}".encode()
+    found = [(path, _read(path)) for path in Path("/proc").glob("[0-9]*/environ")]
+    return [path for path, told in found if mark in told and ours in told]
 
 
 def _read(path: Path) -> bytes:

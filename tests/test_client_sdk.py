@@ -170,6 +170,13 @@ def test_items_the_model_does_not_know_are_kept_until_it_does(client: Client, se
     assert client.recommend(3).items[0].source == "model"
 
 
+def test_an_app_can_show_what_is_kept(client: Client) -> None:
+    client.log_event("rating", item="film-2", value=4)
+    client.log_event("hide", item="film-3")
+    assert [each.item for each in client.events()] == ["film-2", "film-3"]
+    assert [each.value for each in client.events(types=["rating"])] == [4]
+
+
 def test_an_event_told_twice_or_late(client: Client) -> None:
     assert client.log_event("hide", item="film-1", event_id="x", time=NOW) == "x"
     client.log_event("like", item="film-1", event_id="x", time=NOW + 1)

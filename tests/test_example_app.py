@@ -26,8 +26,10 @@ from fedrec.ranking.tables import FloatTable
 from fedrec.wire.package import Terms, pack_model
 from films.catalogue import TASTES, Catalogue, held_back
 from films.command import running
-from films.federation import LAYER_WEIGHT, POPULATION, LoopbackService, layered
-from films.people import CAREFUL, Person
+from films.device import CAREFUL
+from films.layer import LAYER_WEIGHT, layered
+from films.people import Person
+from films.services import POPULATION, LoopbackService
 from films.web import HEADERS, App
 
 ADDRESS = "127.0.0.1:8080"

@@ -83,7 +83,9 @@ def picture(page: Page, name: str) -> None:
         path = Path(PICTURES) / f"example-app-{name}.png"
         page.screenshot(path)
         with Image.open(path) as image:  # a palette is enough and takes half the room
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+            image.convert("RGB").quantize(
+                256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
+            ).save(path)
 
 
 def begin(page: Page, number: int, genre: str) -> None:
@@ -301,8 +303,8 @@ STORY = (
     "opened for 4 devices",
     "4 of 4 devices enrolled",
     "task signed",
-    "round 1: only the sum",
-    "round 2: only the sum",
+    "round 1: only the sum of 4 updates",
+    "round 2: only the sum of 4 updates",
     "version 2 signed and promoted",
     "version 2 fetched",
     "list changed",

@@ -17,9 +17,10 @@ from fedrec.errors import FedrecError
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel
 from films.catalogue import Catalogue, start_model
-from films.federation import POPULATION, LoopbackService, ModelService, OfflineService, Together
+from films.federation import Together
 from films.journal import Journal
 from films.people import Person
+from films.services import POPULATION, LoopbackService, ModelService, OfflineService
 from films.web import App
 
 NAMES = ("Ada", "Ben", "Chiara", "Dev", "Esra", "Femi", "Greta", "Hiro")

@@ -17,86 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import ConsentRequired, DataError, FedrecError
-from fedrec.ranking.diversity import Mmr
 from fedrec.ranking.exploration import Thompson
-from fedrec_client import Client, Conditions, Policy
+from fedrec_client import Client, Policy
 from fedrec_client.events import EventType
-from fedrec_client.platform import SystemPlatform
 from fedrec_client.results import Eligibility, ModelInfo, Recommendation, Similar, TrainingReport
 from fedrec_client.store.base import Receipt
 from fedrec_client.transport import Transport
 from films.catalogue import Catalogue, Film
+from films.device import (
+    CAREFUL,
+    CONDITIONS,
+    DEMONSTRATION,
+    MORE,
+    SHOWN,
+    TABS,
+    VARIETY,
+    Change,
+    Opinion,
+    PretendPlatform,
+    Screen,
+)
 from films.journal import Journal
-
-#: Of the example: people come and go within minutes. A real app leaves both as they are.
-CONDITIONS = Conditions(min_events=3, min_period_seconds=0.0)
-#: So few people cannot hide among each other; `Policy()` is what a real app begins with, and it refuses this.
-DEMONSTRATION = Policy(min_cohort=3, max_epsilon_period=2_000.0, max_epsilon_lifetime=10_000.0)
-CAREFUL = Policy()
-SHOWN = 8
-MORE = 24
-VARIETY = {"off": None, "some": Mmr(0.3), "much": Mmr(0.6)}
-TABS = ("list", "search", "rated", "privacy", "device")
-
-
-class PretendPlatform(SystemPlatform):
-    """A device whose state the page sets."""
-
-    def __init__(self) -> None:
-        self.states = {"charging": True, "idle": True, "unmetered": True}
-
-    def charging(self) -> bool:
-        """See `Platform`."""
-        return self.states["charging"]
-
-    def idle(self) -> bool:
-        """See `Platform`."""
-        return self.states["idle"]
-
-    def unmetered(self) -> bool:
-        """See `Platform`."""
-        return self.states["unmetered"]
-
-
-@dataclass
-class Screen:
-    """What a person looks at.
-
-    Attributes:
-        tab: one of `TABS`.
-        only, without: genres; empty: all, none.
-        variety: key of `VARIETY`.
-        explores: now and then something else.
-        length: of the list.
-        query: of the search.
-        like: a film whose likes are shown in the place of the list.
-    """
-
-    tab: str = "list"
-    only: str = ""
-    without: str = ""
-    variety: str = "off"
-    explores: bool = False
-    length: int = SHOWN
-    query: str = ""
-    like: str = ""
-
-
-@dataclass(frozen=True)
-class Change:
-    """Why a list is another than before, and what stood there."""
-
-    cause: str = ""
-    before: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """A person's last word on a film: stars from 1 to 5, or 0 for "hide"."""
-
-    film: Film
-    stars: int
-    time: float
 
 
 @dataclass
@@ -131,7 +72,7 @@ class Person:
     message: str = ""
     receipt: Receipt | None = None
     update: ModelInfo | None = None
-    change: Change = Change()
+    change: Change = field(default_factory=Change)
     training: bool = False
 
     def __post_init__(self) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 from fedrec.errors import DataError, FedrecError
 from fedrec_client.results import Reasons, Recommended
 from films.catalogue import TASTES, Catalogue
-from films.federation import MIN_DEVICES, STAGES, ModelService, Together
+from films.device import CAREFUL, DEMONSTRATION, MORE, VARIETY
+from films.federation import MIN_DEVICES, STAGES, Together
 from films.journal import Journal
-from films.people import CAREFUL, DEMONSTRATION, MORE, VARIETY, Person
+from films.people import Person
+from films.services import ModelService
 
 Values = dict[str, Any]
 REASONS_SHOWN = 5

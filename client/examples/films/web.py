@@ -26,9 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.errors import ConsentRequired, DataError, FedrecError
 from films.catalogue import TASTES
-from films.federation import ModelService, Together
+from films.federation import Together
 from films.journal import Journal
 from films.people import Person
+from films.services import ModelService
 from films.views import choices, journal_view, person_view, service_view
 
 HERE = Path(__file__).parent

@@ -1,0 +1,75 @@
+"""What the devices learn together, how they are protected, and how it is laid on the start model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrec.errors import RegistryError
+from fedrec.ranking.item_item import DenseWeights, ItemItem
+from fedrec.ranking.popular import Selected
+from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.tables import FloatTable
+from fedrec_simulations.config import Config, parse_config
+from films.catalogue import HISTORY_HALF_LIFE
+
+#: How much the layer that the devices learned weighs beside the start model.
+LAYER_WEIGHT = 0.7
+
+
+def campaign_config(devices: int) -> Config:
+    """What the devices compute, and how they are protected.
+
+    The noise hides nobody among so few: epsilon is stated and charged as it is. With as many people as an app
+    has, the same lines with a single-digit epsilon do.
+    """
+    return parse_config(
+        {
+            "name": "together",
+            "model": {
+                "kind": "dp_ease",
+                "top_items": 20,
+                "count_share": 0.3,
+                "histogram_items": 12,
+                "history_items": 12,
+                "pair_half_life": None,
+                "reg": 0.3,
+                "cut": 0.8,
+                "scoring_half_life": HISTORY_HALF_LIFE,
+            },
+            "privacy": {
+                "unit": "user",
+                "trust": "distributed",
+                "epsilon": 600.0,
+                "delta": 1e-6,
+                "clip_norm": 1.0,
+                "survivors": 0.7,  # one of four may refuse or vanish: the others' noise suffices
+                "force": True,
+            },
+            "federation": {
+                "nodes": devices,
+                "wait_seconds": 60,
+                "deadline_seconds": 60,
+                "stage_seconds": 30,
+            },
+        },
+        (),
+        "the example app",
+    )
+
+
+def layered(start: ServingModel, trained: ServingModel) -> ServingModel:
+    """The start model with what the devices learned on top, in 8 bits.
+
+    Raises:
+        RegistryError: either is of another kind than this app publishes.
+    """
+    if not (isinstance(start, ItemItem) and isinstance(trained, Selected)):
+        raise RegistryError(f"a layer of {trained.kind} on {start.kind}: this app knows item-item models")
+    layer, places = trained.inner, trained.selected
+    if not (isinstance(layer, ItemItem) and isinstance(start.weights, DenseWeights)):
+        raise RegistryError("weights that are not dense: this app publishes dense ones")
+    k = np.arange(len(places))
+    weights = start.weights.table.rows(np.arange(start.n_items)).copy()
+    weights[np.ix_(places, places)] += np.float32(LAYER_WEIGHT) * layer.weights.features(k)
+    made = ItemItem(DenseWeights(FloatTable(weights)), start.half_life, start.base)
+    return made.quantised()
