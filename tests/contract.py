@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -14,10 +16,16 @@ from fedrec.models.base import Recommender, RoundKey
 CHANCE_RECALL = 0.15
 
 
-def train(recommender: Recommender, part: Interactions, rounds: int, seed: int = 3) -> tuple[State, State]:
+def train(
+    recommender: Recommender,
+    part: Interactions,
+    rounds: int,
+    seed: int = 3,
+    features: np.ndarray | None = None,
+) -> tuple[State, State]:
     """A federation of one node without clipping."""
     batch = part.batch(np.arange(part.n_users))
-    shared = recommender.init_shared(part.n_items, seed)
+    shared = recommender.init_shared(part.n_items, seed, features)
     server, local = recommender.init_server(shared), recommender.init_local(batch.user, seed)
     for number in range(1, 1 + (recommender.fixed_rounds or rounds)):
         total, local = train_users(
@@ -39,6 +47,8 @@ def poison(shared: State, rows: np.ndarray, n_items: int) -> State:
 
 class RecommenderContract:
     rounds = 10
+    #: Public features of the planted items, for models that need them.
+    features: ClassVar[np.ndarray | None] = None
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -48,7 +58,7 @@ class RecommenderContract:
     @pytest.fixture(scope="class")
     @classmethod
     def trained(cls, recommender: Recommender, split: Split) -> tuple[State, State]:
-        return train(recommender, split.train, cls.rounds)
+        return train(recommender, split.train, cls.rounds, features=cls.features)
 
     def test_update_depends_on_touched_rows_only(self, recommender, trained, split) -> None:
         shared, local = trained
@@ -107,7 +117,7 @@ class RecommenderContract:
             np.testing.assert_array_equal(values, before[name])
 
     def test_same_seed_same_model(self, recommender, trained, split) -> None:
-        again, local = train(recommender, split.train, self.rounds)
+        again, local = train(recommender, split.train, self.rounds, features=self.features)
         for name, values in again.items():
             np.testing.assert_array_equal(values, trained[0][name])
         for name, values in local.items():
@@ -119,7 +129,7 @@ class RecommenderContract:
         assert self.recall_at_9(recommender.score(shared, local, batch), batch, split) > 3 * CHANCE_RECALL
 
     def test_twin_finds_it_too(self, recommender, split) -> None:
-        shared, local = recommender.fit(split.train, 3, self.rounds)
+        shared, local = recommender.fit(split.train, 3, self.rounds, self.features)
         batch = split.batch(split.train)
         assert self.recall_at_9(recommender.score(shared, local, batch), batch, split) > 3 * CHANCE_RECALL
 

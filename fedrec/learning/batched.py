@@ -1,11 +1,12 @@
-"""The generic path: any torch objective trained for many users at once, each on its own copies.
+"""The generic path: any torch loss trained for many users at once, each on its own copies.
 
-Every user of a chunk owns a copy of the rows it touches (padded to the longest), of the dense parameters and of
-its local state. One forward pass gives a loss per user; because nothing is shared, the gradient of their sum is
-each user's own gradient, so one backward pass serves the chunk. Plain SGD, minibatch by minibatch.
+Every user of a chunk owns a copy of the rows it touches, of the dense parameters and of its local state. One forward
+pass gives a loss per user; because nothing is shared, the gradient of their sum holds each user's own gradient, so
+one backward pass serves the chunk. Until a user has made a step its copy is a view of the common parameters, which
+costs nothing; with one step a round (federated SGD) no parameter is ever copied.
 
-Letters: K users of a chunk, S rows (padded), B groups of a minibatch (padded), n negatives, d embedding size.
-Out of scope: which objective (models), clipping and summing (`local_training`).
+Letters: K users of a chunk, S rows of the item tables (padded to the most of the chunk, or all I), d embedding size.
+Out of scope: which loss (models), clipping and summing (`local_training`).
 """
 
 from __future__ import annotations
@@ -18,131 +19,134 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.learning.device_optimizer import DeviceOptimizer, Stepper
 from fedrec.learning.updates import Dense, Rows, State, Updates
-from fedrec.learning.views import LocalViews
+
+#: Every parameter of K users, [K, ...]; tables are [K, S, ...].
+Params = dict[str, Tensor]
+
+
+class Work(Protocol):
+    """What K users do in one round."""
+
+    @property
+    def steps(self) -> int:
+        """Minibatches of the user who has most of them."""
+
+    @property
+    def examples(self) -> NDArray[np.float64]:
+        """[K] examples behind each user's loss."""
+
+    def loss(self, params: Params, step: int) -> Tensor:
+        """[K] loss of each user on its minibatch."""
+
+    def active(self, step: int) -> Tensor | None:
+        """[K] 1 for users who have a minibatch in this step; None: all."""
 
 
 @dataclass(frozen=True)
-class Minibatch:
-    """Examples of K users: every tensor in `rows` is [K, B, 1+n, ...], `mask` [K, B] is 1 for real groups."""
+class Touched:
+    """Rows of the item tables that each user touches, ragged: user u has `row[ptr[u]:ptr[u+1]]`, each once."""
 
-    rows: dict[str, Tensor]
-    dense: dict[str, Tensor]
-    local: dict[str, Tensor]
-    mask: Tensor
+    ptr: NDArray[np.int64]
+    row: NDArray[np.int64]
 
+    @property
+    def width(self) -> int:
+        """S, the most rows of one user."""
+        return int(np.diff(self.ptr).max(initial=1))
 
-class Objective(Protocol):
-    """What a model must say to be trained here."""
-
-    def __call__(self, minibatch: Minibatch) -> Tensor:
-        """[K] loss of each user, summed over the real groups."""
-
-
-@dataclass(frozen=True)
-class LocalSgd:
-    """How a user trains: minibatches of `batch_size` groups, step `learning_rate`."""
-
-    learning_rate: float
-    batch_size: int
-    chunk_users: int = 8
+    def padded(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """[K, S] rows (0 where there is none), and which are real."""
+        counts = np.diff(self.ptr)
+        real = np.arange(self.width) < counts[:, None]
+        rows = np.zeros(real.shape, dtype=np.int64)
+        rows[real] = self.row
+        return rows, real
 
 
 def train_batched(
-    objective: Objective, sgd: LocalSgd, tables: State, dense: State, local: State, views: LocalViews
+    work: Work,
+    rule: DeviceOptimizer,
+    tables: State,
+    dense: State,
+    local: State,
+    touched: Touched | None,
+    corrections: Params | None = None,
+    *,
+    frozen: bool = False,
 ) -> tuple[Updates, State]:
-    """Updates (delta of the touched rows and of the dense parameters) and new local state of U users.
+    """Updates (change of the touched rows and of the dense parameters) and new local state of K users.
 
     Args:
-        objective: loss of a minibatch.
-        sgd: step size and shapes.
+        work: minibatches and loss.
+        rule: the step on the device.
         tables: shared arrays [I, ...] of which a user sees rows.
         dense: shared arrays that every user sees whole.
-        local: arrays [U, ...].
-        views: what each user touches and in which order.
+        local: arrays [K, ...].
+        touched: which rows; None: all of them, for losses over the whole catalogue.
+        corrections: [K, ...] added to the gradients (control variates); None: none.
+        frozen: only the local state learns.
     """
-    n_users = len(views.row_ptr) - 1
-    deltas = {name: np.empty((len(views.row), *a.shape[1:]), dtype=np.float32) for name, a in tables.items()}
-    dense_deltas = {name: np.empty((n_users, *a.shape), dtype=np.float32) for name, a in dense.items()}
-    after = {name: a.copy() for name, a in local.items()}
-    loss = np.zeros(n_users)
-    by_length = np.argsort(np.diff(views.example_ptr), kind="stable")
-    for start in range(0, n_users, sgd.chunk_users):
-        users = by_length[start : start + sgd.chunk_users]
-        chunk = _Chunk(users, views, tables, dense, local)
-        loss[users] = chunk.train(objective, sgd)
-        chunk.store(deltas, dense_deltas, after, tables, dense)
-    blocks: dict[str, Rows | Dense] = {n: Rows(views.row_ptr, views.row, d) for n, d in deltas.items()}
-    blocks |= {name: Dense(values) for name, values in dense_deltas.items()}
-    examples = np.diff(views.example_ptr) * views.slot.shape[1]
-    return Updates(blocks, n_users, loss, examples.astype(np.float64)), after
+    n_users = len(work.examples)
+    start = views(tables, dense, local, touched, n_users)
+    stepper = Stepper(rule, frozenset((*tables, *dense)))
+    learning = frozenset(local) if frozen else frozenset(start)
+    delta, loss = _train(work, stepper, start, learning, corrections or {}, n_users)
+    blocks: dict[str, Rows | Dense] = {}
+    for name in tables:
+        blocks[name] = _table_block(delta[name].numpy(), touched)
+    for name in dense:
+        blocks[name] = Dense(delta[name].numpy())
+    after = {name: values + delta[name].numpy() for name, values in local.items()}
+    return Updates(blocks, n_users, loss, work.examples), after
 
 
-class _Chunk:
-    """Copies of everything that K users train."""
+def views(tables: State, dense: State, local: State, touched: Touched | None, n_users: int) -> Params:
+    """Everybody's parameters [K, ...]: common ones as views, touched rows as copies."""
 
-    def __init__(
-        self, users: NDArray[np.int64], views: LocalViews, tables: State, dense: State, local: State
-    ) -> None:
-        self._users, self._views = users, views
-        counts = np.diff(views.row_ptr)[users]
-        self._width = int(counts.max(initial=1))
-        self._owner = np.repeat(np.arange(len(users)), counts)
-        within = np.arange(len(self._owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._place = self._owner * self._width + within
-        self._source = np.repeat(views.row_ptr[users], counts) + within
-        self._rows = {name: self._pad(array) for name, array in tables.items()}
-        copies = (len(users),)
-        self._dense = {
-            name: self._leaf(torch.from_numpy(np.broadcast_to(a, copies + a.shape).astype(np.float32)))
-            for name, a in dense.items()
+    def shared(values: NDArray[np.generic]) -> Tensor:
+        whole = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return whole.expand(n_users, *whole.shape)
+
+    if touched is None:
+        params = {name: shared(values) for name, values in tables.items()}
+    else:
+        rows, real = touched.padded()
+        params = {}
+        for name, values in tables.items():
+            # Padding must stay zero: it may lie where nobody has looked.
+            picked = np.zeros((*rows.shape, *values.shape[1:]), dtype=np.float32)
+            picked[real] = values[rows[real]]
+            params[name] = torch.from_numpy(picked)
+    params |= {name: shared(values) for name, values in dense.items()}
+    return params | {name: torch.from_numpy(values.astype(np.float32)) for name, values in local.items()}
+
+
+def _train(
+    work: Work, stepper: Stepper, start: Params, learning: frozenset[str], corrections: Params, n_users: int
+) -> tuple[Params, NDArray[np.float64]]:
+    """Change of every parameter, and the loss [K] summed over the steps."""
+    total = np.zeros(n_users)
+    delta = {name: torch.zeros(values.shape) for name, values in start.items()}
+    for step in range(work.steps):
+        leaves = {
+            name: (start[name] if step == 0 else start[name] + delta[name]).detach().requires_grad_()
+            for name in learning
         }
-        self._local = {
-            name: self._leaf(torch.from_numpy(a[users].astype(np.float32))) for name, a in local.items()
-        }
+        losses = work.loss(start | leaves, step)
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        found = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        with torch.no_grad():
+            for name, correction in corrections.items():
+                found[name] = found[name] + correction
+            stepper.step(delta, found, work.active(step))
+        total += losses.detach().double().numpy()
+    return delta, total
 
-    def train(self, objective: Objective, sgd: LocalSgd) -> NDArray[np.float64]:
-        """Run all minibatches; returns the loss of each user [K]."""
-        first, last = self._views.example_ptr[self._users], self._views.example_ptr[self._users + 1]
-        total = np.zeros(len(self._users))
-        for step in range(0, int((last - first).max(initial=0)), sgd.batch_size):
-            group = first[:, None] + step + np.arange(sgd.batch_size)
-            mask = group < last[:, None]
-            slots = self._views.slot[np.where(mask, group, 0)] * mask[:, :, None]
-            flat = torch.from_numpy(slots + np.arange(len(self._users))[:, None, None] * self._width).view(-1)
-            # Gradients stop at the gathered rows: a gradient of all rows would be dense, and mostly zero.
-            rows = {name: self._leaf(table.index_select(0, flat)) for name, table in self._rows.items()}
-            shaped = {name: leaf.view(*slots.shape, *leaf.shape[1:]) for name, leaf in rows.items()}
-            loss = objective(
-                Minibatch(shaped, self._dense, self._local, torch.from_numpy(mask.astype(np.float32)))
-            )
-            whole = [*self._dense.values(), *self._local.values()]
-            gradients = torch.autograd.grad(loss.sum(), [*rows.values(), *whole])
-            with torch.no_grad():
-                for table, gradient in zip(self._rows.values(), gradients, strict=False):
-                    table.index_add_(0, flat, gradient, alpha=-sgd.learning_rate)
-                for leaf, gradient in zip(whole, gradients[len(rows) :], strict=True):
-                    leaf.sub_(gradient, alpha=sgd.learning_rate)
-            total += loss.detach().double().numpy()
-        return total
 
-    def store(self, deltas: State, dense_deltas: State, after: State, tables: State, dense: State) -> None:
-        """Write what changed into the arrays of the whole batch."""
-        rows = self._views.row[self._source]
-        for name, leaf in self._rows.items():
-            trained = leaf.numpy()[self._place]
-            deltas[name][self._source] = trained - tables[name][rows]
-        for name, leaf in self._dense.items():
-            dense_deltas[name][self._users] = leaf.detach().numpy() - dense[name]
-        for name, leaf in self._local.items():
-            after[name][self._users] = leaf.detach().numpy()
-
-    def _pad(self, array: NDArray[np.generic]) -> Tensor:
-        padded = torch.zeros((len(self._users) * self._width, *array.shape[1:]), dtype=torch.float32)
-        rows = np.ascontiguousarray(array[self._views.row[self._source]], dtype=np.float32)
-        padded[torch.from_numpy(self._place)] = torch.from_numpy(rows)
-        return padded
-
-    @staticmethod
-    def _leaf(tensor: Tensor) -> Tensor:
-        return tensor.requires_grad_()
+def _table_block(delta: NDArray[np.float32], touched: Touched | None) -> Rows | Dense:
+    if touched is None:
+        return Dense(delta)
+    _, real = touched.padded()
+    return Rows(touched.ptr, touched.row, delta[real])

@@ -34,6 +34,9 @@ class Purpose(IntEnum):
     JUDGED = 9
     POPULATION = 10
     SHARD = 11
+    WINDOW = 12
+    DROPOUT = 13
+    MASK = 14
 
 
 def mix(x: U64) -> U64:

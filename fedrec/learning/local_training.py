@@ -50,8 +50,13 @@ def train_users(
     """
     total = UpdateSum(recommender.layout(n_items, round_key.round).zeros())
     after = {name: values.copy() for name, values in local.items()}
+    order = np.arange(len(batch))
+    if recommender.sorts_by_length:
+        order = np.argsort(batch.counts, kind="stable")
+        batch = batch.take(order)
     with one_blas_thread():
-        for where, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
+        for piece, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
+            where = order[piece]
             mine = {name: values[where] for name, values in local.items()}
             updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
             add_clipped(total, updates, clip_norm, zero_bad=zero_bad)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.errors import ProtocolError
-from fedrec.learning.kernels import add_rows, add_scalars, gram_into, squared_row_norms
+from fedrec.learning.kernels import add_dense, add_rows, add_scalars, gram_into, squared_row_norms
 
 #: Named arrays; which ones there are is the recommender's business.
 State = dict[str, NDArray[Any]]
@@ -129,15 +129,18 @@ class Dense:
     symmetric: bool = False
 
     def squared_norms(self) -> Floats:  # noqa: D102
-        values = self.values.astype(np.float64)
+        values = self.values
         if self.symmetric:
             rows, columns = np.triu_indices(values.shape[-1])
             values = values[..., rows, columns]
-        return np.asarray(np.square(values.reshape(len(values), -1)).sum(axis=1))
+        out = np.zeros(len(values))
+        flat = np.ascontiguousarray(values.reshape(len(values), -1))
+        squared_row_norms(np.arange(len(values) + 1), flat, out)
+        return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        used = scale != 0
-        total += np.tensordot(scale[used], self.values[used].astype(np.float64), axes=1)
+        flat = np.ascontiguousarray(self.values.reshape(len(self.values), -1))
+        add_dense(total.reshape(-1), flat, scale)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Recommender(ABC):
     gradient_rounds: ClassVar[bool] = False
     #: True if a round is one sweep of the centralised algorithm, so that both need equally many.
     round_is_sweep: ClassVar[bool] = False
+    #: True if a chunk costs as much as its longest history times its users, so that like should lie beside like.
+    sorts_by_length: ClassVar[bool] = False
     #: How many users `compute_updates` likes to get at once (so that a chunk stays in the cache).
     chunk_users: ClassVar[int] = 256
 
@@ -69,8 +71,14 @@ class Recommender(ABC):
         """What one user sends in a round."""
 
     @abstractmethod
-    def init_shared(self, n_items: int, seed: int) -> State:
-        """Shared state before the first round."""
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:
+        """Shared state before the first round.
+
+        Args:
+            n_items: I.
+            seed: of the initial values.
+            features: [I, F] what is publicly known of the items; models that can use them keep them as a constant.
+        """
 
     @abstractmethod
     def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:
@@ -95,5 +103,7 @@ class Recommender(ABC):
         """[U, I] higher is better; seen items are not masked here."""
 
     @abstractmethod
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
+    def fit(
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         """The centralised twin: shared state and local state of all users, trained where all data lies."""

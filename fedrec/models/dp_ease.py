@@ -139,7 +139,7 @@ class DpEase(Recommender):
             return Layout({"count": BlockSpec((n_items,))})
         return Layout({"gram": BlockSpec((k, k), symmetric=True)})
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {}
 
     def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
@@ -185,7 +185,9 @@ class DpEase(Recommender):
         scores[own.counts == 0] = np.arange(len(selected), 0, -1)
         return spread(scores, count, selected)
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
         for number in (1, 2):
             updates, _ = self.compute_updates(shared, {}, batch, RoundKey(seed, number))

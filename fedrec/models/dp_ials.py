@@ -119,7 +119,7 @@ class DpIals(Recommender):
             }
         )
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         k, d = min(self.config.top_items, n_items), self.config.embedding_size
         table = normal(user_keys(key(seed, Purpose.INIT_SHARED), np.arange(k)), d) / np.sqrt(d)
         return {"item_table": table.astype(np.float32)}
@@ -208,7 +208,9 @@ class DpIals(Recommender):
         scores[~users.any(axis=1)] = np.arange(scores.shape[1], 0, -1)
         return spread(scores, shared["count"], shared["selected"])
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
         for number in range(1, rounds + 1):
             updates, _ = self.compute_updates(shared, {}, batch, RoundKey(seed, number))

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
-from fedrec.models.base import Recommender, RecommenderConfig, RoundKey
+from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 from fedrec.models.profiles import matrix, profile, recency
 
 
@@ -51,7 +51,7 @@ class GramRecommender(Recommender):
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"gram": BlockSpec((n_items, n_items), symmetric=True)})
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {}
 
     def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
@@ -68,7 +68,9 @@ class GramRecommender(Recommender):
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
         return {}
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         batch = train.batch(np.arange(train.n_users))
         x = matrix(batch, self._profile(batch), train.n_items)
         return self.solve((x.T @ x).toarray()), {}

@@ -76,7 +76,7 @@ class Ials(Recommender):
             }
         )
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         d = self.config.embedding_size
         keys = user_keys(key(seed, Purpose.INIT_SHARED), np.arange(n_items))
         return _with_gramian(normal(keys, d) * (self.config.init_scale / np.sqrt(d)))
@@ -117,7 +117,9 @@ class Ials(Recommender):
         users = self.fold_in(shared, batch)["user_vector"]
         return np.asarray(users @ shared["item_table"].T, dtype=np.float32)
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         batch = train.batch(np.arange(train.n_users))
         weight = recency(batch, self.config.training_half_life)
         by_item = np.argsort(batch.item, kind="stable")

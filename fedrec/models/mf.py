@@ -17,6 +17,7 @@ from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.device_module import PublicKey, uniform_rows
+from fedrec.learning.device_optimizer import DeviceOptimizer
 from fedrec.learning.keys import Purpose, key, normal, user_keys
 from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.learning.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
@@ -27,7 +28,7 @@ from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedrec.learning.batched import Minibatch
+    from fedrec.learning.batched import Params
 
 
 class MfConfig(RecommenderConfig):
@@ -79,7 +80,7 @@ class MatrixFactorisation(Recommender):
             }
         )
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {
             "item_table": self._vectors(key(seed, Purpose.INIT_SHARED), np.arange(n_items)),
             "item_bias": np.zeros(n_items, dtype=np.float32),
@@ -127,7 +128,9 @@ class MatrixFactorisation(Recommender):
             local["user_vector"] @ shared["item_table"].T + shared["item_bias"], dtype=np.float32
         )
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:
+    def fit(
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
         c, batch = self.config, train.batch(np.arange(train.n_users))
         shared, users = (
@@ -164,25 +167,23 @@ class MatrixFactorisation(Recommender):
         return table, bias, loss
 
     def _torch_updates(self, shared: State, local: State, views: LocalViews) -> tuple[Updates, State]:
-        from fedrec.learning.batched import LocalSgd, train_batched
+        from fedrec.learning.batched import train_batched
+        from fedrec.models.groups import GroupWork
 
-        sgd = LocalSgd(self.config.learning_rate, self.config.batch_size)
-        return train_batched(self.objective, sgd, shared, {}, local, views)
+        work = GroupWork(self.objective, views, self.config.batch_size)
+        rule = DeviceOptimizer(learning_rate=self.config.learning_rate)
+        return train_batched(work, rule, shared, {}, local, work.touched)
 
-    def objective(self, minibatch: Minibatch) -> Tensor:
+    def objective(self, params: Params, slots: Tensor, mask: Tensor) -> Tensor:
         """[K] the loss that the kernel minimises, for the generic path."""
-        from torch.nn.functional import softplus
+        from fedrec.learning.gather import gather_rows
+        from fedrec.models.groups import group_loss
 
-        users, mask = minibatch.local["user_vector"], minibatch.mask
-        scores = (minibatch.rows["item_table"] * users[:, None, None, :]).sum(-1) + minibatch.rows[
-            "item_bias"
-        ]
-        if self.config.loss == "bce":
-            per_group = softplus(-scores[..., 0]) + softplus(scores[..., 1:]).sum(-1)
-        else:
-            per_group = softplus(scores[..., 1:] - scores[..., :1]).sum(-1)
+        users = params["user_vector"]
+        rows = gather_rows(params["item_table"], slots)
+        scores = (rows * users[:, None, None, :]).sum(-1) + gather_rows(params["item_bias"], slots)
         penalty = self.config.reg / 2 * mask.sum(1) * users.square().sum(1)
-        return (per_group * mask).sum(1) + penalty
+        return group_loss(scores, mask, self.config.loss) + penalty
 
     @property
     def device_learning_rate(self) -> float:  # noqa: D102

@@ -41,7 +41,7 @@ class Popularity(Recommender):
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"count": BlockSpec((n_items,))})
 
-    def init_shared(self, n_items: int, seed: int) -> State:  # noqa: D102
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {}
 
     def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
@@ -62,6 +62,8 @@ class Popularity(Recommender):
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
 
-    def fit(self, train: Interactions, seed: int, rounds: int) -> tuple[State, State]:  # noqa: D102
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
         own = newest(distinct(train.batch(np.arange(train.n_users))), self.config.max_items)
         return {"count": np.bincount(own.item, minlength=train.n_items).astype(np.float32)}, {}

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter
 
 from fedrec.models.base import Recommender
+from fedrec.models.bert4rec import Bert4Rec, Bert4RecConfig
+from fedrec.models.content import Content, ContentConfig
 from fedrec.models.dp_ease import DpEase, DpEaseConfig
 from fedrec.models.dp_ials import DpIals, DpIalsConfig
 from fedrec.models.ease import Ease, EaseConfig
+from fedrec.models.gru4rec import Gru4Rec, Gru4RecConfig
 from fedrec.models.ials import Ials, IalsConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorisation, MfConfig
+from fedrec.models.mult_vae import MultVae, MultVaeConfig
+from fedrec.models.ncf import Ncf, NcfConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
+from fedrec.models.sasrec import SasRec, SasRecConfig
+from fedrec.models.text_sequence import TextSequence, TextSequenceConfig
+from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
 ModelConfig = Annotated[
-    PopularityConfig | ItemKnnConfig | EaseConfig | IalsConfig | MfConfig | DpEaseConfig | DpIalsConfig,
+    PopularityConfig
+    | ItemKnnConfig
+    | EaseConfig
+    | IalsConfig
+    | MfConfig
+    | DpEaseConfig
+    | DpIalsConfig
+    | SasRecConfig
+    | NcfConfig
+    | Bert4RecConfig
+    | Gru4RecConfig
+    | TwoTowerConfig
+    | MultVaeConfig
+    | ContentConfig
+    | TextSequenceConfig,
     Field(discriminator="kind"),
 ]
 
 #: The values of `kind`.
-KINDS = tuple(model.kind for model in (Popularity, ItemKnn, Ease, Ials, MatrixFactorisation, DpEase, DpIals))
+KINDS: tuple[str, ...] = tuple(
+    kind
+    for config in get_args(get_args(ModelConfig)[0])
+    for kind in get_args(config.model_fields["kind"].annotation)
+)
 
 
 def build(config: ModelConfig) -> Recommender:
@@ -41,6 +67,22 @@ def build(config: ModelConfig) -> Recommender:
             return DpEase(config)
         case DpIalsConfig():
             return DpIals(config)
+        case MultVaeConfig():
+            return MultVae(config)
+        case Gru4RecConfig():
+            return Gru4Rec(config)
+        case TwoTowerConfig():
+            return TwoTower(config)
+        case Bert4RecConfig():
+            return Bert4Rec(config)
+        case NcfConfig():
+            return Ncf(config)
+        case SasRecConfig():
+            return SasRec(config)
+        case ContentConfig():
+            return Content(config)
+        case TextSequenceConfig():
+            return TextSequence(config)
 
 
 def parse(values: dict[str, Any]) -> ModelConfig:

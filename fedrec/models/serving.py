@@ -1,7 +1,8 @@
 """What a trained recommender becomes on a device: a serving model that gives the same scores without torch or scipy.
 
-Matrix factorisation is the one exception: there a person is folded in by Newton steps instead of sampled gradient
-descent, which is deterministic, faster and can be explained. Out of scope: files and signatures (`fedrec.wire`).
+Matrix factorisation and GMF are the exception: there a person is folded in by Newton steps instead of sampled
+    gradient descent, which is deterministic, faster and can be explained. MLP and NeuMF, whose score of every item
+    is a network of its own, do not serve on a device. Out of scope: files and signatures (`fedrec.wire`).
 """
 
 from __future__ import annotations
@@ -12,17 +13,27 @@ import numpy as np
 
 from fedrec.errors import ConfigError
 from fedrec.learning.updates import State
+from fedrec.models.bert4rec import Bert4RecConfig
+from fedrec.models.content import ContentConfig
 from fedrec.models.dp_ease import DpEaseConfig
 from fedrec.models.dp_ials import DpIalsConfig
 from fedrec.models.ease import EaseConfig
+from fedrec.models.gru4rec import Gru4RecConfig
 from fedrec.models.ials import IalsConfig
 from fedrec.models.item_knn import ItemKnnConfig
 from fedrec.models.mf import MfConfig
+from fedrec.models.mult_vae import MultVaeConfig
+from fedrec.models.ncf import NcfConfig
+from fedrec.models.neural import FEATURES
 from fedrec.models.popularity import PopularityConfig
 from fedrec.models.registry import ModelConfig
+from fedrec.models.sasrec import SasRecConfig
+from fedrec.models.text_sequence import TextSequenceConfig
+from fedrec.models.two_tower import TwoTowerConfig
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton, Ridge
 from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights
+from fedrec.ranking.network import Network
 from fedrec.ranking.popular import Popular, Selected
 from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
@@ -54,7 +65,52 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
             return Selected(inner, shared["selected"], shared["count"])
         case DpEaseConfig():
             return Selected(_private_ease(config, shared), shared["selected"], shared["count"])
+        case NcfConfig(kind="gmf"):
+            pull = 1.0 / (config.device.learning_rate * config.fold_in_epochs)
+            newton = Newton("bce", config.negatives, config.reg, pull)
+            # w · (p ∘ q) is p · (w ∘ q).
+            weighted = FloatTable(shared["gmf/item"] * shared["gmf/weight"])
+            return Factors(weighted, newton, shared["item_bias"].astype(np.float32))
+        case SasRecConfig() | Bert4RecConfig():
+            settings = {"blocks": config.blocks, "heads": config.heads}
+            return _sequence(config.kind, config.max_length, settings, shared)
+        case Gru4RecConfig():
+            return _sequence(config.kind, config.max_length, {"layers": config.layers}, shared)
+        case TwoTowerConfig():
+            items = shared["item_table"]
+            if config.features:
+                items = items + shared[FEATURES] @ shared["features"]
+            return _sequence(config.kind, config.max_length, {}, shared | {"item_table": items})
+        case TextSequenceConfig():
+            adapted = shared["projection"] + shared["adapter/a"] @ shared["adapter/b"]
+            items = shared[FEATURES] @ adapted * np.exp(shared["temperature"])
+            settings = {"heads": config.heads}
+            return _sequence(
+                f"text_{config.head}", config.max_length, settings, shared | {"item_table": items}
+            )
+        case MultVaeConfig():
+            weights = {
+                name: shared[name] for name in shared if name.split("/")[0] in ("read_bias", "latent", "back")
+            }
+            read, write = FloatTable(shared["read"]), FloatTable(shared["write"])
+            settings = {"max_length": config.max_history}
+            return Network("mult_vae", settings, weights, write, shared["item_bias"], read)
+        case ContentConfig():
+            asked = {"half_life": config.scoring_half_life, "max_length": 1 << 30}
+            return Network("content", asked, {"map": shared["map"]}, FloatTable(shared[FEATURES]))
     raise ConfigError(f"a model of kind {config.kind!r} cannot serve on a device: train one of another kind")
+
+
+def _sequence(encoder: str, max_length: int, settings: dict[str, int], shared: State) -> Network:
+    """A network that reads and scores one table."""
+    tables = ("item_table", "item_bias", FEATURES, "features", "projection", "temperature")
+    weights = {
+        name: values
+        for name, values in shared.items()
+        if name not in tables and not name.startswith("adapter/")
+    }
+    table, bias = FloatTable(shared["item_table"]), shared.get("item_bias")
+    return Network(encoder, settings | {"max_length": max_length}, weights, table, bias)
 
 
 def _private_ease(config: DpEaseConfig, shared: State) -> ItemItem:

@@ -158,10 +158,11 @@ def read_model(arrays: Arrays, header: Header) -> ServingModel:
     from fedrec.ranking.cold import WithColdItems
     from fedrec.ranking.factors import Factors
     from fedrec.ranking.item_item import ItemItem
+    from fedrec.ranking.network import Network
     from fedrec.ranking.popular import Popular, Selected
 
     kinds: dict[object, type[ServingModel]] = {
-        model.kind: model for model in (Factors, ItemItem, Popular, Selected, WithColdItems)
+        model.kind: model for model in (Factors, ItemItem, Network, Popular, Selected, WithColdItems)
     }
     kind = header.get("kind")
     if kind not in kinds:

@@ -32,14 +32,14 @@ from fedrec.learning.shards import keep_outside, round_layout
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
-from fedrec.wire.files import write_arrays, write_json
+from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_server.attendance import Attendance
 from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
 from fedrec_server.make_collector import make_collector
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.replies import NUMBERS, read_update
-from fedrec_server.task import Progress, Task
+from fedrec_server.task import FEATURES_FILE, Progress, Task
 
 Event = dict[str, Any]
 
@@ -329,7 +329,9 @@ class Coordinator:
         return Standing(self._shared, self._server, self._progress)
 
     def _fresh(self) -> tuple[State, State]:
-        shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed)
+        public = self._folder / FEATURES_FILE
+        features = read_arrays(public)[0]["features"].astype(np.float32) if public.exists() else None
+        shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed, features)
         return shared, self._recommender.init_server(shared)
 
     def _beginning(self) -> Standing:

@@ -18,6 +18,9 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.terms import Terms, parse_terms
 from fedrec.wire.files import write_json
 
+#: Public features of the items [I, F], in the coordinator's folder of a run that has them.
+FEATURES_FILE = "features.safetensors"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -26,9 +26,9 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import RunError
 from fedrec.learning.updates import State
-from fedrec.wire.files import read_arrays, write_json, write_secret
+from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
-from fedrec_server.task import Task
+from fedrec_server.task import FEATURES_FILE, Task
 from fedrec_simulations.config import Config, PrivacySection, parse_config
 from fedrec_simulations.enrolment import enrol
 from fedrec_simulations.prepare import Prepared
@@ -115,6 +115,8 @@ class RunFolder:
             privacy,
             aggregation=enrolment.terms,
         ).write(path / "coordinator")
+        if prepared.catalog.features is not None:
+            write_arrays(path / "coordinator" / FEATURES_FILE, {"features": prepared.catalog.features})
         if enrolment.server_key is not None:
             write_secret(path / "coordinator" / "sealed.key", enrolment.server_key)
         if share_split:

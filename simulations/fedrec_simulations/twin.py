@@ -19,6 +19,7 @@ from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.evaluation.report import EvaluationReport
 from fedrec.learning.protocol import Phase
 from fedrec.models.base import Recommender
+from fedrec.models.neural import NeuralRecommender
 from fedrec.models.registry import build
 from fedrec_simulations.config import Config
 
@@ -45,7 +46,12 @@ class Twin:
         return {"test": self.report.as_dict(), "epochs": self.epochs, "fit_seconds": self.fit_seconds}
 
 
-def fit_twin(config: Config, split: Split, categories: NDArray[np.float32] | None = None) -> Twin:
+def fit_twin(
+    config: Config,
+    split: Split,
+    categories: NDArray[np.float32] | None = None,
+    features: NDArray[np.float32] | None = None,
+) -> Twin:
     """Choose epochs, fit on training and validation part, judge on the test part.
 
     Raises:
@@ -54,25 +60,50 @@ def fit_twin(config: Config, split: Split, categories: NDArray[np.float32] | Non
     if split.test is None:
         raise DataError("the split has no test part: the centralised twin cannot be judged")
     recommender = build(config.model)
-    epochs = _choose(config, recommender, split)
+    epochs = _choose(config, recommender, split, features)
     started = time.perf_counter()
-    shared, local = recommender.fit(split.learnable("final"), config.federation.seed, epochs)
+    shared, local = recommender.fit(split.learnable("final"), config.federation.seed, epochs, features)
     seconds = time.perf_counter() - started
     report = _judge(config, recommender, shared, local, split, "final", config.evaluation, categories)
     return Twin(report, epochs, seconds)
 
 
-def _choose(config: Config, recommender: Recommender, split: Split) -> int:
+def _choose(
+    config: Config, recommender: Recommender, split: Split, features: NDArray[np.float32] | None
+) -> int:
     if recommender.fixed_rounds is not None:
         return recommender.fixed_rounds
     if recommender.round_is_sweep or split.validation is None:
         return config.federation.rounds
+    if isinstance(recommender, NeuralRecommender):
+        return _choose_on_the_way(config, recommender, split, features)
     best = (-1.0, EPOCHS[0])
     for epochs in EPOCHS:
-        shared, local = recommender.fit(split.train, config.federation.seed, epochs)
+        shared, local = recommender.fit(split.train, config.federation.seed, epochs, features)
         settings = config.evaluation.quick()
         values = _judge(config, recommender, shared, local, split, "select", settings, None).values()
         best = max(best, (values[config.federation.select_metric], epochs))
+    return best[1]
+
+
+def _choose_on_the_way(
+    config: Config, recommender: NeuralRecommender, split: Split, features: NDArray[np.float32] | None
+) -> int:
+    """One training run that is judged as often, and given up as soon, as the federation's is, in passes over all."""
+    rules, settings = config.federation, config.evaluation.quick()
+    every = max(1, round(rules.evaluate_every * rules.sampling_rate))
+    last = max(1, round(rules.rounds * rules.sampling_rate))
+    best, stale = (-1.0, last), 0
+    sweeps = recommender.sweeps(split.train, rules.seed, features)
+    for epoch, (shared, local) in zip(range(1, last + 1), sweeps, strict=False):
+        if epoch % every and epoch != last:
+            continue
+        values = _judge(config, recommender, shared, local, split, "select", settings, None).values()
+        score = values[rules.select_metric]
+        stale = 0 if score > best[0] else stale + 1
+        best = max(best, (score, epoch), key=lambda entry: entry[0])
+        if rules.patience is not None and stale >= rules.patience:
+            break
     return best[1]
 
 

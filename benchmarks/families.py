@@ -1,0 +1,197 @@
+"""Every recommender, centralised, federated, federated under user-level differential privacy, and with secure
+aggregation.
+
+    python -m benchmarks.families [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m,msweb] [--models ...]
+        [--modes central,federated,private,secagg] [--results FILE]
+
+Each row is `simulations/experiments/<set>-<model>.toml`. Rounds and passes are chosen on the validation item; the
+final fit learns from it too, and the test item is looked at once. `secagg` repeats the federated run's number of
+rounds with every step of the protocol over four nodes; `private` takes the settings of `private.toml` beside the
+experiments. Results are kept in a JSON file as they come: rows that are there are not run again. `--data` is a
+folder with the original files of the sets that may not be bundled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import EXPERIMENTS, paths
+from fedrec.errors import FedrecError
+from fedrec_simulations.config import Config, load_config
+from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.prepare import Prepared, prepare
+from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.twin import fit_twin
+
+MODELS = (
+    "popularity", "item-knn", "ease", "ials", "mf", "item-graph", "gmf", "mlp", "neumf", "two-tower", "mult-vae",
+    "deepfm", "gru4rec", "sasrec", "bert4rec", "text",
+)  # fmt: skip
+MODES = ("central", "federated", "private", "secagg")
+METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10")
+NODES = 4
+PLAIN = {"unit": "none", "aggregator": "plain", "insecure": True}
+Row = dict[str, Any]
+
+
+def central(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
+    """The twin."""
+    started = time.process_time()
+    twin = fit_twin(config, prepared.split, features=prepared.catalog.features)
+    return {
+        "metrics": twin.report.as_dict()["metrics"]["all"],
+        "rounds": twin.epochs,
+        "seconds": time.process_time() - started,
+        "fit_seconds": twin.fit_seconds,
+    }
+
+
+def federated(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
+    """In process, sums in the clear."""
+    return _run(config, prepared, 1)
+
+
+def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
+    """All steps of the protocol; as many rounds as were chosen without it."""
+    if "federated" not in known:
+        raise FedrecError("run it federated first: that chooses the number of rounds")
+    rules = {"rounds": known["federated"]["rounds"], "nodes": NODES, "checkpoint_every": 10**6}
+    if config.federation.clip_norm is None:
+        rules["clip_norm"] = 1e4 if config.model.kind in ("ease", "item_knn", "ials", "item_graph") else 100.0
+    changed = _changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
+    split = replace(prepared.split, train=prepared.split.learnable("final"), validation=None)
+    return _run(changed, replace(prepared, split=split), NODES)
+
+
+def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
+    """User-level (8, N^-1.1): sums are noised where they are made."""
+    settings = tomllib.loads((EXPERIMENTS / "private.toml").read_text())
+    own = settings.get(config.model.kind)
+    if own is None:
+        raise FedrecError("no settings for a private run of this model")
+    plan = {"unit": "user", "trust": "central", "epsilon": 8.0, "metrics": "exact", "force": True}
+    rules = {"clip_norm": None, "checkpoint_every": 10**6} | own.get("federation", {})
+    changed = _changed(
+        config,
+        model=own.get("model", {}),
+        federation=rules,
+        privacy=PLAIN | plan | own.get("privacy", {}),
+    )
+    return _run(changed, prepared, 1)
+
+
+JOBS: dict[str, Callable[[Config, Prepared, dict[str, Row]], Row]] = {
+    "central": central,
+    "federated": federated,
+    "private": private,
+    "secagg": secagg,
+}
+
+
+def _changed(config: Config, **sections: dict[str, Any]) -> Config:
+    """Another configuration; `privacy` is replaced, other sections are added to."""
+    plain = config.model_dump(mode="json")
+    for name, values in sections.items():
+        plain[name] = values if name == "privacy" else plain[name] | values
+    return Config.model_validate(plain)
+
+
+def _run(config: Config, prepared: Prepared, nodes: int) -> Row:
+    with tempfile.TemporaryDirectory(prefix="fedrec-families-") as scratch:
+        folder = RunFolder.create(Path(scratch) / "run", config, prepared, nodes, share_split=False)
+        started = time.process_time()
+        outcome = run_in_process(folder.path)
+        return {
+            "metrics": outcome.result["test"]["metrics"]["all"],
+            "rounds": outcome.rounds,
+            "seconds": time.process_time() - started,
+            "bytes_up": folder.records[-1]["bytes_up_per_user"],
+            "model_bytes": outcome.result["model_bytes"],
+        }
+
+
+def cell(row: Row | None, metric: str) -> str:
+    """Value and half its 95 % interval."""
+    if row is None:
+        return ""
+    if "error" in row:
+        return "-"
+    found = row["metrics"][metric]
+    return f"{found['value']:.3f} ±{(found['high'] - found['low']) / 2:.3f}"
+
+
+def table(name: str, results: dict[str, dict[str, Row]], models: list[str]) -> str:
+    """The rows of one data set in Markdown: a line per recommender and way of training."""
+    lines = [
+        f"### {name}\n",
+        "| recommender | trained | full NDCG@10 | full Recall@20 | sampled HR@10 | of twin | rounds | CPU s | kB up "
+        "| model kB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model in models:
+        rows = results.get(f"{name}/{model}", {})
+        for mode in MODES:
+            row = rows.get(mode)
+            if row is None or "error" in row:
+                continue
+            twin = rows.get("central", row)["metrics"]["full/ndcg@10"]["value"]
+            part = row["metrics"]["full/ndcg@10"]["value"] / twin
+            sizes = [f"{row[key] / 1e3:,.0f}" if key in row else "" for key in ("bytes_up", "model_bytes")]
+            metrics = [cell(row, metric) for metric in METRICS]
+            spent = [f"{100 * part:.0f} %", str(row["rounds"]), f"{row['seconds']:.0f}"]
+            lines.append(f"| {' | '.join([model, mode, *metrics, *spent, *sizes])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Every recommender in every way of training")
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--sets", default="movietweetings,ml-100k,ml-1m,msweb")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--results", type=Path, default=Path("families.json"))
+    parser.add_argument("--set", action="append", default=[], help="override, such as federation.rounds=5")
+    options = parser.parse_args()
+    for name in options.sets.split(","):
+        for model in options.models.split(","):
+            path = EXPERIMENTS / f"{name}-{model}.toml"
+            if not path.exists() or (name != "movietweetings" and options.data is None):
+                continue
+            overrides = [] if name == "movietweetings" else paths(options.data.resolve(), name)
+            config = load_config(path.resolve(), [*overrides, *options.set])
+            _fill(config, f"{name}/{model}", options.modes.split(","), options.results)
+        print(table(name, _read(options.results), options.models.split(",")), flush=True)
+
+
+def _read(path: Path) -> dict[str, dict[str, Row]]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _fill(config: Config, name: str, modes: list[str], path: Path) -> None:
+    prepared = None
+    for mode in modes:
+        rows = _read(path).get(name, {})
+        if mode in rows:
+            continue
+        prepared = prepared or prepare(config)
+        try:
+            row = JOBS[mode](config, prepared, rows)
+        except FedrecError as error:
+            print(f"{name} {mode}: {error}", flush=True)
+            continue
+        results = _read(path)
+        results.setdefault(name, {})[mode] = row
+        path.write_text(json.dumps(results, indent=1))
+        print(f"{name} {mode}: {[cell(row, metric) for metric in METRICS]}", row["rounds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
