@@ -66,9 +66,9 @@ def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
     rules = {"rounds": known["federated"]["rounds"], "nodes": NODES, "checkpoint_every": 10**6}
     if config.federation.clip_norm is None:
         rules["clip_norm"] = 1e4 if config.model.kind in ("ease", "item_knn", "ials", "item_graph") else 100.0
-    changed = _changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
+    hidden = changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
     split = replace(prepared.split, train=prepared.split.learnable("final"), validation=None)
-    return _run(changed, replace(prepared, split=split), NODES)
+    return _run(hidden, replace(prepared, split=split), NODES)
 
 
 def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
@@ -79,13 +79,13 @@ def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
         raise FedrecError("no settings for a private run of this model")
     plan = {"unit": "user", "trust": "central", "epsilon": 8.0, "metrics": "exact", "force": True}
     rules = {"clip_norm": None, "checkpoint_every": 10**6} | own.get("federation", {})
-    changed = _changed(
+    noised = changed(
         config,
         model=own.get("model", {}),
         federation=rules,
         privacy=PLAIN | plan | own.get("privacy", {}),
     )
-    return _run(changed, prepared, 1)
+    return _run(noised, prepared, 1)
 
 
 JOBS: dict[str, Callable[[Config, Prepared, dict[str, Row]], Row]] = {
@@ -96,11 +96,12 @@ JOBS: dict[str, Callable[[Config, Prepared, dict[str, Row]], Row]] = {
 }
 
 
-def _changed(config: Config, **sections: dict[str, Any]) -> Config:
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
     """Another configuration; `privacy` is replaced, other sections are added to."""
     plain = config.model_dump(mode="json")
     for name, values in sections.items():
-        plain[name] = values if name == "privacy" else plain[name] | values
+        # Another kind of model, and what protects it, come whole.
+        plain[name] = values if name == "privacy" or "kind" in values else plain[name] | values
     return Config.model_validate(plain)
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from session_helpers import Sessions, own_sessions
 
-from fedrec.errors import ConfigError, FedrecError
-from fedrec.processes import MARK
+from fedrec.errors import ConfigError
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
+from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import TASK, RootKey, RoundKey
 from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
@@ -27,7 +25,6 @@ from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.participation import Book
 from fedrec_client.testing import FakePlatform
 from fedrec_client.training.forward import SENT
-from fedrec_client.training.run_task import RAM
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
 from fedrec_server.registry import Registry
@@ -36,14 +33,13 @@ from fedrec_simulations.campaigns import Campaign
 from fedrec_simulations.config import Config, parse_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
-DEVICES, ITEMS = 4, 30
-RUN = "FEDREC_TEST_RUN"
-#: Four people cannot hide among each other: a real app's policy refuses this, and so does the test below.
-FOR_FOUR = Policy(min_cohort=4, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
+DEVICES, ITEMS = 5, 30
+#: Five people cannot hide among each other: a real app's policy refuses this, and so does the test below.
+FOR_FIVE = Policy(min_cohort=DEVICES, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
 NOW_CONDITIONS = Conditions(min_events=3)
 
 
-def config(**rounds: float) -> Config:
+def config() -> Config:
     return parse_config(
         {
             "name": "campaign",
@@ -63,13 +59,13 @@ def config(**rounds: float) -> Config:
                 "delta": 1e-6,
                 "clip_norm": 1.0,
                 "force": True,
+                "survivors": 0.6,
             },
             "federation": {
                 "nodes": DEVICES,
                 "wait_seconds": 60,
-                "deadline_seconds": 60,
-                "stage_seconds": 30,
-                **rounds,
+                "deadline_seconds": 12,
+                "stage_seconds": 10,
             },
         },
         (),
@@ -77,12 +73,10 @@ def config(**rounds: float) -> Config:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _named_run() -> Iterator[None]:
-    """A word in the environment that every process of this module inherits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(RUN, secrets.token_hex(8))
-        yield
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[Sessions]:
+    with own_sessions() as made:
+        yield made
 
 
 class Place:
@@ -102,7 +96,7 @@ class Place:
         self.registry.promote(made.version)
         self.service = Service.start([self.registry], None, campaigns=self.book)
 
-    def client(self, folder: Path, policy: Policy = FOR_FOUR) -> Client:
+    def client(self, folder: Path, policy: Policy = FOR_FIVE) -> Client:
         made = Client.open(
             folder,
             population="films",
@@ -129,33 +123,56 @@ def like(client: Client, films: list[int]) -> None:
         client.log_event("like", item=f"film-{film:02d}")
 
 
-def test_devices_train_together_and_their_lists_change(place: Place, tmp_path: Path) -> None:
-    """Everybody likes the same rare films; afterwards they lead the list of somebody who likes one of them."""
+def first(client: Client) -> str:
+    """What leads its list."""
+    return next(iter(client.recommend(1))).item
+
+
+def test_devices_train_together_though_two_of_five_leave_and_lists_change(
+    place: Place, sessions: Sessions, tmp_path: Path
+) -> None:
+    """Everybody likes the same rare films. kill -9 for one in round 1, another's owner says stop in round 2.
+
+    Both have dealt their shares by then: the rounds end without them, they stay charged, and nothing of them runs on.
+    The rare films lead the list of everybody who stayed and does not know all of them.
+    """
     clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
-    liked = [20, 21, 22, 23, 24]
+    liked = range(20, 20 + DEVICES)
     for k, client in enumerate(clients):
         like(client, [film for film in liked if film != 20 + k])
-    before = [each.item for each in clients[0].recommend(5)]
-    assert before[0] == "film-00"
+        assert first(client) == "film-00"
     campaign = Campaign.open(place.book, place.registry, config(), place.key)
     with ThreadPoolExecutor(DEVICES + 1) as pool:
-        sessions = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 150) for client in clients]
+        joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 150) for client in clients]
         campaign.await_devices(DEVICES, 30)
-        made = pool.submit(campaign.run).result()
-        reports = [session.result() for session in sessions]
+        run = pool.submit(campaign.run)
+        killed, stopped, *stayed = range(DEVICES)
+        sessions.kill(await_shares(sessions, clients[killed], campaign.id, 1, run))
+        await_shares(sessions, clients[stopped], campaign.id, 2, run)
+        told = time.monotonic()
+        clients[stopped].set_consent(Consent())
+        assert joined[stopped].result().reason == "stopped"
+        assert time.monotonic() - told < 1.0
+        made = run.result()
+        reports = [each.result() for each in joined]
+    assert not sessions.processes() and not sessions.folders()
     assert made.version == 2 and made.privacy["unit"] == "user" and made.privacy["epsilon"] <= 5000
-    for client, report in zip(clients, reports, strict=True):
-        assert report.joined and report.rounds >= 1 and report.bytes_up > 1000, report
-        assert report.reason == "done"
-        told = client.privacy_report()
-        assert told.lifetime.epsilon == pytest.approx(report.epsilon_spent) and report.epsilon_spent <= 5000
-        assert told.bytes_up == report.bytes_up and "only the sum over all devices" in told.as_text()
-        assert not client._store.names("training/")
-        assert client.check_for_update() is not None
-    after = [each.item for each in clients[0].recommend(5)]
-    assert after[0] == "film-20" and after != before
     assert place.registry.verify() == {1: "good", 2: "good"}
-    assert not list(RAM.glob("fedrec-*"))
+    records = (campaign.folder / "run" / "coordinator" / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(record)["secagg"]["nodes"] for record in records] == [DEVICES - 1, DEVICES - 2]
+    assert "ended by itself" in reports[killed].reason and reports[killed].rounds == 0
+    assert reports[stopped].rounds == 1
+    for client, report in zip(clients, reports, strict=True):
+        account = client.privacy_report()
+        assert account.lifetime.epsilon == pytest.approx(report.epsilon_spent) and account.bytes_up > 0
+        assert 0 < report.epsilon_spent == reports[0].epsilon_spent <= 5000
+        assert not client._store.names("training/")
+    for k in stayed:
+        report, account = reports[k], clients[k].privacy_report()
+        assert report.joined and report.rounds == 2 and report.reason == "done" and report.bytes_up > 1000
+        assert account.bytes_up == report.bytes_up and "only the sum over all devices" in account.as_text()
+        assert clients[k].check_for_update() is not None
+        assert first(clients[k]) == f"film-{20 + k}"
 
 
 def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: Path) -> None:
@@ -197,90 +214,31 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
     assert careful.privacy_report().refused and "refused to train" in careful.privacy_report().as_text()
 
 
-def test_a_session_that_is_stopped_is_gone_at_once_and_stays_charged(place: Place, tmp_path: Path) -> None:
-    client = place.client(tmp_path)
-    like(client, [1, 2, 3, 4])
-    impatient = config(wait_seconds=10, deadline_seconds=8, stage_seconds=8, max_abandoned=1)
-    campaign = Campaign.open(place.book, place.registry, impatient, place.key)
-    others = [place.client(tmp_path / str(k)) for k in range(3)]
-    for other in others:
-        like(other, [5, 6, 7, 8])
-    with ThreadPoolExecutor(5) as pool:
-        session = pool.submit(client.train_if_eligible, NOW_CONDITIONS, 120)
-        rest = [pool.submit(other.train_if_eligible, NOW_CONDITIONS, 120) for other in others]
-        campaign.await_devices(4, 30)
-        run = pool.submit(campaign.run)
-        while not Book(client._store).entries("charged"):
-            assert not session.done(), session.result()
-            time.sleep(0.05)
-        time.sleep(3)
-        told = time.monotonic()
-        client.set_consent(Consent())
-        report = session.result()
-        assert time.monotonic() - told < 1.0
-        assert report.reason == "stopped" and report.epsilon_spent > 0
-        for other in others:
-            other.stop_training()
-        for each in rest:
-            each.result()
-        with pytest.raises(FedrecError):
-            run.result()
-    assert client.privacy_report().lifetime.epsilon == report.epsilon_spent
-    assert place.registry.verify()[1] == "good"
-    assert not _left()
+def await_shares(
+    sessions: Sessions, client: Client, campaign: str, number: int, run: Future[Manifest]
+) -> Path:
+    """The folder of a device's session, once it has dealt its shares of a round."""
+    key = ""
+    while not run.done():
+        kept = client._store.get(f"training/{campaign}")
+        key = key or (json.loads(kept)["node_key"] if kept else "")
+        for folder in sessions.folders():
+            if key and _text(folder / "key") == key and _dealt(_text(folder / "node" / SENT), number):
+                return folder
+        time.sleep(0.05)
+    raise AssertionError(f"over before round {number}: {run.result()}")
 
 
-def test_a_device_killed_in_mid_round_costs_its_update_and_no_more(place: Place, tmp_path: Path) -> None:
-    """kill -9 for one of four after it dealt its shares: three finish, the dead one stays charged."""
-    clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
-    for client in clients:
-        like(client, [10, 11, 12, 13])
-    version = place.registry.aliases.champion
-    hasty = config(deadline_seconds=20, stage_seconds=10)
-    three_are_enough = hasty.model_copy(
-        update={"privacy": hasty.privacy.model_copy(update={"survivors": 0.75})}
-    )
-    campaign = Campaign.open(place.book, place.registry, three_are_enough, place.key)
-    with ThreadPoolExecutor(DEVICES + 1) as pool:
-        sessions = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 150) for client in clients]
-        campaign.await_devices(DEVICES, 30)
-        run = pool.submit(campaign.run)
-        while not (dealt := [p for p in RAM.glob(f"fedrec-*/node/{SENT}") if '"share"' in p.read_text()]):
-            assert not run.done(), run.result()
-            time.sleep(0.05)
-        for process in _processes(str(dealt[0].parent.parent)):
-            os.kill(process, signal.SIGKILL)
-        made = run.result()
-        reports = [session.result() for session in sessions]
-    assert made.version > version and place.registry.verify()[made.version] == "good"
-    finished = [report for report in reports if report.reason == "done"]
-    (dead,) = [report for report in reports if report.reason != "done"]
-    assert len(finished) == DEVICES - 1 and all(report.rounds == 2 for report in finished)
-    assert "ended by itself" in dead.reason and dead.rounds <= 1
-    assert dead.epsilon_spent == finished[0].epsilon_spent > 0
-    records = (campaign.folder / "run" / "coordinator" / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(record)["secagg"]["nodes"] for record in records] == [3, 3]
-    assert not _left()
+def _dealt(sent: str, number: int) -> bool:
+    answers = [json.loads(line) for line in sent.splitlines(keepends=True) if line.endswith("\n")]
+    return any((answer["kind"], answer["round"]) == ("share", number) for answer in answers)
 
 
-def _processes(folder: str) -> list[int]:
-    """Of a session, by its folder, which stands in their command lines."""
-    lines = {path.parent.name: _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [int(pid) for pid, line in lines.items() if folder.encode() in line]
-
-
-def _left() -> list[Path]:
-    """Processes of sessions that this test run started, and nobody else's on this machine."""
-    mark, ours = f"{MARK}=session-".encode(), f"{RUN}={os.environ[RUN]}".encode()
-    found = [(path, _read(path)) for path in Path("/proc").glob("[0-9]*/environ")]
-    return [path for path, told in found if mark in told and ours in told]
-
-
-def _read(path: Path) -> bytes:
+def _text(path: Path) -> str:
     try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+        return path.read_text()
+    except OSError:  # not yet, or no longer
+        return ""
 
 
 def test_a_device_that_was_cut_off_does_not_come_back(place: Place, tmp_path: Path) -> None:

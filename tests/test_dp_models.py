@@ -16,8 +16,9 @@ from fedrec.learning.local_training import train_users
 from fedrec.learning.updates import State
 from fedrec.models import selection
 from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.dp_ease import DpEase, DpEaseConfig, NearPairs, denoised
+from fedrec.models.dp_ease import DpEase, DpEaseConfig
 from fedrec.models.dp_ials import DpIals, DpIalsConfig, semidefinite
+from fedrec.models.private_gram import NearPairs, denoised
 from fedrec.models.registry import build, parse
 
 N_ITEMS = 12

@@ -11,6 +11,7 @@ import pytest
 
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.settings import RoundSettings
+from fedrec.privacy.ledger import Ledger
 from fedrec.processes import marked
 from fedrec_simulations.engines import flower as engine
 from fedrec_simulations.engines.flower import run_flower
@@ -25,9 +26,10 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
 ) -> None:
     # A mark of this test's own: another simulation may run on the machine.
     monkeypatch.setattr(engine, "MARK", f"simulated-{os.getpid()}")
-    # Secure: secrets go from process to process in Flower's node state, and integers sum to the same bits.
-    flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS, secure=True)
-    here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS, secure=True)
+    # Secure: secrets go from process to process in Flower's node state, and integers sum to the same bits. Private:
+    # every node books its own releases.
+    flower = flower_helpers.lay_out(tmp_path / "flower", 4, ROUNDS, secure=True, trust="distributed")
+    here = flower_helpers.lay_out(tmp_path / "here", 4, ROUNDS, secure=True, trust="distributed")
     events: list[dict[str, object]] = []
     running: list[int] = []
 
@@ -42,8 +44,12 @@ def test_simulation_gives_the_model_of_the_in_process_engine(
     assert [event["round"] for event in events if "round" in event] == [1, 2]
     assert all(event["nodes"] == 4 and not event["failures"] for event in events)
     for name, values in twin.shared.items():
-        np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(outcome.shared[name], values)
     assert outcome.result["test"] == twin.result["test"]
+    for book in [flower / "coordinator", *(flower / "nodes" / str(k) for k in range(4))]:
+        with Ledger.open(book / "ledger", read_only=True) as ledger:
+            (account,) = ledger.accounts()
+            assert sorted(ledger.charged(account, "run")) == [1, 2]
     assert not marked(engine.MARK)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from session_helpers import Sessions, own_sessions
 from training_helpers import (
     ITEM_IDS,
     ITEMS,
@@ -33,14 +34,13 @@ from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, Proto
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
-from fedrec.processes import MARK
 from fedrec.secagg.roster import Identity
 from fedrec_client.memory import Memory
 from fedrec_client.node import Node
 from fedrec_client.private_releases import PaidReleases
 from fedrec_client.training.forward import SOCKET, NodeFailed, forward, listen, receive, send
 from fedrec_client.training.host import make_node, serve
-from fedrec_client.training.run_task import RAM, run_task
+from fedrec_client.training.run_task import run_task
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.coordinator import Coordinator, Outcome, open_coordinator
 
@@ -257,8 +257,10 @@ NOWHERE = "127.0.0.1:9"
 #: Takes part from a process of its own, as an app does; says the folder's name when it is there.
 APP = """
 import json, sys
-from fedrec_client.training.run_task import run_task
-run_task(**json.loads(sys.stdin.readline()), identity=bytes.fromhex(sys.argv[1]), stopped=lambda: False)
+from pathlib import Path
+from fedrec_client.training import run_task
+run_task.RAM = Path(sys.argv[2])
+run_task.run_task(**json.loads(sys.stdin.readline()), identity=bytes.fromhex(sys.argv[1]), stopped=lambda: False)
 """
 
 
@@ -277,35 +279,26 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"task": task, "node_key": (folder / "key").read_text(), "deadline_seconds": 60.0} | history
 
 
-def sessions() -> dict[int, str]:
-    """Processes of training sessions that this user has, by id: their environment and command line."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"{MARK}=session-".encode() in told:
-            found[int(folder.name)] = told.decode(errors="replace")
-    return found
-
-
-def folders() -> set[Path]:
-    return set(RAM.glob("fedrec-*"))
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[Sessions]:
+    with own_sessions() as made:
+        yield made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after_seconds", [0.0, 0.3, 1.5, 6.0])
-def test_a_stop_takes_less_than_100_ms(wanted: dict[str, Any], after_seconds: float) -> None:
+def test_a_stop_takes_less_than_100_ms(
+    wanted: dict[str, Any], sessions: Sessions, after_seconds: float
+) -> None:
     """At any moment of a session: before it has read what it needs, while it starts, when all its processes run.
 
     A machine that is busy with something else may need longer once, but not three times in a row.
     """
-    assert any(stop_seconds(wanted, after_seconds) < 0.1 for _ in range(3))
+    assert any(stop_seconds(wanted, sessions, after_seconds) < 0.1 for _ in range(3))
 
 
-def stop_seconds(wanted: dict[str, Any], after_seconds: float) -> float:
-    before, starts = folders(), time.monotonic() + after_seconds
+def stop_seconds(wanted: dict[str, Any], sessions: Sessions, after_seconds: float) -> float:
+    starts = time.monotonic() + after_seconds
     told: list[float] = []
 
     def stopped() -> bool:
@@ -317,44 +310,45 @@ def stop_seconds(wanted: dict[str, Any], after_seconds: float) -> float:
     took = time.monotonic() - told[0]
     assert outcome.reason == "stopped"
     assert (outcome.rounds, outcome.bytes_up, outcome.finished) == (0, 0, False)
-    assert not sessions() and folders() == before
+    assert not sessions.processes() and not sessions.folders()
     return took
 
 
 @pytest.mark.slow
-def test_a_deadline_ends_a_session(wanted: dict[str, Any]) -> None:
+def test_a_deadline_ends_a_session(wanted: dict[str, Any], sessions: Sessions) -> None:
     started = time.monotonic()
     outcome = run_task(**wanted | {"deadline_seconds": 1.0}, identity=SECRET.secret, stopped=lambda: False)
     assert outcome.reason == "the deadline has passed" and time.monotonic() - started < 2.0
-    assert not sessions()
+    assert not sessions.processes()
 
 
 @pytest.mark.slow
-def test_a_session_that_cannot_begin_says_so(wanted: dict[str, Any]) -> None:
+def test_a_session_that_cannot_begin_says_so(wanted: dict[str, Any], sessions: Sessions) -> None:
     """A key that is none: the SuperNode ends, and with it the session."""
     outcome = run_task(**wanted | {"node_key": "no key"}, identity=SECRET.secret, stopped=lambda: False)
     assert "ended by itself" in outcome.reason and outcome.log
-    assert not sessions()
+    assert not sessions.processes()
 
 
 @pytest.mark.slow
-def test_a_session_dies_with_its_app_and_leaves_nothing(wanted: dict[str, Any]) -> None:
+def test_a_session_dies_with_its_app_and_leaves_nothing(wanted: dict[str, Any], sessions: Sessions) -> None:
     """SIGKILL for the app; meanwhile nothing of the person stands in a file, a command line or an environment."""
-    before = folders()
     app = subprocess.Popen(
-        [sys.executable, "-c", APP, SECRET.secret.hex()], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", APP, SECRET.secret.hex(), str(sessions.ram)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
     assert app.stdin is not None
     try:
         app.stdin.write(json.dumps(wanted).encode() + b"\n")
         app.stdin.flush()
-        until(lambda: len(sessions()) >= 3, 30)
+        until(lambda: len(sessions.processes()) >= 3, 30)
         time.sleep(2)
-        (folder,) = folders() - before
+        (folder,) = sessions.folders()
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert {"key", "log", "superlink.crt", "sent.jsonl"} <= {path.name for path in files}
         assert folder.stat().st_mode & 0o777 == 0o700
-        told = "".join(sessions().values()) + "".join(
+        told = "".join(sessions.processes().values()) + "".join(
             str(path) + content.decode(errors="replace") for path, content in files.items()
         )
         for secret in (SECRET.secret.hex(), ITEM_IDS[1], "history"):
@@ -364,7 +358,7 @@ def test_a_session_dies_with_its_app_and_leaves_nothing(wanted: dict[str, Any]) 
         app.send_signal(signal.SIGKILL)
         app.wait()
         app.stdin.close()
-    until(lambda: not sessions() and folders() == before, 3)
+    until(lambda: not sessions.processes() and not sessions.folders(), 3)
 
 
 def until(holds: Callable[[], bool], seconds: float) -> None:

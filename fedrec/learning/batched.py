@@ -12,7 +12,7 @@ Out of scope: which loss (models), clipping and summing (`local_training`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -67,31 +67,32 @@ class Touched:
 
 def train_batched(
     work: Work,
-    rule: DeviceOptimizer,
+    rule: DeviceOptimizer | Stepper,
     tables: State,
     dense: State,
     local: State,
     touched: Touched | None,
     corrections: Params | None = None,
     *,
-    frozen: bool = False,
+    learns: Literal["all", "shared", "local"] = "all",
 ) -> tuple[Updates, State]:
     """Updates (change of the touched rows and of the dense parameters) and new local state of K users.
 
     Args:
         work: minibatches and loss.
-        rule: the step on the device.
+        rule: the step on the device; a stepper goes on with the moments it has.
         tables: shared arrays [I, ...] of which a user sees rows.
         dense: shared arrays that every user sees whole.
         local: arrays [K, ...].
         touched: which rows; None: all of them, for losses over the whole catalogue.
         corrections: [K, ...] added to the gradients (control variates); None: none.
-        frozen: only the local state learns.
+        learns: what moves; the rest stays as it is.
     """
     n_users = len(work.examples)
     start = views(tables, dense, local, touched, n_users)
-    stepper = Stepper(rule, frozenset((*tables, *dense)))
-    learning = frozenset(local) if frozen else frozenset(start)
+    common = frozenset((*tables, *dense))
+    stepper = rule if isinstance(rule, Stepper) else Stepper(rule, common)
+    learning = {"all": frozenset(start), "shared": common, "local": frozenset(local)}[learns]
     delta, loss = _train(work, stepper, start, learning, corrections or {}, n_users)
     blocks: dict[str, Rows | Dense] = {}
     for name in tables:
@@ -128,21 +129,36 @@ def _train(
 ) -> tuple[Params, NDArray[np.float64]]:
     """Change of every parameter, and the loss [K] summed over the steps."""
     total = np.zeros(n_users)
-    delta = {name: torch.zeros(values.shape) for name, values in start.items()}
+    delta: Params = {}
     for step in range(work.steps):
         leaves = {
-            name: (start[name] if step == 0 else start[name] + delta[name]).detach().requires_grad_()
+            name: (start[name] + delta[name] if name in delta else start[name]).detach().requires_grad_()
             for name in learning
         }
         losses = work.loss(start | leaves, step)
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        found = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        found = _apart({name: g for name, g in zip(leaves, gradients, strict=True) if g is not None})
         with torch.no_grad():
             for name, correction in corrections.items():
-                found[name] = found[name] + correction
+                found[name] = found[name] + correction if name in found else correction.clone()
             stepper.step(delta, found, work.active(step))
         total += losses.detach().double().numpy()
-    return delta, total
+    # Zeros for what has not moved take no memory.
+    still = {
+        name: torch.zeros(()).expand(values.shape) for name, values in start.items() if name not in delta
+    }
+    return delta | still, total
+
+
+def _apart(gradients: Params) -> Params:
+    """The same, each in memory of its own: autograd may give one tensor to two parameters, or a view of a number."""
+    seen, out = set[int](), {}
+    for name, gradient in gradients.items():
+        place = gradient.untyped_storage().data_ptr()
+        apart = place not in seen and gradient.is_contiguous()
+        out[name] = gradient if apart else gradient.clone(memory_format=torch.contiguous_format)
+        seen.add(place)
+    return out
 
 
 def _table_block(delta: NDArray[np.float32], touched: Touched | None) -> Rows | Dense:

@@ -43,7 +43,8 @@ def central_step(
         (where, *model.work(piece, key, model.n_items(shared), shared))
         for where, piece in batch.chunks(1 << 62, model.chunk_users)
     ]
-    steppers = {where.start: Stepper(model.device, frozenset()) for where, _, _ in pieces}
+    rule = model.device.at(key.round)
+    steppers = {where.start: Stepper(rule, frozenset()) for where, _, _ in pieces}
     for step in range(max(work.steps for _, work, _ in pieces)):
         total = UpdateSum(model.layout(model.n_items(shared)).zeros(), users=len(batch))
         tables, dense = model.split(shared)
@@ -53,7 +54,7 @@ def central_step(
             own = {name: values[rows[where]] for name, values in local.items()}
             gradients = _gradients(work, step, tables, dense, own, touched)
             for name in total.blocks:
-                total.blocks[name] -= model.device.learning_rate * gradients[name].double().numpy()
+                total.blocks[name] -= rule.learning_rate * gradients[name].double().numpy()
             moved = {name: torch.zeros(values.shape) for name, values in own.items()}
             steppers[where.start].step(moved, {name: gradients[name] for name in own}, work.active(step))
             for name, values in own.items():

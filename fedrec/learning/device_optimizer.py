@@ -10,9 +10,11 @@ Out of scope: which gradients (`batched`), what the server does with the sum (`s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from fedrec.learning.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,7 @@ class DeviceOptimizer(BaseModel):
         second_moment: decay of squares ("rmsprop", and β2 of "adam").
         epsilon: keeps steps of coordinates with tiny gradients small.
         proximal: μ of FedProx; 0: none.
+        schedule: of both learning rates, over the rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,18 @@ class DeviceOptimizer(BaseModel):
     second_moment: float = Field(default=0.99, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
     proximal: float = Field(default=0.0, ge=0)
+    schedule: Schedule = Schedule()
+
+    def at(self, round_: int) -> Self:
+        """The rule of one round, with the learning rates that its schedule says."""
+        if self.schedule.is_flat:
+            return self
+        factor, own = self.schedule.factor(round_), self.local_learning_rate
+        rates = {
+            "learning_rate": self.learning_rate * factor,
+            "local_learning_rate": None if own is None else own * factor,
+        }
+        return self.model_copy(update=rates | {"schedule": Schedule()})
 
     def rate(self, *, shared: bool) -> float:
         """η of a shared or a personal parameter."""
@@ -62,19 +77,26 @@ class Stepper:
         """Move `delta`, the change since the round began, by one step, in place.
 
         Args:
-            delta: [K, ...] per parameter.
-            gradients: [K, ...] per parameter.
+            delta: [K, ...] per parameter; what is not there yet has not moved.
+            gradients: [K, ...] per parameter; they may be overwritten.
             active: [K] 1 for users who have a minibatch in this step; None: all. The others stay where they are.
         """
         self._time += 1
         for name, gradient in gradients.items():
-            shared = name in self._shared
-            if self._rule.proximal and shared:
-                gradient = gradient + self._rule.proximal * delta[name]
+            shared, before = name in self._shared, delta.get(name)
+            if self._rule.proximal and shared and before is not None:
+                gradient = gradient + self._rule.proximal * before
             change = self._direction(name, gradient)
             if active is not None:
                 change = change * active.view(-1, *[1] * (change.dim() - 1))
-            delta[name].sub_(change, alpha=self._rule.rate(shared=shared))
+            rate = self._rule.rate(shared=shared)
+            if before is not None:
+                before.sub_(change, alpha=rate)
+            elif self._rule.name == "sgd":
+                # The gradient of a whole catalogue is large: nothing else is made of its size.
+                delta[name] = change.mul_(-rate)
+            else:
+                delta[name] = change * -rate
 
     def _direction(self, name: str, g: Tensor) -> Tensor:
         rule = self._rule

@@ -49,12 +49,14 @@ def add_scalars(
 
 @numba.njit(cache=True, nogil=True)
 def add_dense(total: NDArray[np.float64], values: NDArray[np.floating], scale: NDArray[np.float64]) -> None:
-    """total += Σ_u scale[u] * values[u], in order of the users; total [n], values [U, n]. Piece by piece: the sum
-    stays
-    in the cache while the users pass."""
+    """total += Σ_u scale[u] * values[u], in order of the users; total [n], values [U, n].
+
+    Piece by piece: the sum stays in the cache while the users pass, and what is read of each is long enough to be
+    fetched ahead.
+    """
     n = total.shape[0]
-    for start in range(0, n, 1024):
-        stop = min(start + 1024, n)
+    for start in range(0, n, 65536):
+        stop = min(start + 65536, n)
         for u in range(values.shape[0]):
             s = scale[u]
             if s == 0.0:

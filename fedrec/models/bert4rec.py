@@ -42,8 +42,7 @@ class Bert4RecConfig(SequenceConfig):
         blocks: of attention and feed-forward layer.
         heads: H, parts of d that attend on their own.
         hidden_share: probability that an event is hidden and asked for; the latest is always one of them in half of
-            the
-            rounds, since that is what recommending asks for.
+            the rounds, since that is what recommending asks for.
     """
 
     kind: Literal["bert4rec"] = "bert4rec"
@@ -99,6 +98,6 @@ class Bert4Rec(SequenceRecommender):
         x = gather_rows(params["item_table"], torch.from_numpy(own.item))
         x = torch.cat([x, params["hidden_item"].unsqueeze(1)], dim=1)
         real = torch.from_numpy(np.pad(own.real, ((0, 0), (0, 1)), constant_values=True).astype(np.float32))
-        last = self.encode(params, x, real, None)[:, -1]
+        last = self.hidden(params, x, real, None)[:, -1]
         table, bias = params["item_table"].transpose(1, 2), params["item_bias"].unsqueeze(1)
         return torch.baddbmm(bias, last.unsqueeze(1), table).squeeze(1)

@@ -6,7 +6,7 @@ Out of scope: how items are scored (models), which negatives are drawn (`fedrec.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -49,6 +49,15 @@ class GroupWork:
     def touched(self) -> Touched:
         """Rows of each user."""
         return Touched(self.views.row_ptr, self.views.row)
+
+    def half(self, *, newer: bool) -> GroupWork:
+        """The groups of the newer or the older half of the history; of an odd number the newer half is larger."""
+        counts, place = np.diff(self.views.example_ptr), self.views.slot[:, 0]
+        # A positive's slot is its place in the history.
+        count = np.repeat(counts, counts)
+        keep = (place >= count // 2) == newer
+        ptr = np.concatenate([[0], np.cumsum(keep)])[self.views.example_ptr]
+        return replace(self, views=replace(self.views, example_ptr=ptr, slot=self.views.slot[keep]))
 
     def active(self, step: int) -> Tensor | None:
         """[K] who has groups in this minibatch."""

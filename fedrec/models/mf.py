@@ -113,7 +113,7 @@ class MatrixFactorisation(Recommender):
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         mean = {name: values / total.users for name, values in total.blocks.items()}
         after, server = self.config.server.apply(shared, server, mean)
-        decay = np.float32(1.0 - self.config.server.learning_rate * self.config.reg)
+        decay = np.float32(1.0 - self.config.server.rate(server) * self.config.reg)
         return after | {"item_table": after["item_table"] * decay}, server
 
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102

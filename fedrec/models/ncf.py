@@ -61,6 +61,7 @@ class Ncf(NeuralRecommender):
     """A network over a private user vector and an item's row."""
 
     kind: ClassVar[str] = "ncf"
+    sorts_by_length: ClassVar[bool] = True
 
     def __init__(self, config: NcfConfig) -> None:
         super().__init__(config)

@@ -28,6 +28,7 @@ from fedrec.learning.keys import Purpose, absorb, key, normal, user_keys
 from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import BlockSpec, Layout, State, Updates, UpdateSum
+from fedrec.models.around import Personal, Scaffold
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 
 if TYPE_CHECKING:
@@ -47,8 +48,11 @@ class NeuralConfig(RecommenderConfig):
         device: the optimiser on the device.
         server: the server's optimiser, on the mean of the users' changes.
         weight_decay: on the server, of every shared parameter, in units of its learning rate (Loshchilov and Hutter
-            2019). batch_users: users of a minibatch of the centralised twin. fold_in_epochs: passes over the
-            history for the personal parameters of a user who took no part.
+            2019, ICLR).
+        batch_users: users of a minibatch of the centralised twin.
+        fold_in_epochs: passes over the history for the personal parameters of a user who took no part.
+        personal: what stays on the device beside what does so anyway; None: nothing.
+        scaffold: control variates against the drift of local steps; None: none.
     """
 
     local_epochs: int = Field(default=1, ge=1)
@@ -57,6 +61,8 @@ class NeuralConfig(RecommenderConfig):
     weight_decay: float = Field(default=0.0, ge=0)
     batch_users: int = Field(default=64, ge=1)
     fold_in_epochs: int = Field(default=10, ge=1)
+    personal: Personal | None = None
+    scaffold: Scaffold | None = None
 
 
 @dataclass(frozen=True)
@@ -158,27 +164,31 @@ class NeuralRecommender(Recommender):
 
         work, touched = self.work(batch, key, self.n_items(shared), shared)
         tables, dense = self.split(shared)
-        return train_batched(work, self._neural.device, tables, dense, local, touched)
+        return train_batched(work, self.device.at(key.round), tables, dense, local, touched)
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         mean = {name: values / total.users for name, values in total.blocks.items()}
         learned = self._learned(shared)
         after, server = self._neural.server.apply(learned, server, mean)
         if self._neural.weight_decay:
-            keep = np.float32(1.0 - self._neural.server.learning_rate * self._neural.weight_decay)
+            keep = np.float32(1.0 - self._neural.server.rate(server) * self._neural.weight_decay)
             after = {name: values * keep for name, values in after.items()}
         return shared | after, server
 
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
         local = self.init_local(batch.user, 0)
-        if not local:
-            return {}
+        return self.learn_local(shared, local, batch, self.device) if local else {}
+
+    def learn_local(self, shared: State, local: State, batch: UserBatch, rule: DeviceOptimizer) -> State:
+        """Personal parameters after `fold_in_epochs` passes over the history, in which nothing shared moves."""
         from fedrec.learning.batched import train_batched
+        from fedrec.learning.device_optimizer import Stepper
 
         tables, dense = self.split(shared)
+        stepper = Stepper(rule, frozenset((*tables, *dense)))
         for epoch in range(1, self._neural.fold_in_epochs + 1):
             work, touched = self.work(batch, RoundKey(0, epoch), self.n_items(shared), shared)
-            _, local = train_batched(work, self._neural.device, tables, dense, local, touched, frozen=True)
+            _, local = train_batched(work, stepper, tables, dense, local, touched, learns="local")
         return local
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
@@ -202,8 +212,6 @@ class NeuralRecommender(Recommender):
         self, train: Interactions, seed: int, features: Scores | None = None
     ) -> Iterator[tuple[State, State]]:
         """Shared and local state after each pass of the twin: minibatches of users in a fresh order, one model."""
-        from fedrec.learning.central import central_step
-
         everybody = train.batch(np.arange(train.n_users))
         shared = self.init_shared(train.n_items, seed, features)
         server, local = self.init_server(shared), self.init_local(everybody.user, seed)
@@ -216,12 +224,25 @@ class NeuralRecommender(Recommender):
                 rows = rows[np.argsort(everybody.counts[rows], kind="stable")]
                 step += 1
                 with one_blas_thread():
-                    shared, server = central_step(
-                        self, shared, server, local, rows, everybody.take(rows), RoundKey(seed, step)
+                    shared, server = self.minibatch(
+                        shared, server, local, rows, everybody.take(rows), RoundKey(seed, step)
                     )
             yield shared, {name: values.copy() for name, values in local.items()}
 
+    def minibatch(
+        self, shared: State, server: State, local: State, rows: IntArray, batch: UserBatch, key: RoundKey
+    ) -> tuple[State, State]:
+        """One step of the twin: shared and server state after it; `local` changes in place, see `central_step`."""
+        from fedrec.learning.central import central_step
+
+        return central_step(self, shared, server, local, rows, batch, key)
+
     # Parts ---------------------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> NeuralConfig:
+        """The common part of the configuration."""
+        return self._neural
 
     @property
     def device(self) -> DeviceOptimizer:

@@ -6,13 +6,14 @@ Letters: K users, S rows, F width of the public vectors, d embedding size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.learning.updates import State
+from fedrec.models.halves import halved
 from fedrec.models.neural import FEATURES
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Projected:
     def active(self, step: int) -> Tensor | None:
         """Of the other work."""
         return self.inner.active(step)
+
+    def half(self, *, newer: bool) -> Projected:
+        """Of the other work."""
+        return replace(self, inner=halved(self.inner, newer=newer))
 
     def loss(self, params: Params, step: int) -> Tensor:
         """[K] of the other work."""

@@ -6,20 +6,27 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter
 
+from fedrec.errors import ConfigError
 from fedrec.models.base import Recommender
 from fedrec.models.bert4rec import Bert4Rec, Bert4RecConfig
+from fedrec.models.clustered import Clustered, ClusteredConfig
 from fedrec.models.content import Content, ContentConfig
 from fedrec.models.dp_ease import DpEase, DpEaseConfig
 from fedrec.models.dp_ials import DpIals, DpIalsConfig
+from fedrec.models.dp_item_graph import DpItemGraph, DpItemGraphConfig
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.gru4rec import Gru4Rec, Gru4RecConfig
 from fedrec.models.ials import Ials, IalsConfig
+from fedrec.models.item_graph import ItemGraph, ItemGraphConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorisation, MfConfig
 from fedrec.models.mult_vae import MultVae, MultVaeConfig
 from fedrec.models.ncf import Ncf, NcfConfig
+from fedrec.models.neural import NeuralRecommender
+from fedrec.models.personal import Personalised
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.sasrec import SasRec, SasRecConfig
+from fedrec.models.scaffold import Scaffolded
 from fedrec.models.text_sequence import TextSequence, TextSequenceConfig
 from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -31,6 +38,9 @@ ModelConfig = Annotated[
     | MfConfig
     | DpEaseConfig
     | DpIalsConfig
+    | ItemGraphConfig
+    | DpItemGraphConfig
+    | ClusteredConfig
     | SasRecConfig
     | NcfConfig
     | Bert4RecConfig
@@ -51,7 +61,23 @@ KINDS: tuple[str, ...] = tuple(
 
 
 def build(config: ModelConfig) -> Recommender:
-    """The recommender of a configuration."""
+    """The recommender of a configuration, with what its configuration lays around it.
+
+    Raises:
+        ConfigError: a model that cannot bear what is laid around it.
+    """
+    model = _plain(config)
+    if not isinstance(model, NeuralRecommender):
+        return model
+    personal, scaffold = model.training.personal, model.training.scaffold
+    if personal is not None and scaffold is not None:
+        raise ConfigError("model.personal and model.scaffold exclude each other: give one of them")
+    if personal is not None:
+        return Personalised(model, personal)
+    return model if scaffold is None else Scaffolded(model, scaffold)
+
+
+def _plain(config: ModelConfig) -> Recommender:
     match config:
         case PopularityConfig():
             return Popularity(config)
@@ -67,6 +93,12 @@ def build(config: ModelConfig) -> Recommender:
             return DpEase(config)
         case DpIalsConfig():
             return DpIals(config)
+        case ItemGraphConfig():
+            return ItemGraph(config)
+        case DpItemGraphConfig():
+            return DpItemGraph(config)
+        case ClusteredConfig():
+            return Clustered(config, _plain(config.base))
         case MultVaeConfig():
             return MultVae(config)
         case Gru4RecConfig():

@@ -24,6 +24,7 @@ from fedrec.learning.dropout import dropout_masks
 from fedrec.learning.keys import Purpose, bits, key, user_keys
 from fedrec.learning.updates import State
 from fedrec.models.base import RoundKey, Scores
+from fedrec.models.head import with_head
 from fedrec.models.neural import NeuralConfig, NeuralRecommender, Parameter
 
 if TYPE_CHECKING:
@@ -93,11 +94,14 @@ class Lesson:
     hidden: Mask | None = None
 
 
-def windows_of(batch: UserBatch, length: int, starts: IntArray | None = None) -> Windows:
-    """At most `length` consecutive events of each user, the latest ones unless `starts` [K] says where they begin."""
+def windows_of(batch: UserBatch, length: int, starts: IntArray | None = None, least: int = 1) -> Windows:
+    """At most `length` consecutive events of each user, the latest ones unless `starts` [K] says where they begin.
+
+    `least` columns there are in any case.
+    """
     counts = np.minimum(batch.counts, length)
     first = batch.counts - counts if starts is None else starts
-    width = max(int(counts.max(initial=1)), 1)
+    width = int(counts.max(initial=least))
     column = np.arange(width) - (width - counts)[:, None]
     real = column >= 0
     item = np.zeros(real.shape, dtype=np.int64)
@@ -136,6 +140,10 @@ class SequenceRecommender(NeuralRecommender):
             masks: [M, K, L, d] of dropout; None: none (serving).
         """
 
+    def hidden(self, params: Params, x: Tensor, real: Tensor, masks: Tensor | None) -> Tensor:
+        """`encode`, and behind it the personal head where there is one."""
+        return with_head(params, self.encode(params, x, real, masks))
+
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self._sequence
         tables = {
@@ -165,7 +173,7 @@ class SequenceRecommender(NeuralRecommender):
         windows = windows_of(batch, self._sequence.max_length)
         x = gather_rows(params["item_table"], torch.from_numpy(windows.item))
         real = torch.from_numpy(windows.real.astype(np.float32))
-        last = self.encode(params, x, real, None)[:, -1] * real[:, -1:]
+        last = self.hidden(params, x, real, None)[:, -1] * real[:, -1:]
         return torch.baddbmm(
             params["item_bias"].unsqueeze(1), last.unsqueeze(1), params["item_table"].transpose(1, 2)
         ).squeeze(1)
@@ -183,10 +191,10 @@ class SequenceRecommender(NeuralRecommender):
         """Windows of one pass: L + 1 events, the inputs and behind each its target."""
         size = self._sequence.max_length + 1
         if self._sequence.windows == "latest":
-            return windows_of(batch, size)
+            return windows_of(batch, size, least=2)
         draws = bits(user_keys(key(key_.seed, Purpose.WINDOW, key_.round), batch.user), epoch + 1)[:, epoch]
         room = np.maximum(batch.counts - size, 0) + 1
-        return windows_of(batch, size, (draws % room.astype(np.uint64)).astype(np.int64))
+        return windows_of(batch, size, (draws % room.astype(np.uint64)).astype(np.int64), least=2)
 
 
 def log_share(n_items: int, negatives: int) -> float:

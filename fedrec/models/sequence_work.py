@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.batched import Params, Touched
+from fedrec.learning.catalogue import cross_entropy, read_rows
 from fedrec.learning.gather import gather_rows
 from fedrec.learning.keys import Purpose, bits, key, user_keys
 from fedrec.models.base import RoundKey
@@ -107,33 +107,49 @@ class ItemInPlace:
         """Everybody takes every step; who has nothing to learn has no gradient."""
         return None
 
+    def half(self, *, newer: bool) -> ItemInPlace:
+        """The same windows, of which the newer or the older half of the targets is learned."""
+        passes = [replace(p, learned=_half(p.learned, newer=newer)) for p in self.passes]
+        examples = np.array([p.learned.sum(1).double().numpy() for p in passes]).sum(axis=0)
+        return replace(self, passes=passes, examples=examples)
+
     def loss(self, params: Params, step: int) -> Tensor:
         """[K] summed over the positions, in units of a full window."""
         p = self.passes[step]
-        x = gather_rows(params["item_table"], p.read)
+        return self._full(params, p) if p.negative is None else self._sampled(params, p)
+
+    def _hidden(self, params: Params, x: Tensor, p: _Pass) -> Tensor:
+        """[K, L, d] states, of the item vectors that go in."""
         if p.hidden is not None:
             x = torch.where(p.hidden.unsqueeze(-1), params["hidden_item"].unsqueeze(1), x)
-        h = self.model.encode(params, x, p.real, p.masks)
-        each = self._full(params, h, p) if p.negative is None else self._sampled(params, h, p)
-        return (each * p.learned).sum(1) / self.model.settings.max_length
+        return self.model.hidden(params, x, p.real, p.masks)
 
-    @staticmethod
-    def _full(params: Params, h: Tensor, p: _Pass) -> Tensor:
-        """[K, L] cross-entropy over all items."""
-        scores = torch.baddbmm(params["item_bias"].unsqueeze(1), h, params["item_table"].transpose(1, 2))
-        return cross_entropy(scores.flatten(0, 1), p.target.flatten(), reduction="none").view(p.target.shape)
+    def _full(self, params: Params, p: _Pass) -> Tensor:
+        """[K] cross-entropy over all items."""
+        x, table = read_rows(params["item_table"], p.read)
+        weight = p.learned / self.model.settings.max_length
+        return cross_entropy(self._hidden(params, x, p), table, params["item_bias"], p.target, weight)
 
-    def _sampled(self, params: Params, h: Tensor, p: _Pass) -> Tensor:
-        """[K, L] cross-entropy over the target and the negatives, each of which stands for I / n items."""
+    def _sampled(self, params: Params, p: _Pass) -> Tensor:
+        """[K] cross-entropy over the target and the negatives, each of which stands for I / n items."""
         assert p.negative is not None
         table, bias = params["item_table"], params["item_bias"]
+        h = self._hidden(params, gather_rows(table, p.read), p)
         positive = (h * gather_rows(table, p.target)).sum(-1) + gather_rows(bias, p.target)
         others = torch.baddbmm(
             gather_rows(bias, p.negative).unsqueeze(1), h, gather_rows(table, p.negative).transpose(1, 2)
         )
         same = p.negative.unsqueeze(1) == p.target.unsqueeze(2)
         others = (others + self.sampled_share).masked_fill(same, -torch.inf)
-        return torch.logsumexp(torch.cat([positive.unsqueeze(-1), others], -1), -1) - positive
+        each = torch.logsumexp(torch.cat([positive.unsqueeze(-1), others], -1), -1) - positive
+        return (each * p.learned).sum(1) / self.model.settings.max_length
+
+
+def _half(learned: Tensor, *, newer: bool) -> Tensor:
+    """[K, L] the newer or the older half of the learned positions; of an odd number the newer half is larger."""
+    count = learned.sum(1, keepdim=True)
+    recent = count - learned.cumsum(1) < torch.ceil(count / 2)
+    return learned * (recent == newer)
 
 
 def _columns(windows: list[Windows], epoch: int) -> slice:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.errors import ConfigError
 from fedrec.learning.updates import State
@@ -17,22 +18,27 @@ from fedrec.models.bert4rec import Bert4RecConfig
 from fedrec.models.content import ContentConfig
 from fedrec.models.dp_ease import DpEaseConfig
 from fedrec.models.dp_ials import DpIalsConfig
+from fedrec.models.dp_item_graph import DpItemGraphConfig
 from fedrec.models.ease import EaseConfig
 from fedrec.models.gru4rec import Gru4RecConfig
 from fedrec.models.ials import IalsConfig
+from fedrec.models.item_graph import ItemGraphConfig
 from fedrec.models.item_knn import ItemKnnConfig
 from fedrec.models.mf import MfConfig
 from fedrec.models.mult_vae import MultVaeConfig
 from fedrec.models.ncf import NcfConfig
-from fedrec.models.neural import FEATURES
+from fedrec.models.neural import FEATURES, NeuralConfig
 from fedrec.models.popularity import PopularityConfig
+from fedrec.models.private_gram import PrivateGramConfig
 from fedrec.models.registry import ModelConfig
 from fedrec.models.sasrec import SasRecConfig
+from fedrec.models.scaffold import COMMON
 from fedrec.models.text_sequence import TextSequenceConfig
 from fedrec.models.two_tower import TwoTowerConfig
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton, Ridge
-from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights
+from fedrec.ranking.graph import GraphWeights
+from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights, Weights
 from fedrec.ranking.network import Network
 from fedrec.ranking.popular import Popular, Selected
 from fedrec.ranking.serving import ServingModel
@@ -45,13 +51,19 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
     Raises:
         ConfigError: a recommender that cannot serve on a device yet.
     """
+    if isinstance(config, NeuralConfig) and config.personal is not None:
+        raise ConfigError("a model with a personal part cannot serve on a device yet: train it without one")
+    shared = {name: values for name, values in shared.items() if not name.startswith(COMMON)}
     match config:
         case PopularityConfig():
             return Popular(shared["count"])
         case EaseConfig():
             return ItemItem(DenseWeights(FloatTable(shared["weights"])), config.scoring_half_life)
         case ItemKnnConfig():
-            return ItemItem(_by_history_item(shared), config.scoring_half_life)
+            edges = _by_history_item(shared["neighbour"], shared["similarity"])
+            return ItemItem(edges, config.scoring_half_life)
+        case ItemGraphConfig():
+            return ItemItem(_graph(shared), config.scoring_half_life)
         case IalsConfig():
             ridge = Ridge(config.unobserved_weight, config.reg, config.reg_exponent, config.scoring_half_life)
             return Factors(FloatTable(shared["item_table"]), ridge)
@@ -64,7 +76,10 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
             inner = Factors(FloatTable(shared["item_table"]), replace(ridge, weighted_count=True))
             return Selected(inner, shared["selected"], shared["count"])
         case DpEaseConfig():
-            return Selected(_private_ease(config, shared), shared["selected"], shared["count"])
+            weights = DenseWeights(FloatTable(shared["weights"]))
+            return _private(config, weights, shared)
+        case DpItemGraphConfig():
+            return _private(config, _graph(shared), shared)
         case NcfConfig(kind="gmf"):
             pull = 1.0 / (config.device.learning_rate * config.fold_in_epochs)
             newton = Newton("bce", config.negatives, config.reg, pull)
@@ -89,12 +104,12 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
                 f"text_{config.head}", config.max_length, settings, shared | {"item_table": items}
             )
         case MultVaeConfig():
-            weights = {
+            network = {
                 name: shared[name] for name in shared if name.split("/")[0] in ("read_bias", "latent", "back")
             }
             read, write = FloatTable(shared["read"]), FloatTable(shared["write"])
             settings = {"max_length": config.max_history}
-            return Network("mult_vae", settings, weights, write, shared["item_bias"], read)
+            return Network("mult_vae", settings, network, write, shared["item_bias"], read)
         case ContentConfig():
             asked = {"half_life": config.scoring_half_life, "max_length": 1 << 30}
             return Network("content", asked, {"map": shared["map"]}, FloatTable(shared[FEATURES]))
@@ -113,20 +128,23 @@ def _sequence(encoder: str, max_length: int, settings: dict[str, int], shared: S
     return Network(encoder, settings | {"max_length": max_length}, weights, table, bias)
 
 
-def _private_ease(config: DpEaseConfig, shared: State) -> ItemItem:
+def _private(config: PrivateGramConfig, weights: Weights, shared: State) -> Selected:
     popular = np.maximum(shared["count"][shared["selected"]], 0.0)
     base = config.popularity_weight * popular / max(float(popular.max(initial=0.0)), 1e-9)
-    weights = DenseWeights(FloatTable(shared["weights"]))
-    return ItemItem(weights, config.scoring_half_life, base.astype(np.float32) if base.any() else None)
+    inner = ItemItem(weights, config.scoring_half_life, base.astype(np.float32) if base.any() else None)
+    return Selected(inner, shared["selected"], shared["count"])
 
 
-def _by_history_item(shared: State) -> SparseWeights:
-    """Item-kNN keeps, per scored item, the items that speak for it; serving looks from the history's side."""
-    neighbour, similarity = shared["neighbour"], shared["similarity"]
+def _graph(shared: State) -> GraphWeights:
+    return GraphWeights(_by_history_item(shared["neighbour"], shared["edge"]), FloatTable(shared["vector"]))
+
+
+def _by_history_item(neighbour: NDArray[np.int32], strength: NDArray[np.float32]) -> SparseWeights:
+    """Training keeps, per scored item, the items that speak for it; serving looks from the history's side."""
     n_items, k = neighbour.shape
     scored = np.repeat(np.arange(n_items, dtype=np.int32), k)
     speaks = neighbour.reshape(-1).astype(np.int64)
     order = np.lexsort((scored, speaks))
     indptr = np.zeros(n_items + 1, dtype=np.int64)
     np.cumsum(np.bincount(speaks, minlength=n_items), out=indptr[1:])
-    return SparseWeights(indptr, scored[order], similarity.reshape(-1).astype(np.float32)[order])
+    return SparseWeights(indptr, scored[order], strength.reshape(-1).astype(np.float32)[order])

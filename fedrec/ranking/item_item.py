@@ -1,7 +1,7 @@
 """Item-item models that serve: score_j = base_j + Σ_h r_h W_hj over the entries h of the history.
 
-Serves EASE, its private sibling and item-kNN: a row sum is all it takes, so the last click counts at once. Small
-catalogues keep W dense, large ones the strongest weights of each row. Out of scope: training.
+Serves EASE, item-kNN, the item graph and private siblings: a row sum is all it takes, so the last click counts at
+once. Small catalogues keep W dense, large ones the strongest weights of each row. Out of scope: training.
 
 Letters: I items, L entries of a history, k weights kept per row.
 """
@@ -277,16 +277,20 @@ class ItemItem(ServingModel):
     @classmethod
     def from_arrays(cls, arrays: Arrays, header: Header) -> ItemItem:
         """See `ServingModel`."""
+        from fedrec.ranking.graph import GraphWeights
+
         base = arrays.get("base")
         weights: Weights
         if "weights.indptr" in arrays:
             scale = arrays.get("weights.row_scale")
-            weights = SparseWeights(
+            edges = SparseWeights(
                 np.asarray(arrays["weights.indptr"], dtype=np.int64),
                 np.asarray(arrays["weights.index"], dtype=np.int32),
                 np.asarray(arrays["weights.values"]),
                 None if scale is None else np.asarray(scale, dtype=np.float32),
             )
+            of_graph = "vectors" in arrays or "vectors.codes" in arrays
+            weights = GraphWeights.from_arrays(edges, arrays) if of_graph else edges
         else:
             weights = DenseWeights(read_table(arrays, "weights"))
         half_life = header["half_life"]

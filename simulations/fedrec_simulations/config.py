@@ -19,6 +19,7 @@ from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import KINDS, ModelConfig, build
 from fedrec.privacy.settings import PrivacySettings
+from fedrec_simulations.features import FeatureSettings
 
 #: Fewer nodes than this in a sum are worth a warning.
 SMALL_COHORT = 10
@@ -53,6 +54,7 @@ class DataSection(Section):
         rating_range: lowest and highest possible rating; interactions outside are dropped; None: not checked.
         min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
         core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
+        features: public vectors of the items, for models that read them; None: none.
         synthetic: a made-up population fitted to the data, of any size; None: the data themselves.
     """
 
@@ -66,6 +68,7 @@ class DataSection(Section):
     rating_range: tuple[float, float] | None = None
     min_rating: float | None = None
     core: int = Field(default=1, ge=1)
+    features: FeatureSettings | None = None
     synthetic: SyntheticSection | None = None
 
 

@@ -15,6 +15,7 @@ from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.errors import ConfigError
 from fedrec_simulations.config import Config, DataSection
+from fedrec_simulations.features import item_features
 from fedrec_simulations.population import synthetic_population
 
 
@@ -110,4 +111,8 @@ def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningRe
         "cleaning": report.as_dict() if report else None,
         "split": splits.describe(split),
     }
-    return Prepared(split, catalog.align(split.train.item_ids), description)
+    catalog = catalog.align(split.train.item_ids)
+    if config.data.features is not None:
+        catalog = replace(catalog, features=item_features(config.data.features, catalog))
+        description["features"] = config.data.features.model_dump(mode="json")
+    return Prepared(split, catalog, description)

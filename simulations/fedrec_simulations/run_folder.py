@@ -31,6 +31,7 @@ from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
 from fedrec_simulations.config import Config, PrivacySection, parse_config
 from fedrec_simulations.enrolment import enrol
+from fedrec_simulations.features import category_matrix
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.privacy_terms import terms_of
 
@@ -189,16 +190,6 @@ class RunFolder:
     def nodes(self) -> list[Node]:
         """All nodes of the run, opened here."""
         return [open_node(folder) for folder in self.node_folders()]
-
-
-def category_matrix(catalog: Catalog) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[I, G] 0/1 membership of items in categories, for intra-list diversity."""
-    names = sorted({name for row in catalog.categories for name in row})
-    column = {name: k for k, name in enumerate(names)}
-    out = np.zeros((len(catalog), len(names)), dtype=np.float32)
-    for item, row in enumerate(catalog.categories):
-        out[item, [column[name] for name in row]] = 1.0
-    return out
 
 
 def environment() -> dict[str, str]:

@@ -21,11 +21,11 @@ from fedrec_simulations.cli.options import JsonFlag, read_config
 from fedrec_simulations.cli.recommend import view as view_person
 from fedrec_simulations.cli.running import drive, lay_out
 from fedrec_simulations.config import Config
+from fedrec_simulations.features import category_matrix
 from fedrec_simulations.prepare import Prepared, prepare
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import Summary, side_by_side, write_twin
 from fedrec_simulations.report.tables import COLUMNS, comparison
-from fedrec_simulations.run_folder import category_matrix
 from fedrec_simulations.twin import fit_twin
 
 MARK = "demo.txt"

@@ -19,8 +19,9 @@ from fedrec_client.node import open_node
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
+from fedrec_simulations.features import category_matrix
 from fedrec_simulations.report.summary import write_twin
-from fedrec_simulations.run_folder import RunFolder, category_matrix
+from fedrec_simulations.run_folder import RunFolder
 from fedrec_simulations.twin import Twin, fit_twin
 
 

@@ -24,8 +24,8 @@ from fedrec.data.split import Split
 from fedrec.errors import ConfigError
 from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_simulations.config import Config
+from fedrec_simulations.features import category_matrix
 from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import category_matrix
 
 #: Share of the catalogue, most popular first, that is not the long tail.
 HEAD_SHARE = 0.2

