@@ -14,6 +14,7 @@ from conftest import last_out, planted
 from secagg_helpers import PLAIN, enrolled
 
 from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.learning.compression import Compression
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.mf import MatrixFactorisation, MfConfig
 from fedrec.privacy.plan import make_plan
@@ -47,13 +48,14 @@ def lay_out(
     secure: bool = False,
     sealed: bool = False,
     shard_parameters: int | None = None,
+    compression: Compression | None = None,
 ) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
     split = last_out(planted())
     if not validation:
         split = type(split)(split.train.merge(split.validation), None, split.test)
     n_users, n_items = split.train.n_users, split.train.n_items
-    settings = NodeSettings(seed=5, clip_norm=2.0, shard_parameters=shard_parameters)
+    settings = NodeSettings(seed=5, clip_norm=2.0, shard_parameters=shard_parameters, compression=compression)
     terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
     aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)

@@ -214,6 +214,12 @@ def test_lists_follow_genres_variety_and_surprises(page: Site, app: App) -> None
     post(page, app, "/people/1/tune", only="", without="", variety="off", explores="1")
     chances = [place.propensity for place in ada.rec]
     assert all(0 < chance < 1 for chance in chances)
+    seen = set()
+    for _ in range(20):  # surprises are drawn: every kind of them has its line on the page
+        post(page, app, "/people/1/tune", only="", without="", variety="off", explores="1")
+        assert page.get("/").status_code == 200
+        seen |= {place.source for place in ada.rec}
+    assert len(seen) > 1
     post(page, app, "/people/1/tune", only="Nonsense", variety="off")
     assert "that there is not" in page.get("/").text and ada.screen.only == ""
 

@@ -22,11 +22,12 @@ from fedrec.data.splits import load_shard, save_shard
 from fedrec.errors import PrivacyRefused, ProtocolError, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.compression import Compressor
 from fedrec.learning.local_training import in_cohort, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings
-from fedrec.learning.shards import round_layout
-from fedrec.learning.updates import State
+from fedrec.learning.shards import read_rows, round_layout
+from fedrec.learning.updates import Layout, State
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.registry import ModelConfig, build, parse
 from fedrec.privacy.noise import NoiseSource
@@ -69,6 +70,7 @@ class Node:
         self._settings = settings
         self._evaluation = evaluation
         self._store = store
+        self._unsent = LocalStore(folder / "unsent" if folder and _feeds_back(settings) else None)
         self._categories = categories
         self._n_items = split.train.n_items
         self.config_hash = config_hash(
@@ -168,6 +170,8 @@ class Node:
         local = self._state_before(request.phase, request.round)
         joins = (batch.counts > 0) & in_cohort(batch.user, self._settings.sampling_rate, round_key)
         cohort = np.flatnonzero(joins)
+        layout = self._layout(request)
+        compressor = self._compressor(request, layout, cohort)
         total, changed = train_users(
             self._recommender,
             request.arrays,
@@ -176,13 +180,49 @@ class Node:
             round_key,
             self._settings.clip_norm,
             self._n_items,
+            compressor=compressor,
         )
-        self._keep(request, local, changed, cohort, persist=bool(request.meta.get("persist", True)))
+        persist = bool(request.meta.get("persist", True))
+        self._keep(self._store, request, local, changed, cohort, persist=persist)
+        if compressor is not None and compressor.carried:
+            waiting = self._unsent_before(request)
+            self._keep(self._unsent, request, waiting, compressor.carried, cohort, persist=persist)
+        update: State = {"update": layout.flatten(total.blocks).astype(np.float32)}
+        if compressor is not None and compressor.last is not None and len(cohort) == 1 == len(batch):
+            update = compressor.last.pack()
+        return _reply(request, update, dict(total.numbers()))
+
+    def _layout(self, request: Request) -> Layout:
+        """What is sent in the round of a request."""
+        return round_layout(
+            self._recommender.layout(self._n_items, request.round),
+            self._n_items,
+            self._settings,
+            request.round,
+            gradient=self._recommender.gradient_rounds,
+            named=read_rows(request.meta.get("rows"), self._n_items, self._settings),
+        )
+
+    def _compressor(self, request: Request, layout: Layout, cohort: IntArray) -> Compressor | None:
+        """What adds up the updates of the cohort, where they do not count as they are."""
+        compression = self._settings.compression
+        if compression is None or not (compression.bits or compression.feedback):
+            return None
+        unsent = self._unsent_before(request) if compression.feedback else {}
+        carried = {name: values[cohort] for name, values in unsent.items()}
+        return Compressor(compression, layout, carried, self._settings.seed, request.round)
+
+    def _unsent_before(self, request: Request) -> State:
+        """[U, I, ...] for each item table: what users have kept of earlier updates."""
+        state = self._unsent.before(request.phase, request.round)
+        if state is not None:
+            return state
         whole = self._recommender.layout(self._n_items, request.round)
-        gradient = self._recommender.gradient_rounds
-        layout = round_layout(whole, self._n_items, self._settings, request.round, gradient=gradient)
-        update = layout.flatten(total.blocks).astype(np.float32)
-        return _reply(request, {"update": update}, dict(total.numbers()))
+        return {
+            name: np.zeros((len(self._users), *spec.shape), dtype=np.float32)
+            for name, spec in whole.blocks.items()
+            if spec.is_table(self._n_items)
+        }
 
     def _train_privately(self, private: PrivateTraining, request: Request) -> Reply:
         """The same under the run's privacy plan: bounded, charged before it leaves, and never computed twice."""
@@ -193,16 +233,23 @@ class Node:
         local = self._state_before(request.phase, request.round)
         reply, changed, cohort = private.train(request, local, batch)
         # Personal state first: a node killed here has released nothing and does the round again.
-        self._keep(request, local, changed, cohort, persist=True)
+        self._keep(self._store, request, local, changed, cohort, persist=True)
         return private.release(request, reply)
 
     def _keep(
-        self, request: Request, local: State, changed: State, cohort: IntArray, *, persist: bool
+        self,
+        store: LocalStore,
+        request: Request,
+        local: State,
+        changed: State,
+        cohort: IntArray,
+        *,
+        persist: bool,
     ) -> None:
         after = {name: values.copy() for name, values in local.items()}
         for name, values in changed.items():
             after[name][cohort] = values
-        self._store.put(request.phase, request.round, after, persist=persist)
+        store.put(request.phase, request.round, after, persist=persist)
 
     def judge(self, request: Request) -> MetricSums:
         """Sums over the hosted users, for whoever has the node in hand; nothing is hidden in them.
@@ -239,6 +286,7 @@ class Node:
 
     def _persist(self, request: Request) -> Reply:
         self._store.persist(request.phase, request.round)
+        self._unsent.persist(request.phase, request.round)
         return _reply(request, {}, {})
 
     def _part(self, phase: Phase) -> Interactions:
@@ -251,6 +299,10 @@ class Node:
         if state is not None:
             return state
         return self._recommender.init_local(self._users, self._settings.seed)
+
+
+def _feeds_back(settings: NodeSettings) -> bool:
+    return settings.compression is not None and settings.compression.feedback
 
 
 def _reply(request: Request, arrays: State, meta: dict[str, Any]) -> Reply:

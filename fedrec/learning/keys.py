@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     WINDOW = 12
     DROPOUT = 13
     MASK = 14
+    SKETCH = 15
+    ROUNDING = 16
 
 
 def mix(x: U64) -> U64:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.interactions import UserBatch
+from fedrec.learning.compression import Compressor
 from fedrec.learning.keys import Purpose, key, uniform, user_keys
 from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import State, UpdateSum
@@ -35,6 +36,7 @@ def train_users(
     n_items: int,
     *,
     zero_bad: bool = False,
+    compressor: Compressor | None = None,
 ) -> tuple[UpdateSum, State]:
     """Sum of the clipped updates of all users of the batch, and their new local state.
 
@@ -47,6 +49,7 @@ def train_users(
         clip_norm: L2 bound of one user's whole update, or None.
         n_items: I.
         zero_bad: an update that is not finite counts as zero instead of ending the round.
+        compressor: adds updates as the server would read them; None: whole.
     """
     total = UpdateSum(recommender.layout(n_items, round_key.round).zeros())
     after = {name: values.copy() for name, values in local.items()}
@@ -59,7 +62,10 @@ def train_users(
             where = order[piece]
             mine = {name: values[where] for name, values in local.items()}
             updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
-            add_clipped(total, updates, clip_norm, zero_bad=zero_bad)
+            if compressor is None:
+                add_clipped(total, updates, clip_norm, zero_bad=zero_bad)
+            else:
+                compressor.add(total, updates, where, chunk.user, clip_norm)
             for name, values in changed.items():
                 after[name][where] = values
     return total, after

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedrec.learning.compression import Compression
+
 
 class NodeSettings(BaseModel):
     """What a node must know beside the recommender; the same on every node of a run.
@@ -16,6 +18,7 @@ class NodeSettings(BaseModel):
         clip_norm: C, the L2 bound of one user's whole update; None: unbounded.
         shard_parameters: a gradient of more values than this is sent in parts, some rows of the item tables in each
             round (`fedrec.learning.shards`); None: always whole.
+        compression: makes a gradient smaller (`fedrec.learning.compression`); None: it is sent as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +27,7 @@ class NodeSettings(BaseModel):
     sampling_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     clip_norm: float | None = Field(default=None, gt=0.0)
     shard_parameters: int | None = Field(default=None, ge=1)
+    compression: Compression | None = None
 
 
 class RoundSettings(BaseModel):

@@ -16,15 +16,23 @@ from dataclasses import replace
 import numpy as np
 
 from fedrec.data.interactions import IntArray
+from fedrec.errors import ProtocolError
+from fedrec.learning.compression import rows_count, sketched
 from fedrec.learning.keys import Purpose, key, user_keys
 from fedrec.learning.settings import NodeSettings
 from fedrec.learning.updates import Layout, State
 
 
 def round_layout(
-    layout: Layout, n_items: int, settings: NodeSettings, round_: int, *, gradient: bool
+    layout: Layout,
+    n_items: int,
+    settings: NodeSettings,
+    round_: int,
+    *,
+    gradient: bool,
+    named: IntArray | None = None,
 ) -> Layout:
-    """What is sent in a round: the layout itself, or one of some rows of every item table.
+    """What is sent in a round: the layout itself, or one of some rows of every item table, whole or sketched.
 
     Args:
         layout: of the whole update.
@@ -32,15 +40,52 @@ def round_layout(
         settings: of the run; `shard_parameters` is the most values that are sent.
         round_: from 1.
         gradient: the update is a gradient.
+        named: rows that the server has named, rising; None: the public seed draws them, where any are left out.
     """
-    rows = shard_rows(layout, n_items, settings, round_) if gradient else None
+    if not gradient:
+        return layout
+    rank = settings.compression.rank if settings.compression else None
+    if rank is not None:
+        layout = sketched(layout, n_items, rank, settings.seed, round_)
+    rows = shard_rows(layout, n_items, settings, round_) if named is None else named
     if rows is None:
         return layout
     blocks = {
-        name: replace(spec, rows=rows) if spec.shape[0] == n_items and not spec.symmetric else spec
+        name: replace(spec, rows=rows) if spec.is_table(n_items) else spec
         for name, spec in layout.blocks.items()
     }
     return Layout(blocks)
+
+
+def spell_rows(rows: IntArray, n_items: int) -> str:
+    """Rows for a request: one bit per item, in hex."""
+    chosen = np.zeros(n_items, dtype=bool)
+    chosen[rows] = True
+    return np.packbits(chosen).tobytes().hex()
+
+
+def read_rows(spelt: object, n_items: int, settings: NodeSettings) -> IntArray | None:
+    """Rows that came with a request, rising; None where the run has none named.
+
+    Raises:
+        ProtocolError: not as many as the settings say.
+    """
+    part = settings.compression.rows if settings.compression else None
+    if part is None:
+        if spelt is not None:
+            raise ProtocolError("request names rows: compression.rows is not set on this node")
+        return None
+    try:
+        raw = np.frombuffer(bytes.fromhex(str(spelt)), dtype=np.uint8)
+    except ValueError:
+        raw = np.zeros(0, dtype=np.uint8)
+    rows = np.flatnonzero(np.unpackbits(raw)).astype(np.int64)
+    count = rows_count(n_items, part)
+    if len(raw) != -(-n_items // 8) or len(rows) != count or rows[-1] >= n_items:
+        raise ProtocolError(
+            f"request names {len(rows)} rows: expected {count} of {n_items}, one bit for each"
+        )
+    return rows
 
 
 def shard_rows(layout: Layout, n_items: int, settings: NodeSettings, round_: int) -> IntArray | None:
@@ -48,7 +93,7 @@ def shard_rows(layout: Layout, n_items: int, settings: NodeSettings, round_: int
     limit = settings.shard_parameters
     if limit is None or layout.size <= limit:
         return None
-    tables = [spec for spec in layout.blocks.values() if spec.shape[0] == n_items and not spec.symmetric]
+    tables = [spec for spec in layout.blocks.values() if spec.is_table(n_items)]
     per_row = sum(spec.size // n_items for spec in tables)
     rest = layout.size - per_row * n_items
     count = max(1, min(n_items, (limit - rest) // max(per_row, 1)))

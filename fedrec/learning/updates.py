@@ -33,17 +33,24 @@ class BlockSpec:
         shape: the full shape.
         symmetric: the last two axes form a symmetric matrix; only its upper triangle is sent and clipped.
         rows: which rows are sent, rising; the others are zero where they arrive. None: all of them.
+        basis: [d, r], orthonormal columns: of a row [d] its product with it is sent. None: the row.
     """
 
     shape: tuple[int, ...]
     symmetric: bool = False
     rows: NDArray[np.int64] | None = field(default=None, compare=False)
+    basis: Floats | None = field(default=None, compare=False)
+
+    def is_table(self, n_items: int) -> bool:
+        """Whether it has a row for each of so many items."""
+        return self.shape[:1] == (n_items,) and not self.symmetric
 
     @property
     def size(self) -> int:
         """Number of values that are sent."""
-        if self.rows is not None:
-            return len(self.rows) * prod(self.shape[1:])
+        if self.rows is not None or self.basis is not None:
+            rows = self.shape[0] if self.rows is None else len(self.rows)
+            return rows * (prod(self.shape[1:]) if self.basis is None else self.basis.shape[1])
         if not self.symmetric:
             return prod(self.shape)
         n = self.shape[-1]
@@ -52,7 +59,9 @@ class BlockSpec:
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """The sent values of a full array, flat."""
         if self.rows is not None:
-            return values[self.rows].reshape(-1)
+            values = values[self.rows]
+        if self.basis is not None:
+            values = values @ self.basis
         if not self.symmetric:
             return values.reshape(-1)
         rows, columns = np.triu_indices(self.shape[-1])
@@ -60,6 +69,8 @@ class BlockSpec:
 
     def unpack(self, flat: NDArray[np.floating]) -> NDArray[np.floating]:
         """The full array of the sent values."""
+        if self.basis is not None:
+            flat = (flat.reshape(-1, self.basis.shape[1]) @ self.basis.T).astype(flat.dtype, copy=False)
         if self.rows is not None:
             table = np.zeros(self.shape, dtype=flat.dtype)
             table[self.rows] = flat.reshape(len(self.rows), *self.shape[1:])

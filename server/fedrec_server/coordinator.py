@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from fedrec.data.interactions import IntArray
 from fedrec.errors import (
     AggregationAborted,
     PrivacyRefused,
     RoundAbandoned,
 )
 from fedrec.evaluation.sums import MetricSums
+from fedrec.learning.compression import Compression, choose_rows, note_rows
 from fedrec.learning.protocol import Exchange, Request
-from fedrec.learning.shards import keep_outside, round_layout
+from fedrec.learning.shards import keep_outside, round_layout, spell_rows
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
@@ -110,7 +112,10 @@ class Coordinator:
         request = Request("train", number, progress.phase, self._shared, {"persist": keep})
         if self._private is not None and self._private.plan.adaptive is not None:
             request.meta["clip_norm"] = progress.clip_norm
-        layout = self._layout(number)
+        rows = self._rows(number)
+        if rows is not None:
+            request.meta["rows"] = spell_rows(rows, self.task.n_items)
+        layout = self._layout(number, rows)
         record: Event = {"phase": progress.phase, "round": number}
         try:
             answers = self._collector.ask(self._train_question(request, layout), self._attendance.meet())
@@ -128,7 +133,7 @@ class Coordinator:
             (self._lose if self._is_hidden else self._abandon)(record)
             return
         if total.users:
-            self._apply(total, layout)
+            self._apply(total, layout, number, rows)
         progress.round, progress.abandoned = number, 0
         record |= facts | self._sizes(layout, answers) | {"seconds": time.perf_counter() - started}
         progress.totals["seconds"] += record["seconds"]
@@ -138,21 +143,37 @@ class Coordinator:
             record["validation"] = self._judge()
         self._checkpoints.save_round(self._standing, record, checkpoint=keep)
 
-    def _layout(self, number: int) -> Layout:
-        """What nodes send in a round."""
-        whole = self._recommender.layout(self.task.n_items, number)
-        gradient = self._recommender.gradient_rounds
-        return round_layout(whole, self.task.n_items, self.task.settings, number, gradient=gradient)
+    def _rows(self, number: int) -> IntArray | None:
+        """Rows of item tables that are asked for; None: all, or those that the public seed draws."""
+        compression = self.task.settings.compression
+        if compression is None or compression.rows is None:
+            return None
+        return choose_rows(self._server, self.task.n_items, compression.rows, number)
 
-    def _apply(self, total: UpdateSum, layout: Layout) -> None:
+    def _layout(self, number: int, rows: IntArray | None) -> Layout:
+        """What nodes send in a round."""
+        whole, gradient = (
+            self._recommender.layout(self.task.n_items, number),
+            self._recommender.gradient_rounds,
+        )
+        return round_layout(
+            whole, self.task.n_items, self.task.settings, number, gradient=gradient, named=rows
+        )
+
+    def _apply(self, total: UpdateSum, layout: Layout, number: int, rows: IntArray | None) -> None:
         """The next model; rows of item tables that were not sent stay as they are."""
         shared, server = self._recommender.apply(self._shared, self._server, total)
+        server = keep_outside(layout, self.task.n_items, self._server, server)
+        if rows is not None:
+            server |= note_rows(self._server, total, self.task.n_items, rows, number)
         self._shared = keep_outside(layout, self.task.n_items, self._shared, shared)
-        self._server = keep_outside(layout, self.task.n_items, self._server, server)
+        self._server = server
 
     def _train_question(self, request: Request, layout: Layout) -> Question:
         """What every node is asked, and how its answer, or the sum of all answers, is read."""
         private, clip_norm, bound = self._private, self._progress.clip_norm, self.task.settings.clip_norm
+        compression = self.task.settings.compression
+        bits = compression.bits if compression else None
         if private is not None:
             example = private.example(layout)
             return Question(
@@ -164,7 +185,7 @@ class Coordinator:
 
         return Question(
             request,
-            lambda reply, users, summed: read_update(reply, layout, users, bound, summed=summed),
+            lambda reply, users, summed: read_update(reply, layout, users, bound, bits=bits, summed=summed),
             {"update": np.zeros(layout.size, dtype=np.float32)},
             NUMBERS,
         )
@@ -225,11 +246,10 @@ class Coordinator:
 
     def _sizes(self, layout: Layout, answers: Answers) -> Event:
         """What one round costs somebody who is alone on a node."""
-        number_bytes = 4 if self._private is None else 8
+        compression = self.task.settings.compression or Compression()
+        plain = compression.payload(layout.size) if self._private is None else 8 * layout.size
         return {
-            "bytes_up_per_user": answers.facts.get("secagg", {}).get(
-                "bytes_up_per_node", float(layout.size * number_bytes)
-            ),
+            "bytes_up_per_user": answers.facts.get("secagg", {}).get("bytes_up_per_node", float(plain)),
             "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
         }
 

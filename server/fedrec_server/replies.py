@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
 from fedrec.errors import ProtocolError
+from fedrec.learning.compression import Quantised
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.updates import Layout, UpdateSum
 from fedrec.secagg.terms import SecaggTerms, Terms
@@ -68,7 +69,13 @@ def read_hello(node: str, reply: Reply, max_users: int, terms: Terms) -> Host:
 
 
 def read_update(
-    reply: Reply, layout: Layout, hosted_users: int, clip_norm: float | None, *, summed: bool = False
+    reply: Reply,
+    layout: Layout,
+    hosted_users: int,
+    clip_norm: float | None,
+    *,
+    bits: int | None = None,
+    summed: bool = False,
 ) -> UpdateSum:
     """The sum in a train reply.
 
@@ -77,11 +84,15 @@ def read_update(
         layout: of the round.
         hosted_users: most users that can be behind it.
         clip_norm: C, or None.
+        bits: in which a node that hosts one person may send values; None: none but floats.
         summed: the devices saw to the bound; rounding can take their sum past it.
 
     Raises:
         ProtocolError: keys, shape, type, finiteness, the number of users or the norm are not as declared.
     """
+    if bits is not None and set(reply.arrays) == {"levels", "scale"}:
+        quantised = Quantised.unpack(reply.arrays, layout.size, bits)
+        reply = replace(reply, arrays={"update": quantised.values().astype(np.float32)})
     if set(reply.arrays) != {"update"}:
         raise ProtocolError(f"reply has arrays {sorted(reply.arrays)}: expected only 'update'")
     if set(reply.meta) != set(NUMBERS):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from fedrec.errors import ConfigError
 from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.learning.compression import Compression
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import KINDS, ModelConfig, build
 from fedrec.privacy.settings import PrivacySettings
@@ -202,9 +203,30 @@ class Config(Section):
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
                 "updates by privacy.clip_norm; drop federation.clip_norm"
             )
+        if self.federation.compression is not None:
+            self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
         return self
+
+    def _compression_fits(self, compression: Compression) -> None:
+        """Raises ValueError where an update cannot be made smaller in that way."""
+        exact = compression.rows is not None or compression.feedback or compression.bits is not None
+        problems = {
+            f"federation.compression is set and model {self.model.kind!r} sends exact sums, not gradients: each of "
+            "them is needed; drop it": not build(self.model).gradient_rounds,
+            "federation.compression.bits is set under secure aggregation: what is summed there are integers of one "
+            "scale; set secagg.bits = 16 in its place": (
+                compression.bits is not None and self.privacy.aggregator == "secagg"
+            ),
+            "federation.compression under a privacy target goes with rank alone: noise is added to what is sent; "
+            "drop rows, feedback and bits": exact and isinstance(self.privacy, PrivacySection),
+            "federation.compression.rows and federation.shard_parameters both leave rows out: drop one of them": (
+                compression.rows is not None and self.federation.shard_parameters is not None
+            ),
+        }
+        if any(problems.values()):
+            raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
 
     def _secagg_fits(self) -> None:
         """Raises ValueError where sums in integers cannot be had."""

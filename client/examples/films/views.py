@@ -147,7 +147,7 @@ def _why(person: Person, place: Recommended, reasons: Reasons | None) -> Values:
     best = reasons.because[0] if reasons and reasons.because else None
     if place.source in ("model", "fresh") and best and best.contribution > 0:
         return {"film": person.catalogue[best.item], "value": best.contribution}
-    return {"text": SOURCES.get(place.source, "Close to your taste")}
+    return {"film": None, "text": SOURCES.get(place.source, "Close to your taste")}
 
 
 def _reasons(person: Person, reasons: Reasons | None) -> Values | None:
