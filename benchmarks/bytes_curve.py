@@ -55,13 +55,13 @@ def sasrec(size: int, **compression: Any) -> dict[str, dict[str, Any]]:
 POINTS = {
     "SASRec 32, whole": ("ml-1m-sasrec", sasrec(32)),
     "SASRec 30, 4 bits": ("ml-1m-sasrec", sasrec(30, bits=4)),
-    "SASRec 16, 8 bits": ("ml-1m-sasrec", sasrec(16, bits=8)),
-    "SASRec 16, 4 bits": ("ml-1m-sasrec", sasrec(16, bits=4)),
-    "SASRec 8, 4 bits": ("ml-1m-sasrec", sasrec(8, bits=4)),
+    "SASRec 15, 8 bits": ("ml-1m-sasrec", sasrec(15, bits=8)),
+    "SASRec 15, 4 bits": ("ml-1m-sasrec", sasrec(15, bits=4)),
+    "SASRec 7, 4 bits": ("ml-1m-sasrec", sasrec(7, bits=4)),
     "SASRec 32, rank 8, 4 bits": ("ml-1m-sasrec", sasrec(32, rank=8, bits=4)),
     "SASRec 32, rows 1/4, 4 bits": ("ml-1m-sasrec", sasrec(32, rows=0.25, bits=4)),
-    "SASRec 8, rows 1/4, 4 bits": ("ml-1m-sasrec", sasrec(8, rows=0.25, bits=4)),
-    "SASRec 8, rows 1/4 with feedback, 4 bits": ("ml-1m-sasrec", sasrec(8, rows=0.25, feedback=True, bits=4)),
+    "SASRec 7, rows 1/4, 4 bits": ("ml-1m-sasrec", sasrec(7, rows=0.25, bits=4)),
+    "SASRec 7, rows 1/4 with feedback, 4 bits": ("ml-1m-sasrec", sasrec(7, rows=0.25, feedback=True, bits=4)),
     "MF 16, 4 bits": (
         "ml-1m-mf",
         {
@@ -95,13 +95,6 @@ def measure(name: str, data: Path) -> Row:
             "down": record["bytes_down_per_user"],
             "rate": config.federation.sampling_rate,
         }
-
-
-def beaten(kilobytes: float) -> float | None:
-    """HR@10 of the best published point that costs no less than its bytes; None: none does."""
-    return max(
-        (quality for size, quality in COLR if size >= kilobytes and size < 2 * kilobytes), default=None
-    )
 
 
 def table(results: dict[str, Row]) -> str:

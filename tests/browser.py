@@ -59,7 +59,10 @@ class Page:
         elif event.get("method") == "Log.entryAdded" and details["entry"]["level"] == "error":
             self.problems.append(f"{details['entry']['text']} {details['entry'].get('url', '')}")
 
-    def look(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
+    def look(
+        self, width: int, height: int, *, dark: bool = False, phone: bool = False, still: bool = False
+    ) -> None:
+        """Size and taste of who looks; without a graphics card, what moves on the page costs half a processor."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -68,7 +71,8 @@ class Page:
             mobile=phone,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else ""}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
 
     def goto(self, url: str) -> None:
         self.call("Page.navigate", url=url)
@@ -81,14 +85,15 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, expression: str, seconds: float = SECONDS) -> Any:
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
         while True:
             with suppress(RuntimeError):  # the page is just being replaced
                 if value := self.js(f"(found => found instanceof Node || found)({expression})"):
                     return value
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - started
+            if waited > seconds:
                 raise AssertionError(f"not within {seconds:g} s: {expression}")
-            time.sleep(0.05)
+            time.sleep(min(0.05 + waited / 20, 0.5))
 
     def text(self, selector: str) -> str:
         return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))

@@ -143,7 +143,7 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
         assert first(client) == "film-00"
     campaign = Campaign.open(place.book, place.registry, config(), place.key)
     with ThreadPoolExecutor(DEVICES + 1) as pool:
-        joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 150) for client in clients]
+        joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
         campaign.await_devices(DEVICES, 30)
         run = pool.submit(campaign.run)
         killed, stopped, *stayed = range(DEVICES)

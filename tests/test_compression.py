@@ -283,7 +283,10 @@ def test_a_node_of_one_person_sends_packed_levels(tmp_path: Path) -> None:
             {"federation": {"compression": {"bits": 8}, "clip_norm": 1.0}, "privacy": {"unit": "none"}},
             "secagg.bits",
         ),
-        ({"federation": {"compression": {"rows": 0.1}}, "privacy": {"unit": "user", "epsilon": 8.0}}, "rank alone"),
+        (
+            {"federation": {"compression": {"rows": 0.1}}, "privacy": {"unit": "user", "epsilon": 8.0}},
+            "rank alone",
+        ),
         ({"federation": {"compression": {"feedback": True}}}, "rows or rank"),
         ({"federation": {"compression": {"bits": 5}}}, "bits"),
     ],

@@ -247,7 +247,7 @@ def test_deletion_shows_its_receipt(offline: Site, tab: Tab) -> None:
 def test_people_train_together_and_see_their_lists_change(online: Site, tab: Tab) -> None:
     """Events, enrolment, rounds under secure aggregation, a signed version, verified updates, changed lists."""
     page, app = tab(), online.app
-    page.look(*DESK)
+    page.look(*DESK, still=True)
     page.goto(online.url)
     for number, genre in enumerate(TASTES, 1):
         begin(page, number, genre)

@@ -59,7 +59,7 @@ def trained(kind: str) -> tuple[Any, dict[str, Any], Interactions, ServingModel]
 
 
 #: A network per item and person is too slow for a device; one model per cluster does not serve yet.
-NOT_SERVED: dict[str, dict[str, Any]] = {"mlp": {}, "neumf": {}, "clustered": {"features": 5}}
+NOT_SERVED: dict[str, dict[str, Any]] = {"mlp": {}, "neumf": {}, "deepfm": {}, "clustered": {"features": 5}}
 SERVED = [kind for kind in KINDS if kind not in NOT_SERVED]
 MODELS = {kind: trained(kind) for kind in SERVED}
 

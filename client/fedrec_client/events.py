@@ -91,6 +91,25 @@ class Event:
         if len(self.context) > MAX_CONTEXT:
             raise DataError(f"context of {len(self.context)} fields: expected at most {MAX_CONTEXT}")
 
+    @classmethod
+    def of(
+        cls, type: str | EventType, item: str, time: float, *, id: str | None = None, **facts: Any
+    ) -> Event:
+        """An event as an app tells it; without an id it gets a fresh one.
+
+        Raises:
+            DataError: it cannot be one.
+        """
+        try:
+            kind = EventType(type)
+        except ValueError as error:
+            raise DataError(
+                f"event type {type!r:.40}: expected one of {', '.join(each.value for each in EventType)}"
+            ) from error
+        if id is not None:
+            facts["id"] = id
+        return cls(kind, item, time, **facts)
+
     @property
     def strength(self) -> float:
         """How much it says for the item: positive for, negative against, zero nothing."""

@@ -149,7 +149,9 @@ class Interactions:
         indptr = np.zeros(len(users) + 1, dtype=np.int64)
         np.cumsum(counts, out=indptr[1:])
         take = np.repeat(self.indptr[:-1][users] - indptr[:-1], counts) + np.arange(indptr[-1])
-        return UserBatch(users.astype(np.int64), indptr, self.item[take], self.value[take])
+        return UserBatch(
+            users.astype(np.int64), indptr, self.item[take], self.value[take], self.timestamp[take]
+        )
 
 
 def _index_ids(
@@ -181,12 +183,14 @@ class UserBatch:
         indptr: [U+1] int64.
         item: [N] int64 item indices.
         value: [N] float32.
+        time: [N] int64 seconds since 1970, or positions in a file; None: not known.
     """
 
     user: IntArray
     indptr: IntArray
     item: IntArray
     value: FloatArray
+    time: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -212,7 +216,8 @@ class UserBatch:
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(counts, out=indptr[1:])
         take = np.repeat(self.indptr[:-1][rows] - indptr[:-1], counts) + np.arange(indptr[-1])
-        return UserBatch(self.user[rows], indptr, self.item[take], self.value[take])
+        time = None if self.time is None else self.time[take]
+        return UserBatch(self.user[rows], indptr, self.item[take], self.value[take], time)
 
     def chunks(self, max_entries: int, max_users: int) -> Iterator[tuple[slice, UserBatch]]:
         """Consecutive pieces of at most `max_users` users and about `max_entries` entries, with their slice."""
@@ -222,7 +227,11 @@ class UserBatch:
             stop = min(max(by_entries, start + 1), start + max_users, len(self))
             lo, hi = self.indptr[start], self.indptr[stop]
             piece = UserBatch(
-                self.user[start:stop], self.indptr[start : stop + 1] - lo, self.item[lo:hi], self.value[lo:hi]
+                self.user[start:stop],
+                self.indptr[start : stop + 1] - lo,
+                self.item[lo:hi],
+                self.value[lo:hi],
+                None if self.time is None else self.time[lo:hi],
             )
             yield slice(start, stop), piece
             start = stop

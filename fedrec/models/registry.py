@@ -11,6 +11,7 @@ from fedrec.models.base import Recommender
 from fedrec.models.bert4rec import Bert4Rec, Bert4RecConfig
 from fedrec.models.clustered import Clustered, ClusteredConfig
 from fedrec.models.content import Content, ContentConfig
+from fedrec.models.deepfm import DeepFm, DeepFmConfig
 from fedrec.models.dp_ease import DpEase, DpEaseConfig
 from fedrec.models.dp_ials import DpIals, DpIalsConfig
 from fedrec.models.dp_item_graph import DpItemGraph, DpItemGraphConfig
@@ -48,7 +49,8 @@ ModelConfig = Annotated[
     | TwoTowerConfig
     | MultVaeConfig
     | ContentConfig
-    | TextSequenceConfig,
+    | TextSequenceConfig
+    | DeepFmConfig,
     Field(discriminator="kind"),
 ]
 
@@ -115,6 +117,8 @@ def _plain(config: ModelConfig) -> Recommender:
             return Content(config)
         case TextSequenceConfig():
             return TextSequence(config)
+        case DeepFmConfig():
+            return DeepFm(config)
 
 
 def parse(values: dict[str, Any]) -> ModelConfig:

@@ -27,7 +27,8 @@ def keep(batch: UserBatch, mask: NDArray[np.bool_]) -> UserBatch:
     """The same users with only the interactions where `mask` [N] holds."""
     indptr = np.zeros(len(batch) + 1, dtype=np.int64)
     np.cumsum(np.bincount(batch.row[mask], minlength=len(batch)), out=indptr[1:])
-    return UserBatch(batch.user, indptr, batch.item[mask], batch.value[mask])
+    time = None if batch.time is None else batch.time[mask]
+    return UserBatch(batch.user, indptr, batch.item[mask], batch.value[mask], time)
 
 
 def distinct(batch: UserBatch) -> UserBatch:

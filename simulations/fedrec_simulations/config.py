@@ -54,6 +54,7 @@ class DataSection(Section):
         user_column, item_column, rating_column, timestamp_column: for name = "file".
         rating_range: lowest and highest possible rating; interactions outside are dropped; None: not checked.
         min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
+        ratings: values stay the ratings instead of 1, for models that learn them.
         core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
         features: public vectors of the items, for models that read them; None: none.
         synthetic: a made-up population fitted to the data, of any size; None: the data themselves.
@@ -68,9 +69,18 @@ class DataSection(Section):
     timestamp_column: str | None = None
     rating_range: tuple[float, float] | None = None
     min_rating: float | None = None
+    ratings: bool = False
     core: int = Field(default=1, ge=1)
     features: FeatureSettings | None = None
     synthetic: SyntheticSection | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.ratings and self.min_rating is not None:
+            raise ValueError(
+                "data.ratings keeps every rating and data.min_rating drops some: give one of them"
+            )
+        return self
 
 
 class SplitSection(Section):

@@ -70,7 +70,8 @@ def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
     steps: list[Step] = [DropDuplicates()]
     if data.rating_range is not None:
         steps.append(RatingRange(*data.rating_range))
-    steps.append(Binarise(data.min_rating))
+    if not data.ratings:
+        steps.append(Binarise(data.min_rating))
     if data.core > 1:
         steps.append(KCore(data.core, data.core))
     cleaned, report = clean(dataset, steps, read)

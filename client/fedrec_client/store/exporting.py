@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fedrec.errors import DataError
+from fedrec.wire.files import atomic_write
 from fedrec_client.events import Event
 from fedrec_client.store.base import Store
 
@@ -32,6 +34,21 @@ def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
     for log in store.logs():
         for number, value in enumerate(store.entries(log), start=1):
             yield json.dumps({"kind": "entry", "log": log, "number": number} | _value(value), sort_keys=True)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Into a new file, for its owner only.
+
+    Raises:
+        DataError: the file exists or cannot be written.
+    """
+    if path.exists():
+        raise DataError(f"{path} is there already: give a new file")
+    try:
+        atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+        path.chmod(0o600)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): give another") from error
 
 
 def import_events(store: Store, lines: Iterable[str]) -> int:

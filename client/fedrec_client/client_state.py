@@ -1,0 +1,256 @@
+"""What a client holds in memory of what its store knows: consent, models, the person's profile, and the time.
+
+Everything here is read anew when the store is (`begin`), and kept in step with it between. Who changes it holds
+`lock`. Out of scope: lists (`lists`), calls to a server (`server_calls`), the calls that an app makes (`client`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fedrec import __version__
+from fedrec.errors import DataError, FedrecError, StoreError
+from fedrec.wire.manifest import check_population
+from fedrec.wire.signing import KEY_BYTES, read_public
+from fedrec_client.consent import Consent, read_consent, write_consent
+from fedrec_client.eligibility import Device
+from fedrec_client.events import Event
+from fedrec_client.model_updates import RECORD as MODELS_RECORD
+from fedrec_client.model_updates import Models, Served
+from fedrec_client.participation import Book
+from fedrec_client.platform import Platform, SystemPlatform
+from fedrec_client.policy import Policy
+from fedrec_client.profile import Profile
+from fedrec_client.results import Status
+from fedrec_client.store.base import Receipt, Retention, Store
+from fedrec_client.store.sqlite import SqliteStore
+from fedrec_client.store.vault import open_vault
+
+#: Time that retention believes in moves at most so far at once: a clock that jumps ahead deletes nothing for it.
+MAX_CLOCK_STEP_SECONDS = 7 * 86_400.0
+CLOCK = "clock"
+#: Beginning of the records that hold keys of a campaign.
+CAMPAIGN_KEYS = "training/"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the app decides once, see `Client.open`.
+
+    Attributes:
+        folder: of this app on this device.
+        population: whose models.
+        root: public root key.
+        platform: tells the state of the device.
+        policy: limits on training.
+        retention: which events are kept.
+        passphrase: wraps the store's key.
+    """
+
+    folder: Path
+    population: str
+    root: bytes
+    platform: Platform
+    policy: Policy
+    retention: Retention
+    passphrase: str | None
+
+    @classmethod
+    def make(
+        cls,
+        folder: str | Path,
+        population: str,
+        trust: str | Path | bytes,
+        *,
+        platform: Platform | None,
+        policy: Policy | None,
+        retention: Retention | None,
+        passphrase: str | None,
+    ) -> Setup:
+        """What an app has said, checked, and what it has left open as it is by default.
+
+        Raises:
+            DataError: the population or the root key cannot be one.
+            RunError: the root key cannot be read.
+        """
+        root = trust if isinstance(trust, bytes) else read_public(Path(trust).expanduser())
+        if len(root) != KEY_BYTES:
+            raise DataError(f"trust of {len(root)} bytes: expected the {KEY_BYTES} of a public root key")
+        try:
+            check_population(population)
+        except FedrecError as error:
+            raise DataError(str(error)) from error
+        return cls(
+            Path(folder).expanduser(),
+            population,
+            root,
+            platform or SystemPlatform(),
+            policy or Policy(),
+            retention or Retention(),
+            passphrase,
+        )
+
+    def open_store(self, *, repair: bool = False) -> Store:
+        """Sealed on disk in the folder."""
+        return SqliteStore.open(self.folder, open_vault(self.folder, self.passphrase), repair=repair)
+
+    def now(self) -> float:
+        """Seconds since 1970, by the device."""
+        return self.platform.now()
+
+
+class ClientState:
+    """See the module.
+
+    Attributes:
+        setup: what the app decided.
+        store: where everything is kept.
+        lock: of everything here.
+        consent: as it is.
+        models: that lie on this device.
+        profile: the person's history as models need it.
+        last_error: of the calls to a server.
+    """
+
+    def __init__(self, setup: Setup, store: Store) -> None:
+        self.setup, self.store = setup, store
+        self.lock = threading.RLock()
+        self.last_error = ""
+        self.begin()
+
+    def begin(self) -> None:
+        """Read what the store knows."""
+        setup = self.setup
+        self.consent = read_consent(self.store)
+        self.models = Models(
+            setup.folder / "models", setup.root, setup.population, self.store, __version__, setup.now
+        )
+        events = self.store.events()
+        self.profile = Profile(events)
+        self._newest_event = max((event.time for event in events), default=float("-inf"))
+        self.tidy_up()
+
+    def served(self) -> Served:
+        """The model in use.
+
+        Raises:
+            DataError: there is none.
+        """
+        served = self.models.served
+        if served is None:
+            raise DataError("there is no model yet: check_for_update() first")
+        return served
+
+    @property
+    def version(self) -> int:
+        """Of the model in use; 0: none."""
+        served = self.models.served
+        return served.version if served else 0
+
+    def set_consent(self, consent: Consent) -> None:
+        """Write it down; without consent to training all that is queued goes."""
+        with self.lock:
+            with self.store.transaction():
+                write_consent(self.store, consent, self.setup.now())
+                if not consent.train:
+                    for name in self.store.names(CAMPAIGN_KEYS):
+                        self.store.remove(name)
+            self.consent = consent
+
+    def add(self, event: Event) -> None:
+        """Keep an event, unless it was told before."""
+        with self.lock:
+            if not self.store.add_event(event):
+                return
+            if event.time >= self._newest_event:
+                self._newest_event = event.time
+                self.profile.add(event)
+            else:  # told late: its place in the order decides
+                self._read_profile()
+
+    def device(self) -> Device:
+        """As conditions for training are asked of it."""
+        with self.lock:
+            setup = self.setup
+            return Device(
+                self.consent, setup.platform, setup.folder, len(self.profile), self.models.state, setup.now()
+            )
+
+    def delete_since(self, since: float) -> Receipt:
+        """Delete the events from a time on."""
+        with self.lock:
+            count = self.store.delete_events(since)
+            self._read_profile()
+        kept = ("events before that time",)
+        return Receipt(secrets.token_hex(8), self.setup.now(), count, 0, 0, False, kept)
+
+    def destroy(self) -> Receipt:
+        """Delete everything with the key and begin anew with the model and the sum of the spent budget."""
+        now = self.setup.now()
+        with self.lock:
+            carried = Book(self.store).carry(now)
+            models = self.store.get(MODELS_RECORD)
+            receipt = self.store.destroy(now)
+            self.store = self._fresh_store()
+            with self.store.transaction():
+                if models is not None:
+                    self.store.put(MODELS_RECORD, models)
+                if carried is not None:
+                    Book(self.store).note("carried", now, **carried)
+            self.begin()
+        kept = ["the public model"]
+        if carried is not None:
+            kept.append(
+                "the sum of the privacy budget that was spent: sums that were published cannot be recalled"
+            )
+        return replace(receipt, remaining=tuple(kept))
+
+    def tidy_up(self) -> None:
+        """Retention, by a clock that a jump cannot hurry."""
+        now = self.setup.now()
+        before = float(self.store.get(CLOCK) or now)
+        believed = min(now, before + MAX_CLOCK_STEP_SECONDS)
+        if self.store.expire(self.setup.retention, believed):
+            self._read_profile()
+        if believed != before or self.store.get(CLOCK) is None:
+            try:
+                self.store.put(CLOCK, repr(believed).encode())
+            except StoreError as error:  # a full disk must not keep an app from opening
+                self.last_error = str(error)
+
+    def status(self, *, connected: bool) -> Status:
+        """See `Client.status`."""
+        with self.lock:
+            return Status(
+                __version__,
+                self.setup.population,
+                self.version,
+                self.models.state,
+                asdict(self.consent),
+                self.store.describe(),
+                self.last_error,
+                connected,
+            )
+
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """What goes wrong is told in `Client.status`, too."""
+        try:
+            yield
+        except FedrecError as error:
+            self.last_error = str(error)
+            raise
+
+    def _read_profile(self) -> None:
+        """Anew, with a revision that no earlier one had."""
+        fresh = Profile(self.store.events())
+        fresh.revision = self.profile.revision + 1
+        self.profile = fresh
+
+    def _fresh_store(self) -> Store:
+        return self.setup.open_store() if isinstance(self.store, SqliteStore) else type(self.store)()
