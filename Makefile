@@ -18,7 +18,7 @@ demo: $(STAMP)  ## train, compare and recommend on the bundled data (about a min
 	$(BIN)/fedrec demo
 
 test: $(STAMP) lint  ## style, types, import rules, and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -103,7 +103,8 @@ def _run(config: Config, prepared: Prepared, model: Overrides) -> Result:
         seconds = time.process_time() - started
         (node,) = (folder.path / "nodes").iterdir()
         sums = open_node(node).judge(Request("evaluate", outcome.rounds, "final", outcome.shared))
-        (validation,) = outcome.result["validation"].values()
+        # Closed forms choose no number of rounds and look at no validation item.
+        (validation,) = (outcome.result["validation"] or {"none": 0.0}).values()
         up = folder.records[-1]["bytes_up_per_user"]
         return Result(model, validation, outcome.rounds, sums, seconds, up)
 

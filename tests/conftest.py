@@ -15,6 +15,15 @@ from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real federations first and one after another, on one core; modules whole, on whatever core is free."""
+    items.sort(key=lambda item: item.get_closest_marker("deployment") is None)
+    for item in items:
+        alone = item.get_closest_marker("deployment") is not None
+        item.add_marker(pytest.mark.xdist_group("federations" if alone else item.path.stem))
+
+
 def planted(n_users: int = 120, n_items: int = 60, groups: int = 4, seed: int = 0) -> Interactions:
     """Users of group g like items of group g: 90 % of each history; lengths 6 to 20, no item twice."""
     rng = np.random.default_rng(seed)
