@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_it_finds_what_only_two_fields_together_say() -> None:
         found[name] = judged(recommender, shared, rated(1))
     assert found["both"]["auc"] > 0.9 and found["both"]["log_loss"] < 0.45
     assert found["blind"]["auc"] < 0.65
+
+
+def test_how_a_person_rates_is_seen_in_the_own_earlier_ratings() -> None:
+    """People who like everything and people who like nothing: only the device's own level tells them apart."""
+    data = rated()
+    kind = np.where(data.user % 2 == 0, 5.0, 1.0).astype(np.float32)
+    recommender = model("deepfm", target="rating", **SMALL)
+    assert isinstance(recommender, DeepFm)
+    shared, _ = train(recommender, replace(data, value=kind), 60)
+    others = rated(2)
+    turned = np.where(others.user % 2 == 1, 5.0, 1.0).astype(np.float32)
+    assert judged(recommender, shared, replace(others, value=turned))["auc"] > 0.95
 
 
 def test_an_event_does_not_explain_itself() -> None:

@@ -4,8 +4,9 @@ Guo et al. 2017, "DeepFM: a factorization-machine based neural network for CTR p
 vector of d values; the score is a bias, the inner products of all pairs of fields (Rendle 2010, "Factorization
 machines", ICDM) and a small network over all of them. Fields of an item are its embedding and its public features.
 Fields of a person are made on the device and never leave it: the mean of the embeddings and of the public features of
-what was chosen before, how much that was, the hour and the day of the week. Each training example sees the past of
-its own moment alone, so that no event explains itself.
+what was chosen before, how much that was, the hour and the day of the week. Where ratings are learned, these means
+weigh what was rated by how it was rated, and the mean of the earlier ratings is a field of its own. Each training
+example sees the past of its own moment alone, so that no event explains itself.
 
 The target is a click (an interaction against n sampled others) or a rating, scaled to 0..1; both are learned by
 binary cross-entropy, so that the score is the logit of a probability or of an expected share of the full rating.
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 #: Classes of how much a person has done: 0, 1, 2 to 3, 4 to 7 and so on.
 ACTIVITY = 10
 HOUR, DAY = 3600, 86_400
+#: Ratings in the middle that stand beside those of a person.
+FEW = 5
 #: 1970 began on a Thursday.
 THURSDAY = 3
 #: Items whose fields are held at once while a whole catalogue is ranked.
@@ -88,10 +91,37 @@ class Past:
     Attributes:
         before: [K, G] number of earlier events.
         time: [K, G] seconds, or None.
+        liked: [K, L] -1 to 1, ratings of the history; None: it was only clicked.
     """
 
     before: Tensor
     time: Tensor | None
+    liked: Tensor | None
+
+    @property
+    def longest(self) -> int:
+        """Of the histories."""
+        return max(1, int(self.before.max())) if self.liked is None else self.liked.shape[1]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[K, G, width] sums over what came before each moment of `values` [K, at least L, width]."""
+        import torch
+
+        own = values[:, : self.longest]
+        running = torch.cat([torch.zeros_like(own[:, :1]), own.cumsum(1)], dim=1)
+        return running.gather(1, self.before.unsqueeze(2).expand(-1, -1, own.shape[2]))
+
+    def means(self, values: Tensor) -> Tensor:
+        """[K, G, width] means, weighed by what was liked."""
+        if self.liked is not None:
+            values = values[:, : self.longest] * self.liked.unsqueeze(2)
+        return self.sums(values) / self.before.clamp(min=1).unsqueeze(2)
+
+    def level(self) -> Tensor | None:
+        """[K, G, 1] mean of the earlier ratings, drawn towards the middle while there are few."""
+        if self.liked is None:
+            return None
+        return self.sums(self.liked.unsqueeze(2)) / (self.before + FEW).unsqueeze(2)
 
 
 class DeepFm(NeuralRecommender):
@@ -124,6 +154,9 @@ class DeepFm(NeuralRecommender):
         if c.context:
             out |= {"hour": Parameter((24, d), std), "day": Parameter((7, d), std)}
             fields += 2
+        if c.target == "rating":
+            out |= {"level": Parameter((1, d), std), "level_bias": Parameter((1, 1))}
+            fields += 1
         last = fields * d
         for position, width in enumerate(c.layers):
             out |= linear_parameters(f"deep{position}", last, width)
@@ -148,7 +181,8 @@ class DeepFm(NeuralRecommender):
         from fedrec.models.groups import GroupWork
 
         c, batch = self.config, distinct(batch)
-        negatives = c.negatives if c.target == "click" else 0
+        rated = c.target == "rating"
+        negatives = 0 if rated else c.negatives
         views = build_views(batch, key.seed, key.round, n_items, negatives, c.local_epochs)
         longest = max(1, int(batch.counts.max(initial=1)))
         times = _grid(batch, batch.time, longest)
@@ -157,11 +191,12 @@ class DeepFm(NeuralRecommender):
 
         def objective(params: Params, slots: Tensor, mask: Tensor) -> Tensor:
             place = slots[..., 0]
-            past = Past(place, None if batch.time is None else torch.from_numpy(times).gather(1, place))
+            when = None if batch.time is None else torch.from_numpy(times).gather(1, place)
+            past = Past(place, when, 2 * shares - 1 if rated else None)
             if not vectors:
                 vectors.append(row_features(shared, work.touched, len(batch)) if c.features else None)
-            logits = self._logits(params, vectors[0], past, slots, longest)
-            each = _cross_entropy(logits, None if c.target == "click" else shares.gather(1, place))
+            logits = self._logits(params, vectors[0], past, slots)
+            each = _cross_entropy(logits, shares.gather(1, place) if rated else None)
             # The mean over the person's examples: everybody's history counts alike.
             total: Tensor = (each * mask).sum(1) / mask.sum(1).clamp(min=1)
             return total
@@ -231,20 +266,21 @@ class DeepFm(NeuralRecommender):
         if time is None and batch.time is not None:
             time = np.append(batch.time, 0)[np.where(batch.counts > 0, batch.indptr[1:] - 1, -1)]
         now = None if time is None else torch.from_numpy(time).unsqueeze(1)
-        past = Past(torch.from_numpy(batch.counts).unsqueeze(1), now)
+        liked = None
+        if self.config.target == "rating":
+            liked = torch.from_numpy(_grid(batch, 2 * self.share(batch.value) - 1, longest))
+        past = Past(torch.from_numpy(batch.counts).unsqueeze(1), now, liked)
         slots = torch.arange(longest, longest + items.shape[1]).expand(users, 1, -1)
-        return self._logits(near, vectors, past, slots, longest).squeeze(1)
+        return self._logits(near, vectors, past, slots).squeeze(1)
 
-    def _logits(
-        self, params: Params, vectors: Tensor | None, past: Past, slots: Tensor, longest: int
-    ) -> Tensor:
-        """[K, G, W] of slots [K, G, W] among the user's rows, the first `longest` of which begin with its history.
+    def _logits(self, params: Params, vectors: Tensor | None, past: Past, slots: Tensor) -> Tensor:
+        """[K, G, W] of slots [K, G, W] among the user's rows, which begin with its history.
 
         vectors [K, S, F] are the public features of the rows.
         """
         import torch
 
-        person = torch.stack(self._person(params, vectors, past, longest), dim=2)
+        person = torch.stack(self._person(params, vectors, past), dim=2)
         item, bias = self._items(params, vectors, slots)
         users, groups, width = slots.shape
         # [K, G, W, P + Q, d]
@@ -255,27 +291,26 @@ class DeepFm(NeuralRecommender):
             x = torch.relu(linear(params, f"deep{position}", x))
         deep = torch.bmm(x, params["deep_out"]).view(users, groups, width)
         level = params["bias"] + params["activity_bias"].gather(1, _activity(past.before))
+        rating = past.level()
+        if rating is not None:
+            level = level + torch.bmm(rating, params["level_bias"]).squeeze(2)
         return pairs + deep + bias + level.unsqueeze(2)
 
-    def _person(self, params: Params, vectors: Tensor | None, past: Past, longest: int) -> list[Tensor]:
+    def _person(self, params: Params, vectors: Tensor | None, past: Past) -> list[Tensor]:
         """P fields [K, G, d] of the moments."""
         import torch
 
         from fedrec.learning.gather import gather_rows
 
-        def mean_before(values: Tensor) -> Tensor:
-            """[K, G, width] mean of the rows of the history before each moment."""
-            own = values[:, :longest]
-            sums = torch.cat([torch.zeros_like(own[:, :1]), own.cumsum(1)], dim=1)
-            index = past.before.unsqueeze(2).expand(-1, -1, own.shape[2])
-            return sums.gather(1, index) / past.before.clamp(min=1).unsqueeze(2)
-
         fields = [
-            torch.bmm(mean_before(params["item_table"]), params["history"]),
+            torch.bmm(past.means(params["item_table"]), params["history"]),
             gather_rows(params["activity"], _activity(past.before)),
         ]
         if vectors is not None:
-            fields.append(torch.bmm(mean_before(vectors), params["profile"]))
+            fields.append(torch.bmm(past.means(vectors), params["profile"]))
+        rating = past.level()
+        if rating is not None:
+            fields.append(torch.bmm(rating, params["level"]))
         if self.config.context:
             if past.time is None:
                 return [*fields, *[torch.zeros_like(fields[0])] * 2]
