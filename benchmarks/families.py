@@ -56,7 +56,7 @@ def central(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
 
 def federated(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
     """In process, sums in the clear."""
-    return _run(config, prepared, 1)
+    return run(config, prepared, 1)
 
 
 def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
@@ -68,7 +68,7 @@ def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
         rules["clip_norm"] = 1e4 if config.model.kind in ("ease", "item_knn", "ials", "item_graph") else 100.0
     hidden = changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
     split = replace(prepared.split, train=prepared.split.learnable("final"), validation=None)
-    return _run(hidden, replace(prepared, split=split), NODES)
+    return run(hidden, replace(prepared, split=split), NODES)
 
 
 def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
@@ -85,7 +85,7 @@ def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
         federation=rules,
         privacy=PLAIN | plan | own.get("privacy", {}),
     )
-    return _run(noised, prepared, 1)
+    return run(noised, prepared, 1)
 
 
 JOBS: dict[str, Callable[[Config, Prepared, dict[str, Row]], Row]] = {
@@ -105,7 +105,8 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
     return Config.model_validate(plain)
 
 
-def _run(config: Config, prepared: Prepared, nodes: int) -> Row:
+def run(config: Config, prepared: Prepared, nodes: int) -> Row:
+    """One federated run in process, and what it cost."""
     with tempfile.TemporaryDirectory(prefix="fedrec-families-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", config, prepared, nodes, share_split=False)
         started = time.process_time()

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.interactions import UserBatch
+from fedrec.errors import ConfigError
+from fedrec.evaluation.answers import Ranker, judge_answers
 from fedrec.evaluation.bootstrap import replicate_weights
 from fedrec.evaluation.candidates import draw_candidates, not_opponents
 from fedrec.evaluation.metrics import all_metrics, diversity
@@ -59,8 +61,13 @@ def evaluate(
         chunk_users: most users scored at once; fewer where the catalogue is large.
 
     Raises:
+        ConfigError: probabilities are to be judged, and the model gives none.
         DataError: scores, histories and held-out items do not fit together.
     """
+    if settings.probabilities and not isinstance(recommender, Ranker):
+        raise ConfigError(
+            f"evaluation.probabilities: {recommender.kind!r} gives none; train a ranker (deepfm)"
+        )
     judged = np.flatnonzero((target.counts > 0) & _chosen(target, settings, seed))
     # Someone must be scored to learn the size of the catalogue, judged or not.
     rows = judged if len(judged) else np.arange(min(len(history), 1), dtype=np.int64)
@@ -68,8 +75,12 @@ def evaluate(
     while sums is None or start < len(rows):
         where = rows[start : start + size]
         mine = {name: values[where] for name, values in local.items()}
-        scores = recommender.score(shared, mine, history.take(where))
-        part = evaluate_batch(scores, history.take(where), target.take(where), settings, seed, categories)
+        before, held_out = history.take(where), target.take(where)
+        scores = recommender.score(shared, mine, before)
+        part = evaluate_batch(scores, before, held_out, settings, seed, categories)
+        if settings.probabilities and isinstance(recommender, Ranker):
+            answers = judge_answers(recommender, shared, before, held_out, scores.shape[1], seed)
+            part = replace(part, answers=answers)
         sums = part if sums is None else sums.merge(part)
         start, size = start + size, max(1, min(chunk_users, CHUNK_SCORES // max(scores.shape[1], 1)))
     rest = np.setdiff1d(np.arange(len(history), dtype=np.int64), rows)

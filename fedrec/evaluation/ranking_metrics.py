@@ -99,21 +99,40 @@ class RankerSums:
         """Of arrays of `to_arrays`, or of their sum."""
         return cls(*(np.asarray(arrays[f.name], dtype=np.float64) for f in fields(cls)))
 
+    def bounds(self, judged: float) -> list[tuple[str, Floats, Floats | float]]:
+        """What sums over `judged` people can be: names, values, and the highest possible ones; the lowest are 0."""
+        n, loss, square, people, areas = self.totals
+        classes = np.array([self.positive.sum() + self.negative.sum(), self.count.sum()])
+        return [
+            ("hits", self.hit, self.count),
+            ("expected hits", self.expected, self.count),
+            ("positive answers", self.positive, n),
+            ("negative answers", self.negative, n),
+            ("answers by bin", classes, n),
+            ("log loss", loss, -np.log(EDGE) * n),
+            ("squared error", square, n),
+            ("people with both classes", people, judged),
+            ("areas", areas, people),
+        ]
+
     def report(self) -> dict[str, float]:
         """The figures; NaN where there is nothing to say.
 
-        Keys: "auc", "auc_within" (mean over people), "log_loss", "rmse" (root of the Brier score), "calibration"
-        (expected calibration error), "mean" (of the predictions), "outcome" (mean).
+        Keys: "auc", "auc_within" (mean over people), "log_loss", "likelihood" (exp(-log loss): the geometric mean of
+        what was said of that which happened), "rmse" (root of the Brier score), "calibration" (expected calibration
+        error), "mean" (of the predictions), "outcome" (mean).
         """
         n, loss, square, people, areas = self.totals
         if n == 0:
             return dict.fromkeys(
-                ("auc", "auc_within", "log_loss", "rmse", "calibration", "mean", "outcome"), np.nan
+                ("auc", "auc_within", "log_loss", "likelihood", "rmse", "calibration", "mean", "outcome"),
+                np.nan,
             )
         return {
             "auc": _area(self.positive, self.negative),
             "auc_within": float(areas / people) if people else np.nan,
             "log_loss": float(loss / n),
+            "likelihood": float(np.exp(-loss / n)),
             "rmse": float(np.sqrt(square / n)),
             "calibration": float(np.abs(self.expected - self.hit).sum() / n),
             "mean": float(self.expected.sum() / n),

@@ -6,8 +6,8 @@ Nothing here is known of a single user. Out of scope: plots and tables (the repo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class EvaluationReport:
         metrics: group, then metric (as `full/ndcg@10`), to its estimate; a group without users has no
             metrics.
         lists: metrics of the recommended lists over all users together (as `coverage@10`).
+        answers: of a ranker's probabilities over all held-out events (as `log_loss`), where they are judged; see
+            `fedrec.evaluation.ranking_metrics.RankerSums.report`.
         unscored_users: users for whom the model gave a score that is not a number; above 0 the model is
             broken.
     """
@@ -53,9 +55,10 @@ class EvaluationReport:
     metrics: Mapping[str, Mapping[str, Estimate]]
     lists: Mapping[str, float]
     unscored_users: int
+    answers: Mapping[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
-        """Plain means over all users by name, list metrics as `lists/coverage@10`.
+        """Plain means over all users by name, list metrics as `lists/coverage@10`, a ranker's as `answers/auc`.
 
         "balanced" is the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10 where all three were
         measured: the protocols prefer different models, and this one number respects both.
@@ -63,6 +66,7 @@ class EvaluationReport:
         means = {name: estimate.value for name, estimate in self.metrics["all"].items()}
         if all(name in means for name in BALANCED):
             means["balanced"] = prod(means[name] for name in BALANCED) ** (1 / len(BALANCED))
+        means |= {f"answers/{name}": value for name, value in self.answers.items()}
         return means | {f"lists/{name}": value for name, value in self.lists.items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class EvaluationReport:
             "group_bounds": list(self.group_bounds),
             "metrics": {g: {name: vars(e).copy() for name, e in m.items()} for g, m in self.metrics.items()},
             "lists": dict(self.lists),
+            "answers": dict(self.answers),
             "unscored_users": self.unscored_users,
         }
 
@@ -93,7 +98,9 @@ def build_report(sums: MetricSums) -> EvaluationReport:
     }
     counts = {group: round(float(weights[0])) for group, weights in users.items()}
     bounds = (int(sums.protocol[0]), int(sums.protocol[1]))
-    return EvaluationReport(counts, bounds, metrics, _lists(sums), round(float(sums.unscored[0])))
+    found = {} if sums.answers is None else sums.answers.report()
+    answers = {name: value for name, value in found.items() if isfinite(value)}
+    return EvaluationReport(counts, bounds, metrics, _lists(sums), round(float(sums.unscored[0])), answers)
 
 
 def _estimate(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:

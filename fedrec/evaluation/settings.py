@@ -21,6 +21,7 @@ class EvaluationSettings(BaseModel):
         sampled: measure against `negatives` sampled items (for comparison with papers).
         full: measure against all unseen items (the protocol on which decisions are taken).
         judged_part: part of the users who are judged, chosen by a hash of the user; for very large populations.
+        probabilities: judge also how likely a ranker says the held-out events are; for models that say so.
         list_k: length of the lists behind coverage, novelty, Gini and diversity; 0: these are not measured.
     """
 
@@ -32,6 +33,7 @@ class EvaluationSettings(BaseModel):
     bootstrap: int = Field(default=200, ge=0, le=10_000)
     sampled: bool = True
     full: bool = True
+    probabilities: bool = False
     judged_part: float = Field(default=1.0, gt=0, le=1)
     list_k: int = Field(default=10, ge=0)
 

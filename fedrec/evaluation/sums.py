@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fedrec.errors import ProtocolError
 from fedrec.evaluation.bootstrap import MAX_WEIGHT
 from fedrec.evaluation.metrics import metric_names
+from fedrec.evaluation.ranking_metrics import RankerSums
 from fedrec.evaluation.report import EvaluationReport, build_report
 from fedrec.evaluation.settings import EvaluationSettings
 
@@ -28,6 +29,7 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[Any]
 
 METRIC = "metric/"
+ANSWER = "answer/"
 #: Slack for rounding in sums of values that lie in [0, 1].
 TOLERANCE = 1e-6
 
@@ -46,6 +48,7 @@ class MetricSums:
         diversity: [2] sum over users of intra-list diversity, and the number of users it is known for.
         population: [1] users behind `seen`.
         unscored: [1] judged users for whom a score was missing (NaN).
+        answers: what a ranker's probabilities were worth; None if they are not judged.
     """
 
     protocol: NDArray[np.int64]
@@ -56,6 +59,7 @@ class MetricSums:
     diversity: Floats
     population: Floats
     unscored: Floats
+    answers: RankerSums | None = None
 
     @classmethod
     def empty(cls, settings: EvaluationSettings, n_items: int) -> MetricSums:
@@ -73,6 +77,7 @@ class MetricSums:
             np.zeros(2),
             np.zeros(1),
             np.zeros(1),
+            RankerSums.empty() if settings.probabilities else None,
         )
 
     def merge(self, other: MetricSums) -> MetricSums:
@@ -88,6 +93,8 @@ class MetricSums:
     def to_arrays(self) -> dict[str, Numbers]:
         """Everything by name, as it travels."""
         plain: dict[str, Numbers] = {name: getattr(self, name) for name in PLAIN}
+        answers = {} if self.answers is None else self.answers.to_arrays()
+        plain |= {ANSWER + name: values for name, values in answers.items()}
         return plain | {METRIC + name: values for name, values in self.metrics.items()}
 
     @classmethod
@@ -108,8 +115,9 @@ class MetricSums:
             ProtocolError: names, shapes or kinds are wrong, a value is not finite, or the sums are
                 impossible (a metric outside [0, 1], more users than the sender has).
         """
-        missing = [name for name in PLAIN if name not in arrays]
-        strange = [name for name in arrays if name not in PLAIN and not name.startswith(METRIC)]
+        whole = PLAIN + ANSWERS * any(name.startswith(ANSWER) for name in arrays)
+        missing = [name for name in whole if name not in arrays]
+        strange = [name for name in arrays if name not in whole and not name.startswith(METRIC)]
         if missing or strange:
             raise ProtocolError(
                 f"evaluation reply lacks {missing} and has unknown {strange}: run one version of fedrec"
@@ -140,6 +148,8 @@ class MetricSums:
             "population": (1,),
             "unscored": (1,),
         }
+        if self.answers is not None:
+            expected |= {ANSWER + name: a.shape for name, a in RankerSums.empty().to_arrays().items()}
         arrays = self.to_arrays()
         for name, want in expected.items():
             if arrays[name].shape != want:
@@ -167,6 +177,7 @@ class MetricSums:
             ("diversity", self.diversity, judged),
             ("unscored", self.unscored, judged),
             *((name, values, self.users) for name, values in self.metrics.items()),
+            *(() if self.answers is None else self.answers.bounds(judged)),
         ]
         for name, values, bound in bounds:
             if np.any(values < -TOLERANCE) or np.any(values > bound + TOLERANCE * (1 + judged)):
@@ -176,13 +187,20 @@ class MetricSums:
 
 
 PLAIN = ("protocol", "users", "recommended", "seen", "diversity", "population", "unscored")
+ANSWERS = tuple(ANSWER + name for name in RankerSums.empty().to_arrays())
 
 
 def _build(arrays: Mapping[str, Numbers]) -> MetricSums:
     floats = {name: values.astype(np.float64) for name, values in arrays.items() if name != "protocol"}
     metrics = {name.removeprefix(METRIC): a for name, a in floats.items() if name.startswith(METRIC)}
     plain = {name: floats[name] for name in PLAIN if name != "protocol"}
-    return MetricSums(arrays["protocol"].astype(np.int64), metrics=metrics, **plain)
+    answers = {name.removeprefix(ANSWER): floats[name] for name in ANSWERS if name in floats}
+    return MetricSums(
+        arrays["protocol"].astype(np.int64),
+        metrics=metrics,
+        answers=RankerSums.from_arrays(answers) if answers else None,
+        **plain,
+    )
 
 
 def _number(name: str, values: Numbers) -> Numbers:

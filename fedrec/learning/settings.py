@@ -46,7 +46,8 @@ class RoundSettings(BaseModel):
         checkpoint_every: rounds between two checkpoints (each round by default).
         max_users_per_node: a node that claims more is refused.
         select_metric: validation metric that chooses the number of rounds, as `<protocol>/<metric>`, or
-            "balanced", the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10.
+            "balanced", the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10, or
+            "answers/likelihood", exp(-log loss) of a ranker whose probabilities are judged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,5 +64,11 @@ class RoundSettings(BaseModel):
     checkpoint_every: int = Field(default=1, ge=1)
     max_users_per_node: int = Field(default=1_000_000, ge=1)
     select_metric: Literal[
-        "full/ndcg@10", "full/hr@10", "full/recall@20", "sampled/ndcg@10", "sampled/hr@10", "balanced"
+        "full/ndcg@10",
+        "full/hr@10",
+        "full/recall@20",
+        "sampled/ndcg@10",
+        "sampled/hr@10",
+        "balanced",
+        "answers/likelihood",
     ] = "full/ndcg@10"

@@ -204,6 +204,15 @@ class DeepFm(NeuralRecommender):
         work = GroupWork(objective, views, max(1, int(np.diff(views.example_ptr).max(initial=1))))
         return work, work.touched
 
+    @property
+    def strangers(self) -> int:
+        """See `fedrec.evaluation.answers.Ranker`."""
+        return self.config.negatives if self.config.target == "click" else 0
+
+    def outcome(self, value: FloatArray) -> FloatArray:
+        """[E] what events with these values stand for: a click, or a part of the full rating."""
+        return np.ones_like(value) if self.config.target == "click" else self.share(value)
+
     def share(self, value: FloatArray) -> FloatArray:
         """Ratings as parts of the full rating, 0 to 1."""
         low, high = self.config.rating_range

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from fedrec.errors import ConfigError
+from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.compression import Compression
 from fedrec.learning.settings import NodeSettings, RoundSettings
@@ -213,11 +214,23 @@ class Config(Section):
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
                 "updates by privacy.clip_norm; drop federation.clip_norm"
             )
+        self._evaluation_fits()
         if self.federation.compression is not None:
             self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
         return self
+
+    def _evaluation_fits(self) -> None:
+        """Raises ValueError where something cannot be measured."""
+        judged, chosen = self.evaluation.probabilities, self.federation.select_metric
+        if judged and not isinstance(build(self.model), Ranker):
+            raise ValueError(
+                f"evaluation.probabilities is true and model {self.model.kind!r} gives none: drop it, "
+                "or train 'deepfm'"
+            )
+        if chosen.startswith("answers/") and not judged:
+            raise ValueError(f"federation.select_metric is {chosen!r}: set evaluation.probabilities = true")
 
     def _compression_fits(self, compression: Compression) -> None:
         """Raises ValueError where an update cannot be made smaller in that way."""

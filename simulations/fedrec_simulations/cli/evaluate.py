@@ -109,6 +109,9 @@ def _view(name: str, report: EvaluationReport) -> list[RenderableType]:
     out: list[RenderableType] = [table(f"{name} on the test part (95% bootstrap intervals)", columns, rows)]
     if lists:
         out.append(table("recommended lists", ["metric", "value"], lists))
+    if report.answers:
+        answers = [[metric, f"{value:.4f}"] for metric, value in report.answers.items()]
+        out.append(table("probabilities of what was held out", ["metric", "value"], answers))
     if report.unscored_users:
         out.append(f"[bold red]{report.unscored_users} users got scores that are no numbers[/]")
     return out

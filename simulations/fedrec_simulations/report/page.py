@@ -25,6 +25,14 @@ LISTS = {
     "gini": "how unevenly recommendations spread over items: 0 even, 1 all on one",
     "diversity": "mean distance of the categories within a list: 0 alike, 1 nothing in common",
 }
+ANSWERS = {
+    "auc": "chance that something that happened was called more likely than something that did not; "
+    "auc_within: of one person, and the mean over people",
+    "log_loss": "mean surprise by what happened, in nats; likelihood is exp(-log_loss)",
+    "rmse": "root of the mean squared error of probabilities",
+    "calibration": "mean distance of what was said from how often it happened, in 15 classes",
+    "mean, outcome": "what was said and what happened, on average",
+}
 
 
 def write_page(
@@ -62,9 +70,12 @@ def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -
         "group_plots": [Markup(_groups(judged, metric)) for metric in HEADLINE] if judged else [],
         "group_rows": _group_rows(judged),
         "group_columns": _group_columns(judged),
-        "list_rows": _list_rows(judged, _list_columns(judged)),
-        "list_columns": _list_columns(judged),
+        "list_rows": _part_rows(judged, "lists"),
+        "list_columns": _part_columns(judged, "lists"),
+        "answer_rows": _part_rows(judged, "answers"),
+        "answer_columns": _part_columns(judged, "answers"),
         "list_meanings": LISTS,
+        "answer_meanings": ANSWERS,
         "bytes_rows": [
             [run.name, size(run.bytes_up), size(run.bytes_down), str(len(run.records)), *_totals(run)]
             for run in runs
@@ -183,14 +194,15 @@ def _group_rows(runs: Sequence[Summary]) -> list[list[str]]:
     return rows
 
 
-def _list_columns(runs: Sequence[Summary]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.result["test"]["lists"]))
+def _part_columns(runs: Sequence[Summary], part: str) -> list[str]:
+    """Names of the figures of a part of the test ("lists", "answers") that some run has."""
+    return list(dict.fromkeys(name for run in runs for name in run.result["test"].get(part, {})))
 
 
-def _list_rows(runs: Sequence[Summary], columns: Sequence[str]) -> list[list[str]]:
-    rows = []
+def _part_rows(runs: Sequence[Summary], part: str) -> list[list[str]]:
+    rows, columns = [], _part_columns(runs, part)
     for run in runs:
-        values = [run.result["test"]["lists"].get(name) for name in columns]
+        values = [run.result["test"].get(part, {}).get(name) for name in columns]
         rows.append([run.name, *(DASH if value is None else f"{value:.4f}" for value in values)])
     return rows if columns else []
 
