@@ -26,9 +26,9 @@ def server(name: str, *rates: float, **more: Any) -> list[Model]:
 
 SERVERS = (
     Variant("FedAdam", server("adam", 0.001, 0.003)),
-    Variant("FedAvg", server("sgd", 1.0, 3.0)),
-    Variant("FedAvgM", server("momentum", 0.3, 1.0)),
-    Variant("FedAdagrad", server("adagrad", 0.01, 0.03, momentum=0.0)),
+    Variant("FedAvg", server("sgd", 0.03, 0.1, 0.3)),
+    Variant("FedAvgM", server("momentum", 0.01, 0.03, 0.1)),
+    Variant("FedAdagrad", server("adagrad", 0.003, 0.01, 0.1, momentum=0.0)),
     Variant("FedYogi", server("yogi", 0.001, 0.003)),
     Variant(
         "FedAdam, warm-up and cosine",
