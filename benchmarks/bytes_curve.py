@@ -5,8 +5,8 @@
 ML-1M, leave-one-out, federated; each line is SASRec or matrix factorisation with another width or another way of
 `[federation] compression`. Rounds are chosen on the validation item and the test item is looked at once. Beside it
 stand the published points of CoLR (Nguyen et al. 2024, "Towards efficient communication and secure federated
-recommendation system via low-rank training", WWW): sampled HR@10 at so many kB a round. Results are kept in a JSON
-file as they come.
+recommendation system via low-rank training", WWW): sampled HR@10 at so many kB a round. Every line is kept in
+`benchmarks/results/bytes-curve.json` as it comes, and is not run again while it is there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families import changed
+from benchmarks.families import RESULTS, changed
 from benchmarks.quality import EXPERIMENTS, paths
 from fedrec_simulations.config import load_config
 from fedrec_simulations.engines.in_process import run_in_process
@@ -39,6 +39,8 @@ def sasrec(size: int, **compression: Any) -> dict[str, dict[str, Any]]:
             "embedding_size": size,
             "blocks": 1,
             "dropout": 0.1,
+            "max_length": 50,
+            "windows": "latest",
             "server": {"name": "adam", "learning_rate": rate},
         },
         "federation": {
@@ -88,7 +90,7 @@ def measure(name: str, data: Path) -> Row:
         outcome = run_in_process(folder.path)
         record = folder.records[-1]
         return {
-            "metrics": outcome.result["test"]["metrics"]["all"],
+            "metrics": {metric: outcome.result["test"]["metrics"]["all"][metric] for metric in METRICS},
             "rounds": outcome.rounds,
             "seconds": time.process_time() - started,
             "up": record["bytes_up_per_user"],
@@ -152,14 +154,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Quality against bytes on ML-1M")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default=",".join(name.replace(",", ";") for name in POINTS))
-    parser.add_argument("--results", type=Path, default=Path("bytes_curve.json"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "bytes-curve.json")
     parser.add_argument("--plot", type=Path, default=None)
     options = parser.parse_args()
     results: dict[str, Row] = json.loads(options.results.read_text()) if options.results.exists() else {}
     for name in (each.replace(";", ",") for each in options.only.split(",")):
         if name not in results:
             results[name] = measure(name, options.data.resolve())
-            options.results.write_text(json.dumps(results, indent=1))
+            options.results.parent.mkdir(parents=True, exist_ok=True)
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
             print(table({name: results[name]}).splitlines()[2], flush=True)
     print(table(results))
     print(margins(results))

@@ -2,13 +2,15 @@
 aggregation.
 
     python -m benchmarks.families [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m,msweb] [--models ...]
-        [--modes central,federated,private,secagg] [--results FILE]
+        [--modes central,federated,private,secagg] [--results FOLDER]
+    python -m benchmarks.families --page
 
 Each row is `simulations/experiments/<set>-<model>.toml`. Rounds and passes are chosen on the validation item; the
 final fit learns from it too, and the test item is looked at once. `secagg` repeats the federated run's number of
 rounds with every step of the protocol over four nodes; `private` takes the settings of `private.toml` beside the
-experiments. Results are kept in a JSON file as they come: rows that are there are not run again. `--data` is a
-folder with the original files of the sets that may not be bundled.
+experiments. Every row is kept in `benchmarks/results/<set>-<model>.json` as it comes, and a row that is there is not
+run again: delete the file to measure anew. `--page` writes the tables of `docs/reference/families.md` from these
+files. `--data` is a folder with the original files of the sets that may not be bundled.
 """
 
 from __future__ import annotations
@@ -33,12 +35,23 @@ from fedrec_simulations.twin import fit_twin
 
 MODELS = (
     "popularity", "item-knn", "ease", "ials", "mf", "item-graph", "gmf", "mlp", "neumf", "two-tower", "mult-vae",
-    "deepfm", "gru4rec", "sasrec", "bert4rec", "text",
+    "deepfm", "gru4rec", "sasrec", "bert4rec", "content", "text-sequence",
 )  # fmt: skip
 MODES = ("central", "federated", "private", "secagg")
-METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10")
+METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10", "sampled/ndcg@10")
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
+MARK = "<!-- below: python -m benchmarks.families --page -->\n"
+SETS = {
+    "ml-100k": "ML-100K (943 people, 1,682 films; the given split)",
+    "ml-1m": "ML-1M (6,040 people, 3,416 films; order only)",
+    "movietweetings": "MovieTweetings (4,333 people, 2,414 films; real times)",
+    "msweb": "MSWeb (areas of a web site; no order within a visit)",
+}
 NODES = 4
 PLAIN = {"unit": "none", "aggregator": "plain", "insecure": True}
+#: Secure aggregation needs a bound of every update's norm: one that no update of a closed form reaches here.
+LONGEST = dict.fromkeys(("ease", "item_knn", "ials", "item_graph"), 2.5e3) | {"content": 1e4}
 Row = dict[str, Any]
 
 
@@ -65,7 +78,7 @@ def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
         raise FedrecError("run it federated first: that chooses the number of rounds")
     rules = {"rounds": known["federated"]["rounds"], "nodes": NODES, "checkpoint_every": 10**6}
     if config.federation.clip_norm is None:
-        rules["clip_norm"] = 1e4 if config.model.kind in ("ease", "item_knn", "ials", "item_graph") else 100.0
+        rules["clip_norm"] = LONGEST.get(config.model.kind, 100.0)
     hidden = changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
     split = replace(prepared.split, train=prepared.split.learnable("final"), validation=None)
     return run(hidden, replace(prepared, split=split), NODES)
@@ -120,37 +133,42 @@ def run(config: Config, prepared: Prepared, nodes: int) -> Row:
         }
 
 
-def cell(row: Row | None, metric: str) -> str:
+def cell(row: Row, metric: str) -> str:
     """Value and half its 95 % interval."""
-    if row is None:
-        return ""
-    if "error" in row:
-        return "-"
     found = row["metrics"][metric]
     return f"{found['value']:.3f} ±{(found['high'] - found['low']) / 2:.3f}"
 
 
-def table(name: str, results: dict[str, dict[str, Row]], models: list[str]) -> str:
-    """The rows of one data set in Markdown: a line per recommender and way of training."""
-    lines = [
-        f"### {name}\n",
-        "| recommender | trained | full NDCG@10 | full Recall@20 | sampled HR@10 | of twin | rounds | CPU s | kB up "
-        "| model kB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for model in models:
-        rows = results.get(f"{name}/{model}", {})
-        for mode in MODES:
-            row = rows.get(mode)
-            if row is None or "error" in row:
-                continue
-            twin = rows.get("central", row)["metrics"]["full/ndcg@10"]["value"]
-            part = row["metrics"]["full/ndcg@10"]["value"] / twin
-            sizes = [f"{row[key] / 1e3:,.0f}" if key in row else "" for key in ("bytes_up", "model_bytes")]
-            metrics = [cell(row, metric) for metric in METRICS]
-            spent = [f"{100 * part:.0f} %", str(row["rounds"]), f"{row['seconds']:.0f}"]
-            lines.append(f"| {' | '.join([model, mode, *metrics, *spent, *sizes])} |")
-    return "\n".join(lines)
+def line(model: str, mode: str, row: Row, twin: Row) -> str:
+    """One line of a table."""
+    share = row["metrics"]["full/ndcg@10"]["value"] / twin["metrics"]["full/ndcg@10"]["value"]
+    sizes = [f"{row[key] / 1e3:,.0f}" if key in row else "" for key in ("bytes_up", "model_bytes")]
+    spent = [f"{100 * share:.0f} %", str(row["rounds"]), f"{row['seconds']:.0f}"]
+    return f"| {' | '.join([model, mode, *(cell(row, metric) for metric in METRICS), *spent, *sizes])} |"
+
+
+def table(name: str, folder: Path = RESULTS) -> str:
+    """One data set in Markdown, a line per recommender and way of training; empty when nothing is known."""
+    lines = []
+    for model in MODELS:
+        rows = read(folder, name, model)
+        lines += [
+            line(model, mode, rows[mode], rows["central"]) for mode in MODES if {mode, "central"} <= set(rows)
+        ]
+    if not lines:
+        return ""
+    head = (
+        f"## {SETS[name]}\n",
+        "| recommender | trained | NDCG@10 | Recall@20 | sampled HR@10 | sampled NDCG@10 | of twin | rounds | CPU s "
+        "| kB up | model kB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    )
+    return "\n".join((*head, *lines, ""))
+
+
+def page(text: str, folder: Path = RESULTS) -> str:
+    """The page with its tables written again."""
+    return text[: text.index(MARK)] + "\n".join([MARK, *(table(name, folder) for name in SETS)])
 
 
 def main() -> None:
@@ -159,9 +177,13 @@ def main() -> None:
     parser.add_argument("--sets", default="movietweetings,ml-100k,ml-1m,msweb")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--results", type=Path, default=Path("families.json"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--set", action="append", default=[], help="override, such as federation.rounds=5")
+    parser.add_argument("--page", action="store_true", help="only write the tables of the documentation")
     options = parser.parse_args()
+    if options.page:
+        PAGE.write_text(page(PAGE.read_text(), options.results))
+        return
     for name in options.sets.split(","):
         for model in options.models.split(","):
             path = EXPERIMENTS / f"{name}-{model}.toml"
@@ -169,30 +191,34 @@ def main() -> None:
                 continue
             overrides = [] if name == "movietweetings" else paths(options.data.resolve(), name)
             config = load_config(path.resolve(), [*overrides, *options.set])
-            _fill(config, f"{name}/{model}", options.modes.split(","), options.results)
-        print(table(name, _read(options.results), options.models.split(",")), flush=True)
+            fill(config, name, model, options.modes.split(","), options.results)
+        print(table(name, options.results), flush=True)
 
 
-def _read(path: Path) -> dict[str, dict[str, Row]]:
+def read(folder: Path, name: str, model: str) -> dict[str, Row]:
+    """The rows known of one experiment, by way of training."""
+    path = folder / f"{name}-{model}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _fill(config: Config, name: str, modes: list[str], path: Path) -> None:
+def fill(config: Config, name: str, model: str, modes: list[str], folder: Path) -> None:
+    """Runs what is not known yet of one experiment; each row is on disk before the next begins."""
     prepared = None
     for mode in modes:
-        rows = _read(path).get(name, {})
+        rows = read(folder, name, model)
         if mode in rows:
             continue
         prepared = prepared or prepare(config)
         try:
             row = JOBS[mode](config, prepared, rows)
         except FedrecError as error:
-            print(f"{name} {mode}: {error}", flush=True)
+            print(f"{name} {model} {mode}: {error}", flush=True)
             continue
-        results = _read(path)
-        results.setdefault(name, {})[mode] = row
-        path.write_text(json.dumps(results, indent=1))
-        print(f"{name} {mode}: {[cell(row, metric) for metric in METRICS]}", row["rounds"], flush=True)
+        row["metrics"] = {metric: row["metrics"][metric] for metric in METRICS}
+        rows[mode] = row
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}-{model}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(line(model, mode, row, rows.get("central", row)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -136,3 +138,8 @@ def test_every_pitfall_names_a_test_that_exists() -> None:
         assert found, f"pitfall {number} names no test"
         source = (ROOT / "tests" / found[1]).read_text("utf-8")
         assert f"def {found[2]}(" in source, f"pitfall {number}: {found[2]} is not in {found[1]}"
+
+
+def test_the_table_of_recommenders_says_what_was_recorded() -> None:
+    code = "from benchmarks.families import PAGE, page; assert page(PAGE.read_text()) == PAGE.read_text()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
