@@ -126,6 +126,23 @@ def test_ties_of_leave_one_out(ties: str, test: int, validation: int) -> None:
     assert [split.validation.item_ids[k] for k in split.validation.item] == [str(validation)]
 
 
+def test_random_leave_one_out_draws_by_user_and_item_alone() -> None:
+    users, items = np.repeat(np.arange(300), 6).tolist(), np.tile(np.arange(6), 300).tolist()
+    drawn = leave_one_out(Interactions.from_columns(users, items), targets="random", seed=3)
+    assert drawn.test is not None and drawn.validation is not None
+    assert drawn.test.counts.tolist() == drawn.validation.counts.tolist() == [1] * 300
+    assert drawn.train.counts.tolist() == [4] * 300
+    # Uniform over the six places: 50 each, standard deviation 6.5.
+    assert np.abs(np.bincount(drawn.test.item, minlength=6) - 50).max() < 26
+    backwards = leave_one_out(Interactions.from_columns(users[::-1], items[::-1]), targets="random", seed=3)
+    assert sorted(rows(drawn.test)) != sorted(
+        rows(leave_one_out(Interactions.from_columns(users, items), targets="random", seed=4).test)
+    )
+    assert backwards.test is not None
+    picked = [{(r[0], r[1]) for r in rows(split.test)} for split in (drawn, backwards)]
+    assert picked[0] == picked[1]
+
+
 def test_users_with_few_interactions_stay_in_train() -> None:
     data = Interactions.from_columns(list("abbccc"), list("xxyxyz"))
     split = leave_one_out(data)

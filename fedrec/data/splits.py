@@ -44,20 +44,30 @@ Targets = Literal["latest", "random"]
 TRAIN, VALIDATION, TEST, SUPPORT = range(4)
 
 
-def leave_one_out(interactions: Interactions, validation: bool = True, ties: Ties = "file_order") -> Split:
-    """The last interaction of each user is the test, the last but one the validation part.
+def leave_one_out(
+    interactions: Interactions,
+    validation: bool = True,
+    ties: Ties = "file_order",
+    *,
+    targets: Targets = "latest",
+    seed: int = 0,
+) -> Split:
+    """The last interaction of each user is the test, the last but one the validation part; or two random ones.
 
     Args:
         interactions: what is split.
         validation: hold out a validation part, too (of users with at least three interactions).
         ties: which of several interactions with one time stamp counts as the last: the last in the file, the one
             with the smallest item index, or with the largest (item indices follow the sorted item ids).
+        targets: "random" where a data set knows no order of events, and its last row is an accident of the file.
+        seed: of the draws.
 
     Raises:
         DataError: no user has two interactions.
     """
     ordered = _order_ties(interactions, ties)
-    age, counts = _age(ordered), ordered.counts[ordered.user]
+    age = _age(ordered) if targets == "latest" else _shuffled(ordered, seed)
+    counts = ordered.counts[ordered.user]
     part = np.zeros(len(ordered), dtype=np.int64)
     part[(age == 0) & (counts >= 2)] = TEST
     if validation:

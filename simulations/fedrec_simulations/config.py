@@ -93,7 +93,8 @@ class SplitSection(Section):
         validation: hold out a validation part, too, on which rounds are chosen.
         ties: which of several last interactions with one time stamp is the last (leave_one_out).
         fraction: of interactions (temporal, per_user_ratio) or users (held_out_users) in the test part.
-        targets: what is held back of a held-out user, the "latest" fifth or a "random" one (held_out_users).
+        targets: what is held back of a user, the "latest" interactions or "random" ones (leave_one_out,
+            held_out_users).
         path: of a split folder or of a file with a split column.
     """
 

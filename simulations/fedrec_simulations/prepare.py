@@ -94,7 +94,9 @@ def _split(config: Config, interactions: Interactions) -> Split:
                 interactions, rule.fraction, validation, targets=rule.targets, seed=seed
             )
         case _:
-            return splits.leave_one_out(interactions, rule.validation, rule.ties)
+            return splits.leave_one_out(
+                interactions, rule.validation, rule.ties, targets=rule.targets, seed=seed
+            )
 
 
 def _catalog_of(data: DataSection, split: Split) -> Catalog:
