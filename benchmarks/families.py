@@ -91,7 +91,7 @@ def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
     if own is None:
         raise FedrecError("no settings for a private run of this model")
     plan = {"unit": "user", "trust": "central", "epsilon": 8.0, "metrics": "exact", "force": True}
-    rules = {"clip_norm": None, "checkpoint_every": 10**6} | own.get("federation", {})
+    rules = {"clip_norm": None, "sampling": "poisson", "checkpoint_every": 10**6} | own.get("federation", {})
     noised = changed(
         config,
         model=own.get("model", {}),

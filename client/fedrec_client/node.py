@@ -23,7 +23,7 @@ from fedrec.errors import PrivacyRefused, ProtocolError, RunError
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compressor
-from fedrec.learning.local_training import in_cohort, train_users
+from fedrec.learning.local_training import in_cohort, in_turn, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.learning.shards import read_rows, round_layout
@@ -168,7 +168,8 @@ class Node:
         round_key = RoundKey(self._settings.seed, request.round)
         batch = self._split.batch(self._part(request.phase))
         local = self._state_before(request.phase, request.round)
-        joins = (batch.counts > 0) & in_cohort(batch.user, self._settings.sampling_rate, round_key)
+        takes_part = in_turn if self._settings.sampling == "shuffled" else in_cohort
+        joins = (batch.counts > 0) & takes_part(batch.user, self._settings.sampling_rate, round_key)
         cohort = np.flatnonzero(joins)
         layout = self._layout(request)
         compressor = self._compressor(request, layout, cohort)

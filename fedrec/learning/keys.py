@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     MASK = 14
     SKETCH = 15
     ROUNDING = 16
+    TURN = 17
 
 
 def mix(x: U64) -> U64:

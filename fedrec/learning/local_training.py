@@ -26,6 +26,17 @@ def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKe
     return np.asarray(uniform(user_keys(base, users), 1)[:, 0] < sampling_rate)
 
 
+def in_turn(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:
+    """[U] whose turn it is: everybody's comes once in each pass of 1/`sampling_rate` rounds (rounded).
+
+    A user's place in a pass is drawn by a hash, so no list of users is needed to shuffle them.
+    """
+    rounds = max(1, round(1 / sampling_rate))
+    pass_, place = divmod(round_key.round - 1, rounds)
+    base = key(round_key.seed, Purpose.TURN, pass_)
+    return np.asarray(np.floor(uniform(user_keys(base, users), 1)[:, 0] * rounds) == place)
+
+
 def train_users(
     recommender: Recommender,
     shared: State,

@@ -14,7 +14,10 @@ class NodeSettings(BaseModel):
 
     Attributes:
         seed: root of all randomness of the run.
-        sampling_rate: q, the probability that a user takes part in a round (independent coins).
+        sampling_rate: q, the probability that a user takes part in a round.
+        sampling: "poisson": by an independent coin in every round, as the accounting of a private run needs;
+            "shuffled": exactly once in every 1/q rounds (rounded), at a place drawn anew each time, as minibatches of
+            a shuffled pass are.
         clip_norm: C, the L2 bound of one user's whole update; None: unbounded.
         shard_parameters: a gradient of more values than this is sent in parts, some rows of the item tables in each
             round (`fedrec.learning.shards`); None: always whole.
@@ -25,6 +28,7 @@ class NodeSettings(BaseModel):
 
     seed: int = 0
     sampling_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    sampling: Literal["poisson", "shuffled"] = "poisson"
     clip_norm: float | None = Field(default=None, gt=0.0)
     shard_parameters: int | None = Field(default=None, ge=1)
     compression: Compression | None = None

@@ -210,6 +210,11 @@ class Config(Section):
                 f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes its "
                 "rounds with everybody; set it to 1"
             )
+        if isinstance(self.privacy, PrivacySection) and self.federation.sampling != "poisson":
+            raise ValueError(
+                f"federation.sampling is {self.federation.sampling!r} beside a privacy target: what sampling adds to "
+                "privacy is proven for independent coins; drop federation.sampling"
+            )
         if isinstance(self.privacy, PrivacySection) and self.federation.clip_norm is not None:
             raise ValueError(
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
