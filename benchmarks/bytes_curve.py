@@ -135,6 +135,7 @@ def margins(results: dict[str, Row]) -> str:
 def plot(results: dict[str, Row], path: Path) -> None:
     """The curve as a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -144,6 +145,9 @@ def plot(results: dict[str, Row], path: Path) -> None:
         axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.plot(*zip(*COLR, strict=True), "s--", color="tab:gray", label="CoLR, published")
     axes.set(xscale="log", xlabel="kB up, per person and round", ylabel="sampled HR@10", title="ML-1M")
+    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
