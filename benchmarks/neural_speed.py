@@ -34,6 +34,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "text, attention": {"kind": "text_sequence", "features": WIDTH},
     "text, LSTM": {"kind": "text_sequence", "features": WIDTH, "head": "lstm"},
     "Mult-VAE": {"kind": "mult_vae"},
+    "DeepFM, clicks": {
+        "kind": "deepfm",
+        "target": "click",
+        "embedding_size": 32,
+        "features": WIDTH,
+        "context": False,
+    },
     "GMF": {"kind": "gmf", "embedding_size": WIDTH},
     "MLP": {"kind": "mlp", "embedding_size": WIDTH, "device": {"learning_rate": 0.01}},
     "NeuMF": {"kind": "neumf", "embedding_size": WIDTH, "device": {"learning_rate": 0.01}},

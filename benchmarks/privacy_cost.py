@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, ml1m_shape, recommender
 from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import CHUNK_ENTRIES, train_users
+from fedrec.learning.local_training import train_users
 from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import UpdateSum
 from fedrec.models.base import Recommender, RoundKey
@@ -43,7 +43,7 @@ def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Wor
     def plain() -> object:
         total = UpdateSum(layout.zeros())
         with one_blas_thread():
-            for where, chunk in batch.chunks(CHUNK_ENTRIES, model.chunk_users):
+            for where, chunk in batch.chunks(model.chunk_entries, model.chunk_users):
                 mine = {name: values[where] for name, values in local.items()}
                 updates, _ = model.compute_updates(shared, mine, chunk, key)
                 updates.add_into(total.blocks, np.ones(len(chunk)))

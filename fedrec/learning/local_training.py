@@ -16,9 +16,6 @@ from fedrec.learning.updates import State, UpdateSum
 from fedrec.models.base import Recommender, RoundKey
 from fedrec.privacy.clipping import add_clipped
 
-#: Entries (interactions) of one chunk: its updates stay in the cache or at least in memory.
-CHUNK_ENTRIES = 200_000
-
 
 def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:
     """[U] who takes part: an independent coin with probability `sampling_rate` per user and round (Poisson)."""
@@ -69,7 +66,7 @@ def train_users(
         order = np.argsort(batch.counts, kind="stable")
         batch = batch.take(order)
     with one_blas_thread():
-        for piece, chunk in batch.chunks(CHUNK_ENTRIES, recommender.chunk_users):
+        for piece, chunk in batch.chunks(recommender.chunk_entries, recommender.chunk_users):
             where = order[piece]
             mine = {name: values[where] for name, values in local.items()}
             updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)

@@ -53,6 +53,16 @@ class Recommender(ABC):
     sorts_by_length: ClassVar[bool] = False
     #: How many users `compute_updates` likes to get at once (so that a chunk stays in the cache).
     chunk_users: ClassVar[int] = 256
+    #: How many interactions they have together at most, where work grows with these.
+    chunk_entries: ClassVar[int] = 200_000
+
+    def chunk_like(self, other: Recommender) -> None:
+        """Take users in the pieces that another model likes, around which this one is built."""
+        vars(self).update(
+            sorts_by_length=other.sorts_by_length,
+            chunk_users=other.chunk_users,
+            chunk_entries=other.chunk_entries,
+        )
 
     def init_server(self, shared: State) -> State:
         """State of the server that is not broadcast (moments of the optimiser)."""

@@ -94,11 +94,8 @@ class Clustered(Recommender):
         self.config, self._base = config, base
         rounds = None if base.fixed_rounds is None else base.fixed_rounds + config.cluster_rounds
         # Of the class everywhere else; here the other model decides.
-        vars(self).update(
-            fixed_rounds=rounds,
-            sorts_by_length=base.sorts_by_length,
-            chunk_users=base.chunk_users,
-        )
+        vars(self).update(fixed_rounds=rounds)
+        self.chunk_like(base)
 
     # What is common ------------------------------------------------------------------------------------
 

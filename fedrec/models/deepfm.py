@@ -129,6 +129,7 @@ class DeepFm(NeuralRecommender):
 
     kind: ClassVar[str] = "deepfm"
     sorts_by_length: ClassVar[bool] = True
+    chunk_entries: ClassVar[int] = 600
 
     def __init__(self, config: DeepFmConfig) -> None:
         super().__init__(config)

@@ -54,7 +54,8 @@ class Personalised(NeuralRecommender):
         self.config = base.training
         self._base, self._personal = base, personal
         # Of the class everywhere else; here the other model decides.
-        vars(self).update(kind=base.kind, sorts_by_length=base.sorts_by_length, chunk_users=base.chunk_users)
+        vars(self).update(kind=base.kind)
+        self.chunk_like(base)
         self._parameters = _with_personal_part(base, personal)
 
     @property

@@ -47,7 +47,8 @@ class Scaffolded(NeuralRecommender):
         self.config = base.training
         self._base, self._settings = base, settings
         # Of the class everywhere else; here the other model decides.
-        vars(self).update(kind=base.kind, sorts_by_length=base.sorts_by_length, chunk_users=base.chunk_users)
+        vars(self).update(kind=base.kind)
+        self.chunk_like(base)
         self._learned_names = tuple(name for name, p in base.parameters().items() if p.where != "local")
         self._check()
 
