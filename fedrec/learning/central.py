@@ -41,7 +41,7 @@ def central_step(
     """
     pieces = [
         (where, *model.work(piece, key, model.n_items(shared), shared))
-        for where, piece in batch.chunks(1 << 62, model.chunk_users)
+        for where, piece in batch.chunks(model.chunk_entries, model.chunk_users)
     ]
     rule = model.device.at(key.round)
     steppers = {where.start: Stepper(rule, frozenset()) for where, _, _ in pieces}

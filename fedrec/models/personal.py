@@ -123,7 +123,7 @@ class Personalised(NeuralRecommender):
         if self._personal.level == "fedper":
             return super().minibatch(shared, server, local, rows, batch, key)
         total = UpdateSum(self.layout(self.n_items(shared)).zeros(), users=len(batch))
-        for where, piece in batch.chunks(1 << 62, self.chunk_users):
+        for where, piece in batch.chunks(self.chunk_entries, self.chunk_users):
             own = {name: values[rows[where]] for name, values in local.items()}
             updates, after = self.compute_updates(shared, own, piece, key)
             updates.add_into(total.blocks, np.ones(len(piece)))
