@@ -38,7 +38,7 @@ def run(config: Config) -> dict[str, Any]:
         outcome = run_in_process(folder.path)
         seconds = time.perf_counter() - started
         bytes_up = folder.records[-1]["bytes_up_per_user"]
-    twin = fit_twin(config, prepared.split)
+    twin = fit_twin(config, prepared.split, features=prepared.catalog.features)
     return {
         "federated": outcome.result["test"]["metrics"]["all"],
         "twin": twin.report.as_dict()["metrics"]["all"],

@@ -78,6 +78,24 @@ def test_evaluate_with_twin_keeps_it_beside_the_run(runs: Path, capsys: Capture)
     assert (runs / "ease" / "twin.json").exists()
 
 
+def test_the_twin_of_a_model_of_features_sees_them_too(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "items.csv").write_text(
+        "item,title,categories\n" + "".join(f"i{k:03d},Song {k},group {k % 4}\n" for k in range(40))
+    )
+    overrides = {
+        "data.items": json.dumps(str(tmp_path / "items.csv")),
+        "data.features": '{ parts = ["categories"] }',
+        "model": '{ kind = "content", features = 4 }',
+    }
+    config = write_config(tmp_path, "ease")
+    chosen = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    assert run("train", config, "--out", tmp_path / "run", "--no-report", *chosen) == 0
+    code, document = ask(capsys, "evaluate", tmp_path / "run", "--twin")
+    assert code == 0
+    federated, twin = (part["metrics"]["all"] for part in (document["test"], document["twin"]["test"]))
+    assert twin["full/ndcg@10"]["value"] == pytest.approx(federated["full/ndcg@10"]["value"], abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["mf", "ease"])
 def test_rankings_agree_with_the_judge(runs: Path, tmp_path: Path, capsys: Capture, kind: str) -> None:
     """HR@10 counted from the file by hand is what the evaluation says."""

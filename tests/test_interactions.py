@@ -185,7 +185,7 @@ def test_catalogue_is_aligned_to_the_interactions() -> None:
     assert aligned.features is not None
     assert aligned.features.tolist() == [[0, 1], [0, 0], [1, 0]]
     assert len(Catalog.bare(np.zeros(0, dtype=str)).align(np.array(["q"]))) == 1
-    with pytest.raises(DataError, match="one id, title and category tuple per item"):
+    with pytest.raises(DataError, match="one id, title, category tuple"):
         Catalog(np.array(["a"]), np.array(["A", "B"]), ((),))
 
 

@@ -30,7 +30,7 @@ def pyarrow_or_none() -> Any:
 
 def arrow_type(pa: Any, wanted: Field) -> Any:
     """The Arrow type that a field of a text file is read as."""
-    types = {"id": pa.string(), "number": pa.float64(), "date": pa.timestamp("s")}
+    types = {"id": pa.string(), "text": pa.string(), "number": pa.float64(), "date": pa.timestamp("s")}
     return types.get(wanted.kind, pa.int64())
 
 
@@ -38,10 +38,10 @@ def piece_of_table(pa: Any, table: Any, fields: Sequence[Field]) -> Piece | None
     """The columns of a table (in the order of `fields`), or None if any value needs a careful look."""
     out: dict[str, Column] = {}
     for wanted, column in zip(fields, table.columns, strict=True):
-        if column.null_count:
+        if column.null_count and wanted.kind != "text":
             return None
         try:
-            converted = _ids(pa, column) if wanted.kind == "id" else _numbers(pa, column, wanted)
+            converted = _convert(pa, column, wanted)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
         if converted is None:
@@ -50,7 +50,17 @@ def piece_of_table(pa: Any, table: Any, fields: Sequence[Field]) -> Piece | None
     return out
 
 
-def _ids(pa: Any, column: Any) -> Coded | None:
+def _convert(pa: Any, column: Any, wanted: Field) -> Column | None:
+    match wanted.kind:
+        case "id":
+            coded = _coded(pa, column)
+            return coded if all(coded.ids) else None
+        case "text":
+            return _coded(pa, column.cast(pa.string()).fill_null(""))
+    return _numbers(pa, column, wanted)
+
+
+def _coded(pa: Any, column: Any) -> Coded:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):  # pandas makes floats of whole numbers when some were missing
@@ -60,8 +70,6 @@ def _ids(pa: Any, column: Any) -> Coded | None:
         encoded = encoded.unify_dictionaries().combine_chunks()
         encoded = encoded if isinstance(encoded, pa.DictionaryArray) else pa.concat_arrays(encoded.chunks)
     ids = [text.strip() for text in encoded.dictionary.cast(pa.string()).to_pylist()]
-    if not all(ids):
-        return None
     return Coded(ids, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64))
 
 

@@ -1,6 +1,6 @@
 """Interactions, catalogue and user batches: the three shapes in which data moves through fedrec.
 
-Letters: U users, I items, N interactions, L the longest history of a batch.
+Letters: U users, I items, N interactions, L the longest history of a batch, R width of a review.
 Out of scope: reading files (`fedrec.data.loaders`), cleaning, splitting.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from fedrec.errors import DataError
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+#: Of `Interactions`, one entry per interaction; `review` may be missing.
+COLUMNS = ("user", "item", "value", "timestamp", "review")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Interactions:
         timestamp: [N] int64, seconds since 1970, or the position in the file where the source has no time.
         user_ids: [U] str, the data set's own user ids.
         item_ids: [I] str, the data set's own item ids.
+        review: [N, R] float32, vectors of what people wrote, zeros where they wrote nothing; None: not known. The
+            text itself is not kept. Like a rating it belongs to the person and never leaves the node.
     """
 
     user: IntArray
@@ -37,12 +42,13 @@ class Interactions:
     timestamp: IntArray
     user_ids: NDArray[np.str_]
     item_ids: NDArray[np.str_]
+    review: FloatArray | None = None
     indptr: IntArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        columns = (self.user, self.item, self.value, self.timestamp)
-        if len({len(c) for c in columns}) != 1:
-            raise DataError(f"columns of different lengths {[len(c) for c in columns]}: give four equal ones")
+        lengths = [len(column) for column in self.columns().values()]
+        if len(set(lengths)) != 1:
+            raise DataError(f"columns of different lengths {lengths}: give equally long ones")
         if len(self.user):
             if self.user.min() < 0 or self.user.max() >= len(self.user_ids):
                 raise DataError("a user index lies outside user_ids: build with Interactions.from_columns")
@@ -84,6 +90,11 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user)
 
+    def columns(self, rows: slice | NDArray[np.generic] = slice(None)) -> dict[str, Any]:
+        """The columns that are known, by name, at the given rows (an index or a mask)."""
+        known = {name: getattr(self, name) for name in COLUMNS}
+        return {name: column[rows] for name, column in known.items() if column is not None}
+
     @property
     def n_users(self) -> int:
         """Number of users U, those without interactions included."""
@@ -110,13 +121,7 @@ class Interactions:
 
     def select(self, mask: NDArray[np.bool_]) -> Interactions:
         """The interactions where `mask` [N] holds; the id maps stay as they are."""
-        return replace(
-            self,
-            user=self.user[mask],
-            item=self.item[mask],
-            value=self.value[mask],
-            timestamp=self.timestamp[mask],
-        )
+        return replace(self, **self.columns(mask))
 
     def compact(self) -> Interactions:
         """Renumber so that only users and items with interactions remain."""
@@ -137,21 +142,16 @@ class Interactions:
         ):
             raise DataError("merge needs two parts of one data set (the same user and item ids in both)")
         order = np.argsort(np.concatenate([self.user, other.user]), kind="stable")
-        columns = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])[order]
-            for name in ("user", "item", "value", "timestamp")
-        }
-        return replace(self, **columns)
+        mine, theirs = self.columns(), other.columns()
+        if mine.keys() != theirs.keys():
+            raise DataError("merge needs two parts of one data set (reviews in both or in neither)")
+        return replace(self, **{name: np.concatenate([mine[name], theirs[name]])[order] for name in mine})
 
     def batch(self, users: IntArray) -> UserBatch:
         """The histories of the given users as one ragged batch (user keys are the indices here)."""
-        counts = self.counts[users]
-        indptr = np.zeros(len(users) + 1, dtype=np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        take = np.repeat(self.indptr[:-1][users] - indptr[:-1], counts) + np.arange(indptr[-1])
-        return UserBatch(
-            users.astype(np.int64), indptr, self.item[take], self.value[take], self.timestamp[take]
-        )
+        everybody = np.arange(self.n_users, dtype=np.int64)
+        columns = (self.item, self.value, self.timestamp, self.review)
+        return UserBatch(everybody, self.indptr, *columns).take(users)
 
 
 def _index_ids(
@@ -184,6 +184,7 @@ class UserBatch:
         item: [N] int64 item indices.
         value: [N] float32.
         time: [N] int64 seconds since 1970, or positions in a file; None: not known.
+        review: [N, R] float32, vectors of what was written; None: not known.
     """
 
     user: IntArray
@@ -191,6 +192,7 @@ class UserBatch:
     item: IntArray
     value: FloatArray
     time: IntArray | None = None
+    review: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -216,8 +218,19 @@ class UserBatch:
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(counts, out=indptr[1:])
         take = np.repeat(self.indptr[:-1][rows] - indptr[:-1], counts) + np.arange(indptr[-1])
-        time = None if self.time is None else self.time[take]
-        return UserBatch(self.user[rows], indptr, self.item[take], self.value[take], time)
+        return self._with(self.user[rows], indptr, take)
+
+    def keep(self, mask: NDArray[np.bool_]) -> UserBatch:
+        """The same users with only the entries where `mask` [N] holds."""
+        indptr = np.zeros(len(self) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.row[mask], minlength=len(self)), out=indptr[1:])
+        return self._with(self.user, indptr, mask)
+
+    def _with(self, user: IntArray, indptr: IntArray, rows: slice | NDArray[np.generic]) -> UserBatch:
+        """Other users, who own the entries at `rows`."""
+        time = None if self.time is None else self.time[rows]
+        review = None if self.review is None else self.review[rows]
+        return UserBatch(user, indptr, self.item[rows], self.value[rows], time, review)
 
     def chunks(self, max_entries: int, max_users: int) -> Iterator[tuple[slice, UserBatch]]:
         """Consecutive pieces of at most `max_users` users and about `max_entries` entries, with their slice."""
@@ -226,13 +239,7 @@ class UserBatch:
             by_entries = int(np.searchsorted(self.indptr, self.indptr[start] + max_entries, side="right")) - 1
             stop = min(max(by_entries, start + 1), start + max_users, len(self))
             lo, hi = self.indptr[start], self.indptr[stop]
-            piece = UserBatch(
-                self.user[start:stop],
-                self.indptr[start : stop + 1] - lo,
-                self.item[lo:hi],
-                self.value[lo:hi],
-                None if self.time is None else self.time[lo:hi],
-            )
+            piece = self._with(self.user[start:stop], self.indptr[start : stop + 1] - lo, slice(lo, hi))
             yield slice(start, stop), piece
             start = stop
 
@@ -255,19 +262,22 @@ class Catalog:
         item_ids: [I] str, in the order of `Interactions.item_ids`.
         titles: [I] str, empty where unknown.
         categories: one tuple of category names per item.
-        text: [I] str free description, empty where unknown.
+        text: a free description per item, empty where unknown.
         features: [I, F] float32 or None.
     """
 
     item_ids: NDArray[np.str_]
     titles: NDArray[np.str_]
     categories: tuple[tuple[str, ...], ...]
-    text: NDArray[np.str_] | None = None
+    text: tuple[str, ...] | None = None
     features: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.item_ids) == len(self.titles) == len(self.categories):
-            raise DataError("a catalogue needs one id, title and category tuple per item")
+        columns = (self.item_ids, self.titles, self.categories, self.text, self.features)
+        if len({len(column) for column in columns if column is not None}) != 1:
+            raise DataError(
+                "a catalogue needs one id, title, category tuple, text and row of features per item"
+            )
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -284,7 +294,7 @@ class Catalog:
         pick = np.array(where, dtype=np.int64)
         known = pick >= 0
         titles = np.where(known, self.titles[pick], "") if len(self) else np.full(len(item_ids), "")
-        text = None if self.text is None else np.where(known, self.text[pick], "")
+        text = None if self.text is None else tuple(self.text[k] if k >= 0 else "" for k in where)
         features = None if self.features is None else np.where(known[:, None], self.features[pick], 0)
         categories = tuple(self.categories[k] if k >= 0 else () for k in where)
         return Catalog(item_ids, titles.astype(np.str_), categories, text, features)

@@ -6,7 +6,7 @@ Out of scope: file formats (`delimited`, `json_lines`, `parquet`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
@@ -15,10 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions
+from fedrec.data.interactions import FloatArray, IntArray, Interactions
 from fedrec.errors import DataError
 
-Kind = Literal["id", "number", "seconds", "milliseconds", "date"]
+Kind = Literal["id", "text", "number", "seconds", "milliseconds", "date"]
+#: Kinds of which a column is coded texts; of "text", unlike an id, nothing is demanded.
+TEXTS = ("id", "text")
+#: Makes [n, R] vectors of n texts.
+Reader = Callable[[Sequence[str]], FloatArray]
 EXAMPLES = 5
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "\\n"})
 
@@ -109,6 +113,8 @@ def parse_value(raw: object, wanted: Field) -> str | float | int:
         BadValueError: it is missing or cannot be read as that.
     """
     text = "" if raw is None else str(raw).strip()
+    if wanted.kind == "text":
+        return text
     if not text or (wanted.kind != "id" and text.lower() in MISSING):
         raise BadValueError(f"no {wanted.role} (column {wanted.column!r} is empty)", "missing")
     if wanted.kind == "id":
@@ -184,7 +190,7 @@ def _piece_of_values(fields: Sequence[Field], values: Sequence[Sequence[Any]]) -
     """Columns of parsed Python values, one sequence per field."""
     out: dict[str, Column] = {}
     for wanted, column in zip(fields, values, strict=True):
-        if wanted.kind == "id":
+        if wanted.kind in TEXTS:
             known: dict[str, int] = {}
             index = [known.setdefault(text, len(known)) for text in column]
             out[wanted.role] = Coded(list(known), np.array(index, dtype=np.int64))
@@ -198,7 +204,7 @@ def _piece_of_values(fields: Sequence[Field], values: Sequence[Sequence[Any]]) -
 
 def join(fields: Sequence[Field], pieces: Iterable[Piece]) -> dict[str, Column]:
     """Pieces one after the other; ids of all pieces in one table."""
-    tables: dict[str, dict[str, int]] = {f.role: {} for f in fields if f.kind == "id"}
+    tables: dict[str, dict[str, int]] = {f.role: {} for f in fields if f.kind in TEXTS}
     parts: dict[str, list[NDArray[Any]]] = {f.role: [] for f in fields}
     for piece in pieces:
         for wanted in fields:
@@ -213,7 +219,7 @@ def join(fields: Sequence[Field], pieces: Iterable[Piece]) -> dict[str, Column]:
     for wanted in fields:
         kind = np.float64 if wanted.kind == "number" else np.int64
         whole: NDArray[Any] = np.concatenate([np.zeros(0, kind), *parts[wanted.role]])
-        out[wanted.role] = Coded(list(tables[wanted.role]), whole) if wanted.kind == "id" else whole
+        out[wanted.role] = Coded(list(tables[wanted.role]), whole) if wanted.kind in TEXTS else whole
     return out
 
 
@@ -228,8 +234,12 @@ def sorted_ids(ids: Sequence[str]) -> tuple[NDArray[np.str_], IntArray]:
     return np.array(ids, dtype=np.str_)[order], index
 
 
-def to_interactions(columns: Mapping[str, Column]) -> Interactions:
+def to_interactions(columns: Mapping[str, Column], reader: Reader | None = None) -> Interactions:
     """Interactions of the columns user, item and, where there, rating and timestamp (otherwise 1, row order).
+
+    Args:
+        columns: by role.
+        reader: makes vectors of the column review; None: what people wrote is left out.
 
     Raises:
         DataError: there is no row.
@@ -247,6 +257,13 @@ def to_interactions(columns: Mapping[str, Column]) -> Interactions:
     order = np.argsort(users, kind="stable") if stamps is None else np.lexsort((times, users))
     rating = columns.get("rating")
     value = np.ones(n, np.float32) if rating is None else np.asarray(rating).astype(np.float32)
+    review = columns.get("review") if reader else None
     return Interactions(
-        users[order], item_index[item.index][order], value[order], times[order], user_ids, item_ids
+        users[order],
+        item_index[item.index][order],
+        value[order],
+        times[order],
+        user_ids,
+        item_ids,
+        reader(review.ids)[review.index[order]] if reader and isinstance(review, Coded) else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.files import read_arrays
-from fedrec.data.interactions import Interactions
+from fedrec.data.interactions import COLUMNS, Interactions
 from fedrec.data.prepared import PARTS
 from fedrec.data.split import Split
 from fedrec.errors import DataError
@@ -32,7 +32,7 @@ def save_shard(split: Split, path: Path) -> None:
     for name in PARTS:
         part: Interactions | None = getattr(split, name)
         if part is not None:
-            arrays |= {f"{name}.{c}": getattr(part, c) for c in ("user", "item", "value", "timestamp")}
+            arrays |= {f"{name}.{column}": values for column, values in part.columns().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as stream:
@@ -50,11 +50,7 @@ def load_shard(path: Path) -> Split:
         arrays = read_arrays(path)
         parts = {}
         for name in PARTS:
-            columns = {
-                c: arrays[f"{name}.{c}"]
-                for c in ("user", "item", "value", "timestamp")
-                if f"{name}.user" in arrays
-            }
+            columns = {c: arrays[f"{name}.{c}"] for c in COLUMNS if f"{name}.{c}" in arrays}
             ids = {"user_ids": arrays["user_ids"], "item_ids": arrays["item_ids"]}
             parts[name] = Interactions(**columns, **ids) if columns else None
         train = parts["train"]

@@ -96,11 +96,6 @@ def _only(part: Interactions, users: IntArray) -> Interactions:
     position = np.full(part.n_users, -1, dtype=np.int64)
     position[users] = np.arange(len(users))
     mask = position[part.user] >= 0
-    return Interactions(
-        position[part.user[mask]],
-        part.item[mask],
-        part.value[mask],
-        part.timestamp[mask],
-        part.user_ids[users],
-        part.item_ids,
-    )
+    columns = part.columns(mask)
+    columns["user"] = position[columns["user"]]
+    return replace(part, **columns, user_ids=part.user_ids[users])

@@ -1,7 +1,8 @@
 """Splits written to be handed on: a folder of tables in the data set's own ids.
 
-`train`, `validation`, `test`, `support`, `users` and `items` (CSV or Parquet) and `split.json` (rule, sizes).
-Reading gives the same split exactly. Out of scope: the rules (`splits`), splits in other shapes (`prepared`).
+`train`, `validation`, `test`, `support`, `users` and `items` (CSV or Parquet) and `split.json` (rule, sizes); where
+people wrote something, vectors of it in `reviews.npz`, an array per part in the order of its rows. Reading gives
+the same split exactly. Out of scope: the rules (`splits`), splits in other shapes (`prepared`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.data.arrow import pyarrow_or_none
+from fedrec.data.files import read_arrays
 from fedrec.data.interactions import Interactions
 from fedrec.data.prepared import PART_FIELDS, PARTS, coded, numbered_part, whole_table
 from fedrec.data.rows import Column, Field
@@ -24,6 +27,7 @@ from fedrec.data.split import Split
 from fedrec.errors import DataError, EnvironmentProblem
 
 VERSION = 1
+REVIEWS = "reviews.npz"
 
 
 def write_split(
@@ -57,6 +61,7 @@ def write_split(
         if part is not None:
             sizes[name] = len(part)
             _write_table(folder / f"{name}.{kind}", _part_table(part))
+    _write_reviews(split, folder / REVIEWS)
     _write_table(folder / f"users.{kind}", {"user": split.train.user_ids, "key": split.user_key})
     _write_table(folder / f"items.{kind}", {"item": split.train.item_ids})
     facts = {"format": "fedrec-split", "version": VERSION, "files": kind, "rule": rule, "interactions": sizes}
@@ -90,11 +95,22 @@ def read_split(folder: Path) -> Split:
         parts[name] = None
         if name in sizes:
             parts[name] = _read_part(folder / f"{name}.{kind}", sizes[name], user_ids, item_ids)
+    if (folder / REVIEWS).exists():
+        reviews = read_arrays(folder / REVIEWS)
+        parts = {n: p if p is None else replace(p, review=reviews.get(n)) for n, p in parts.items()}
     train = parts["train"]
     if train is None:
         raise DataError(f"{folder} holds no training part: write the split again")
     user_key = np.asarray(users["key"], dtype=np.int64)
     return Split(train, parts["validation"], parts["test"], parts["support"], user_key)
+
+
+def _write_reviews(split: Split, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    parts: dict[str, Interactions | None] = {name: getattr(split, name) for name in PARTS}
+    reviews = {n: p.review for n, p in parts.items() if p is not None and p.review is not None}
+    if reviews:
+        np.savez(path, allow_pickle=False, **reviews)
 
 
 def _texts(column: Column) -> NDArray[np.str_]:

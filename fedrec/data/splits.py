@@ -220,8 +220,7 @@ def _order_ties(interactions: Interactions, ties: Ties) -> Interactions:
         raise ConfigError(f"ties is {ties!r}: expected 'file_order', 'smallest_item' or 'largest_item'")
     by_item = interactions.item if ties == "largest_item" else -interactions.item
     order = np.lexsort((by_item, interactions.timestamp, interactions.user))
-    columns = {name: getattr(interactions, name)[order] for name in ("user", "item", "value", "timestamp")}
-    return replace(interactions, **columns)
+    return replace(interactions, **interactions.columns(order))
 
 
 def _shuffled(interactions: Interactions, seed: int) -> IntArray:

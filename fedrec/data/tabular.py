@@ -30,7 +30,7 @@ from fedrec.data.files import open_bytes
 from fedrec.data.interactions import Interactions
 from fedrec.data.json_lines import json_pieces, keys_of
 from fedrec.data.parquet import ParquetTable
-from fedrec.data.rows import Coded, Column, Field, Piece, RowReport, join, to_interactions
+from fedrec.data.rows import Coded, Column, Field, Piece, Reader, RowReport, join, to_interactions
 from fedrec.errors import DataError
 
 Format = Literal["delimited", "json_lines", "parquet"]
@@ -45,6 +45,7 @@ class Columns:
         user, item: ids of any kind.
         rating: a number; None: every interaction counts 1.
         timestamp: None: the order of the rows is the order in time.
+        review: what people wrote; None: nothing, or not of interest.
         timestamp_unit: "seconds" since 1970 (ISO dates are understood, too), "milliseconds", or ISO "date"s.
     """
 
@@ -53,6 +54,7 @@ class Columns:
     rating: str | int | None = None
     timestamp: str | int | None = None
     timestamp_unit: TimestampUnit = "seconds"
+    review: str | int | None = None
 
     def fields(self) -> list[Field]:
         """The fields to be read."""
@@ -61,6 +63,8 @@ class Columns:
             out.append(Field("rating", self.rating, "number"))
         if self.timestamp is not None:
             out.append(Field("timestamp", self.timestamp, self.timestamp_unit))
+        if self.review is not None:
+            out.append(Field("review", self.review, "text"))
         return out
 
 
@@ -71,6 +75,7 @@ def read_interactions(
     separator: str | None = None,
     encoding: Encoding = "utf-8",
     format: Format | None = None,
+    reader: Reader | None = None,
 ) -> tuple[Interactions, RowReport]:
     """Interactions of a file, and the report of the rows that were left out.
 
@@ -80,13 +85,14 @@ def read_interactions(
         separator: between fields; None: found from the first line.
         encoding: of delimited text.
         format: None: `.parquet`, `.json` and `.jsonl` by name, everything else is delimited text.
+        reader: makes vectors of what people wrote; None: it is left out.
 
     Raises:
         DataError: the file is missing, damaged or empty, a column does not exist, or no row can be used.
         EnvironmentProblem: it is Parquet and pyarrow is not installed.
     """
     table, report = read_table(path, columns.fields(), separator=separator, encoding=encoding, format=format)
-    return to_interactions(table), report
+    return to_interactions(table, reader), report
 
 
 def column_names(path: Path) -> list[str]:

@@ -27,7 +27,7 @@ from fedrec.models.attention import (
 )
 from fedrec.models.base import RoundKey
 from fedrec.models.neural import Parameter
-from fedrec.models.sequence import Lesson, SequenceConfig, SequenceRecommender, Windows, windows_of
+from fedrec.models.sequence import Lesson, SequenceConfig, SequenceRecommender, Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,17 +87,22 @@ class Bert4Rec(SequenceRecommender):
         # Counted from the end, so that padding in front changes nothing.
         hidden = window.real & (draws[:, 1:][:, ::-1] < self.config.hidden_share)
         hidden[:, -1] |= window.real[:, -1] & (draws[:, 0] < 0.5)
-        return Lesson(window.item, window.item, window.real, hidden, hidden)
+        # What was written about a hidden event would tell it.
+        review = None if window.review is None else window.review * ~hidden[..., None]
+        return Lesson(window.item, window.item, window.real, hidden, hidden, review)
 
     def user_scores(self, params: Params, shared: State, batch: UserBatch) -> Tensor:  # noqa: D102
         import torch
 
         from fedrec.learning.gather import gather_rows
 
-        own = windows_of(batch, self.config.max_length)
+        own = self.windows(batch, self.config.max_length)
         x = gather_rows(params["item_table"], torch.from_numpy(own.item))
         x = torch.cat([x, params["hidden_item"].unsqueeze(1)], dim=1)
         real = torch.from_numpy(np.pad(own.real, ((0, 0), (0, 1)), constant_values=True).astype(np.float32))
-        last = self.hidden(params, x, real, None)[:, -1]
+        review = (
+            None if own.review is None else torch.from_numpy(np.pad(own.review, ((0, 0), (0, 1), (0, 0))))
+        )
+        last = self.hidden(params, x, review, real, None)[:, -1]
         table, bias = params["item_table"].transpose(1, 2), params["item_bias"].unsqueeze(1)
         return torch.baddbmm(bias, last.unsqueeze(1), table).squeeze(1)

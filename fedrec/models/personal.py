@@ -231,9 +231,7 @@ def _constant(parameters: dict[str, Parameter]) -> list[str]:
 
 def _without_latest(batch: UserBatch, latest: IntArray) -> UserBatch:
     """The histories without the latest [U] events of each user."""
-    keep = batch.age >= np.repeat(latest, batch.counts)
-    indptr = np.concatenate([[0], np.cumsum(batch.counts - latest)])
-    return UserBatch(batch.user, indptr, batch.item[keep], batch.value[keep])
+    return batch.keep(batch.age >= np.repeat(latest, batch.counts))
 
 
 def _losses(

@@ -23,14 +23,6 @@ Floats = NDArray[np.float64]
 UNIT = 1.0 - 1e-9
 
 
-def keep(batch: UserBatch, mask: NDArray[np.bool_]) -> UserBatch:
-    """The same users with only the interactions where `mask` [N] holds."""
-    indptr = np.zeros(len(batch) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(batch.row[mask], minlength=len(batch)), out=indptr[1:])
-    time = None if batch.time is None else batch.time[mask]
-    return UserBatch(batch.user, indptr, batch.item[mask], batch.value[mask], time)
-
-
 def distinct(batch: UserBatch) -> UserBatch:
     """Each item once per user, where it stands last.
 
@@ -38,12 +30,12 @@ def distinct(batch: UserBatch) -> UserBatch:
     """
     mask = np.empty(len(batch.item), dtype=np.bool_)
     last_of_each(batch.indptr, batch.item, int(batch.item.max(initial=-1)) + 1, mask)
-    return batch if mask.all() else keep(batch, mask)
+    return batch if mask.all() else batch.keep(mask)
 
 
 def newest(batch: UserBatch, n: int | None) -> UserBatch:
     """The n newest interactions of each user; all without n."""
-    return batch if n is None or not np.any(batch.counts > n) else keep(batch, batch.age < n)
+    return batch if n is None or not np.any(batch.counts > n) else batch.keep(batch.age < n)
 
 
 def equal_weights(batch: UserBatch) -> Floats:
@@ -65,7 +57,7 @@ def restrict(batch: UserBatch, selected: IntArray, n_items: int) -> UserBatch:
     """The histories on the selected items alone, whose places in `selected` become the item indices."""
     place = np.full(n_items, -1, dtype=np.int64)
     place[selected] = np.arange(len(selected))
-    within = keep(batch, place[batch.item] >= 0)
+    within = batch.keep(place[batch.item] >= 0)
     return UserBatch(within.user, within.indptr, place[within.item], within.value)
 
 

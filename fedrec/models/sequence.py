@@ -5,14 +5,17 @@ items are read from. Losses: cross-entropy over the whole catalogue (to which Kl
 trace most of what later models gained), or over the target and n sampled items, whose share of the catalogue is
 corrected for (Jean et al. 2015, ACL). A user with more events than fit gives another window in every round.
 
-Letters: K users, L positions (right-aligned: the latest is the last), d embedding size, n negatives.
+Where people write about what they had, vectors of their words can be read beside the items; they stay with them.
+
+Letters: K users, L positions (right-aligned: the latest is the last), d embedding size, n negatives, R width of a
+review.
 Final classes give `encoder_parameters` and `encode`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrec.data.interactions import IntArray, UserBatch
+from fedrec.errors import ConfigError
 from fedrec.learning.dropout import dropout_masks
 from fedrec.learning.keys import Purpose, bits, key, user_keys
 from fedrec.learning.updates import State
@@ -46,6 +50,8 @@ class SequenceConfig(NeuralConfig):
         init_scale: standard deviation of the initial item vectors' entries.
         loss: "full" cross-entropy over the catalogue, or "sampled" over the target and `negatives` items.
         negatives: n, common to the positions of a window (sampled).
+        reviews: R, width of the vectors of what people wrote (`data.reviews`), a small map of which is added to the
+            vectors of the events; 0: nothing is read of it.
     """
 
     embedding_size: int = Field(default=64, ge=1)
@@ -55,6 +61,7 @@ class SequenceConfig(NeuralConfig):
     init_scale: float = Field(default=0.02, gt=0)
     loss: Literal["full", "sampled"] = "full"
     negatives: int = Field(default=256, ge=1)
+    reviews: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,12 @@ class Windows:
     Attributes:
         item: [K, L] 0 where there is none.
         real: [K, L].
+        review: [K, L, R] zeros where nothing was written; None: not known, or not read.
     """
 
     item: IntArray
     real: Mask
+    review: Scores | None = None
 
     @property
     def length(self) -> int:
@@ -77,7 +86,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is read and what is to be told from it, every array [K, L].
+    """What is read and what is to be told from it, every array [K, L, ...].
 
     Attributes:
         read: items that go in.
@@ -85,6 +94,7 @@ class Lesson:
         real: where an input event is.
         learned: where a target is asked for.
         hidden: where the input event is replaced by the hidden item's vector; None: nowhere.
+        review: what was written about the input events; None: nothing is read of it.
     """
 
     read: IntArray
@@ -92,6 +102,7 @@ class Lesson:
     real: Mask
     learned: Mask
     hidden: Mask | None = None
+    review: Scores | None = None
 
 
 def windows_of(batch: UserBatch, length: int, starts: IntArray | None = None, least: int = 1) -> Windows:
@@ -105,8 +116,13 @@ def windows_of(batch: UserBatch, length: int, starts: IntArray | None = None, le
     column = np.arange(width) - (width - counts)[:, None]
     real = column >= 0
     item = np.zeros(real.shape, dtype=np.int64)
-    item[real] = batch.item[((batch.indptr[:-1] + first)[:, None] + column)[real]]
-    return Windows(item, real)
+    where = ((batch.indptr[:-1] + first)[:, None] + column)[real]
+    item[real] = batch.item[where]
+    if batch.review is None:
+        return Windows(item, real)
+    review = np.zeros((*real.shape, batch.review.shape[1]), dtype=np.float32)
+    review[real] = batch.review[where]
+    return Windows(item, real, review)
 
 
 class SequenceRecommender(NeuralRecommender):
@@ -127,7 +143,7 @@ class SequenceRecommender(NeuralRecommender):
 
     @abstractmethod
     def encoder_parameters(self) -> dict[str, Parameter]:
-        """Everything but the item table and its bias."""
+        """Of `encode`."""
 
     @abstractmethod
     def encode(self, params: Params, x: Tensor, real: Tensor, masks: Tensor | None) -> Tensor:
@@ -140,17 +156,29 @@ class SequenceRecommender(NeuralRecommender):
             masks: [M, K, L, d] of dropout; None: none (serving).
         """
 
-    def hidden(self, params: Params, x: Tensor, real: Tensor, masks: Tensor | None) -> Tensor:
-        """`encode`, and behind it the personal head where there is one."""
+    def hidden(
+        self, params: Params, x: Tensor, review: Tensor | None, real: Tensor, masks: Tensor | None
+    ) -> Tensor:
+        """`encode`, before it what was written [K, L, R] about the events, behind it a personal head, if any."""
+        import torch
+
+        if review is not None:
+            x = x + torch.bmm(review, params["review"])
         return with_head(params, self.encode(params, x, real, masks))
 
-    def parameters(self) -> dict[str, Parameter]:  # noqa: D102
+    def item_parameters(self) -> dict[str, Parameter]:
+        """What the items' rows are, or are made of."""
         c = self._sequence
-        tables = {
+        return {
             "item_table": Parameter((c.embedding_size,), c.init_scale, where="table"),
             "item_bias": Parameter((), where="table"),
         }
-        return tables | self.encoder_parameters()
+
+    def parameters(self) -> dict[str, Parameter]:  # noqa: D102
+        c = self._sequence
+        # A review counts nothing at first.
+        review = {"review": Parameter((c.reviews, c.embedding_size))} if c.reviews else {}
+        return self.item_parameters() | review | self.encoder_parameters()
 
     def work(  # noqa: D102
         self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
@@ -163,17 +191,19 @@ class SequenceRecommender(NeuralRecommender):
     def lesson(self, window: Windows, batch: UserBatch, key_: RoundKey, epoch: int) -> Lesson:
         """What a window teaches: here, behind every event the next one."""
         item, real = window.item, window.real
-        return Lesson(item[:, :-1], item[:, 1:], real[:, :-1], real[:, :-1] & real[:, 1:])
+        review = None if window.review is None else window.review[:, :-1]
+        return Lesson(item[:, :-1], item[:, 1:], real[:, :-1], real[:, :-1] & real[:, 1:], review=review)
 
     def user_scores(self, params: Params, shared: State, batch: UserBatch) -> Tensor:  # noqa: D102
         import torch
 
         from fedrec.learning.gather import gather_rows
 
-        windows = windows_of(batch, self._sequence.max_length)
+        windows = self.windows(batch, self._sequence.max_length)
         x = gather_rows(params["item_table"], torch.from_numpy(windows.item))
+        review = None if windows.review is None else torch.from_numpy(windows.review)
         real = torch.from_numpy(windows.real.astype(np.float32))
-        last = self.hidden(params, x, real, None)[:, -1] * real[:, -1:]
+        last = self.hidden(params, x, review, real, None)[:, -1] * real[:, -1:]
         return torch.baddbmm(
             params["item_bias"].unsqueeze(1), last.unsqueeze(1), params["item_table"].transpose(1, 2)
         ).squeeze(1)
@@ -187,14 +217,32 @@ class SequenceRecommender(NeuralRecommender):
         keys = bits(keys, epoch + 1)[:, epoch]
         return dropout_masks(keys, self.dropout_masks, length, c.embedding_size, c.dropout)
 
+    def windows(
+        self, batch: UserBatch, length: int, starts: IntArray | None = None, least: int = 1
+    ) -> Windows:
+        """`windows_of` with what this model reads.
+
+        Raises:
+            ConfigError: reviews of another width than the model was made for.
+        """
+        wanted = self._sequence.reviews
+        if not wanted:
+            batch = replace(batch, review=None)
+        elif batch.review is not None and batch.review.shape[1] != wanted:
+            raise ConfigError(
+                f"model.reviews = {wanted} and the encoder in data.reviews makes vectors of "
+                f"{batch.review.shape[1]}: set model.reviews to their width"
+            )
+        return windows_of(batch, length, starts, least)
+
     def _pass(self, batch: UserBatch, key_: RoundKey, epoch: int) -> Windows:
         """Windows of one pass: L + 1 events, the inputs and behind each its target."""
         size = self._sequence.max_length + 1
         if self._sequence.windows == "latest":
-            return windows_of(batch, size, least=2)
+            return self.windows(batch, size, least=2)
         draws = bits(user_keys(key(key_.seed, Purpose.WINDOW, key_.round), batch.user), epoch + 1)[:, epoch]
         room = np.maximum(batch.counts - size, 0) + 1
-        return windows_of(batch, size, (draws % room.astype(np.uint64)).astype(np.int64), least=2)
+        return self.windows(batch, size, (draws % room.astype(np.uint64)).astype(np.int64), least=2)
 
 
 def log_share(n_items: int, negatives: int) -> float:

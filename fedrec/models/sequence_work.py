@@ -35,6 +35,7 @@ class _Pass:
         real: [K, L] 1 where an input event is.
         learned: [K, L] 1 where a target is learned.
         hidden: [K, L] True where the input event is not shown; None: all are.
+        review: [K, L, R] what was written about the input events; None: it is not read.
         negative: [K, n] rows, or None for the whole catalogue.
         masks: of dropout.
     """
@@ -44,6 +45,7 @@ class _Pass:
     real: Tensor
     learned: Tensor
     hidden: Tensor | None
+    review: Tensor | None
     negative: Tensor | None
     masks: Tensor | None
 
@@ -96,6 +98,7 @@ class ItemInPlace:
                     torch.from_numpy(lesson.real.astype(np.float32)),
                     torch.from_numpy(lesson.learned.astype(np.float32)),
                     None if lesson.hidden is None else torch.from_numpy(lesson.hidden),
+                    None if lesson.review is None else torch.from_numpy(lesson.review),
                     negative,
                     None if masks is None else torch.from_numpy(masks),
                 )
@@ -122,7 +125,7 @@ class ItemInPlace:
         """[K, L, d] states, of the item vectors that go in."""
         if p.hidden is not None:
             x = torch.where(p.hidden.unsqueeze(-1), params["hidden_item"].unsqueeze(1), x)
-        return self.model.hidden(params, x, p.real, p.masks)
+        return self.model.hidden(params, x, p.review, p.real, p.masks)
 
     def _full(self, params: Params, p: _Pass) -> Tensor:
         """[K] cross-entropy over all items."""

@@ -118,7 +118,7 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
 
 def _sequence(encoder: str, max_length: int, settings: dict[str, int], shared: State) -> Network:
     """A network that reads and scores one table."""
-    tables = ("item_table", "item_bias", FEATURES, "features", "projection", "temperature")
+    tables = ("item_table", "item_bias", FEATURES, "features", "projection", "temperature", "review")
     weights = {
         name: values
         for name, values in shared.items()

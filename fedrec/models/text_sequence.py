@@ -69,15 +69,14 @@ class TextSequence(SequenceRecommender):
         self.config = config
         self.dropout_masks = 3
 
-    def parameters(self) -> dict[str, Parameter]:  # noqa: D102
+    def item_parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self.config
-        adapter = {
+        return {
             # B begins at zero, so that the first round starts from the encoder's own geometry.
             "adapter/a": Parameter((c.features, c.rank), c.features**-0.5),
             "adapter/b": Parameter((c.rank, c.embedding_size)),
             "temperature": Parameter((1,)),
         }
-        return adapter | self.encoder_parameters()
 
     def encoder_parameters(self) -> dict[str, Parameter]:  # noqa: D102
         d = self.config.embedding_size

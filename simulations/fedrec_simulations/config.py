@@ -57,7 +57,11 @@ class DataSection(Section):
         min_rating: interactions rated below it are dropped, the others count 1; None: every interaction counts 1.
         ratings: values stay the ratings instead of 1, for models that learn them.
         core: k, users and items with fewer than k interactions are removed until none is left; 1: none.
+        items: for name = "file": a table of the items with the columns item and, where there, title, categories
+            ("a|b") and text; None: nothing is known of them.
         features: public vectors of the items, for models that read them; None: none.
+        reviews: encoder of what people wrote, for models that read it; the text itself is not kept; None: left out.
+        review_column: for name = "file".
         synthetic: a made-up population fitted to the data, of any size; None: the data themselves.
     """
 
@@ -72,7 +76,10 @@ class DataSection(Section):
     min_rating: float | None = None
     ratings: bool = False
     core: int = Field(default=1, ge=1)
+    items: Path | None = None
     features: FeatureSettings | None = None
+    reviews: str | None = None
+    review_column: str | None = None
     synthetic: SyntheticSection | None = None
 
     @model_validator(mode="after")
@@ -81,6 +88,14 @@ class DataSection(Section):
             raise ValueError(
                 "data.ratings keeps every rating and data.min_rating drops some: give one of them"
             )
+        if self.reviews is not None and self.synthetic is not None:
+            raise ValueError("data.synthetic makes up people who write nothing: leave data.reviews out")
+        if self.name == "file" and (self.reviews is None) != (self.review_column is None):
+            raise ValueError(
+                "data.reviews (an encoder) and data.review_column belong together: give both, or neither"
+            )
+        if self.items is not None and self.name != "file":
+            raise ValueError(f"data.items describes the items of a file of your own, not of {self.name!r}")
         return self
 
 
@@ -219,6 +234,13 @@ class Config(Section):
             raise ValueError(
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
                 "updates by privacy.clip_norm; drop federation.clip_norm"
+            )
+        reads = getattr(self.model, "reviews", 0) > 0
+        # A split that lies in a folder may hold them already.
+        if reads != (self.data.reviews is not None) and self.split.method not in ("folder", "column"):
+            raise ValueError(
+                "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong "
+                "together: set both, or neither"
             )
         self._evaluation_fits()
         if self.federation.compression is not None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedrec.content.encoders import load_encoder
 from fedrec.data import splits
 from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, RatingRange, Step, clean
 from fedrec.data.interactions import Catalog, Dataset, Interactions
+from fedrec.data.items_table import read_catalog
 from fedrec.data.loaders import load_dataset, load_with_report
-from fedrec.data.rows import RowReport
+from fedrec.data.rows import Reader, RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.errors import ConfigError
@@ -58,15 +60,11 @@ def prepare_files(config: Config, train: Path, validation: Path | None, items: P
 
 def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
     """Load and clean; items without interactions are dropped from the catalogue by the core, if there is one."""
-    read: RowReport | None = None
+    reader = load_encoder(data.reviews).encode if data.reviews else None
     if data.name == "file":
-        if data.path is None:
-            raise ConfigError("data.name = 'file' needs data.path: give the file with the interactions")
-        columns = Columns(data.user_column, data.item_column, data.rating_column, data.timestamp_column)
-        interactions, read = read_interactions(data.path, columns)
-        dataset = Dataset(data.path.stem, interactions, Catalog.bare(interactions.item_ids))
+        dataset, read = _own_file(data, reader)
     else:
-        dataset, read = load_with_report(data.name, data.path, download=data.download)
+        dataset, read = load_with_report(data.name, data.path, download=data.download, reader=reader)
     steps: list[Step] = [DropDuplicates()]
     if data.rating_range is not None:
         steps.append(RatingRange(*data.rating_range))
@@ -79,6 +77,21 @@ def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
         return cleaned, report
     made = synthetic_population(cleaned.interactions, data.synthetic.factor, data.synthetic.seed)
     return replace(made, catalog=cleaned.catalog.align(made.interactions.item_ids)), report
+
+
+def _own_file(data: DataSection, reader: Reader | None) -> tuple[Dataset, RowReport]:
+    if data.path is None:
+        raise ConfigError("data.name = 'file' needs data.path: give the file with the interactions")
+    columns = Columns(
+        data.user_column,
+        data.item_column,
+        data.rating_column,
+        data.timestamp_column,
+        review=data.review_column,
+    )
+    interactions, report = read_interactions(data.path, columns, reader=reader)
+    catalog = read_catalog(data.items) if data.items else Catalog.bare(interactions.item_ids)
+    return Dataset(data.path.stem, interactions, catalog.align(interactions.item_ids)), report
 
 
 def _split(config: Config, interactions: Interactions) -> Split:
@@ -101,6 +114,8 @@ def _split(config: Config, interactions: Interactions) -> Split:
 
 def _catalog_of(data: DataSection, split: Split) -> Catalog:
     """Titles of the named data set where its files are given, else ids only."""
+    if data.items is not None:
+        return read_catalog(data.items).align(split.train.item_ids)
     if data.name == "file" or (data.path is None and data.name != "movietweetings"):
         return Catalog.bare(split.train.item_ids)
     return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.data.interactions import Catalog
 from fedrec.data.split import Split
@@ -172,6 +173,12 @@ class RunFolder:
             np.array(plain["titles"], dtype=np.str_),
             tuple(tuple(names) for names in plain["categories"]),
         )
+
+    @property
+    def features(self) -> NDArray[np.float32] | None:
+        """[I, F] public features of the items; None: the run has none."""
+        path = self.path / "coordinator" / FEATURES_FILE
+        return read_arrays(path)[0]["features"].astype(np.float32) if path.exists() else None
 
     @property
     def model(self) -> State:

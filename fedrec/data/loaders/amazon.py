@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
 from fedrec.data.loaders.common import DatasetInfo, Item, Loaded, catalog_of, read_member
-from fedrec.data.rows import to_interactions
+from fedrec.data.rows import Reader, to_interactions
 from fedrec.data.tabular import Columns
 from fedrec.errors import DataError
 
-COLUMNS_2018 = Columns("reviewerID", "asin", "overall", "unixReviewTime")
-COLUMNS_2023 = Columns("user_id", "parent_asin", "rating", "timestamp", timestamp_unit="milliseconds")
+COLUMNS_2018 = Columns("reviewerID", "asin", "overall", "unixReviewTime", review="reviewText")
+COLUMNS_2023 = Columns("user_id", "parent_asin", "rating", "timestamp", "milliseconds", review="text")
+#: Where a product's seller describes it.
+DESCRIPTIONS = ("feature", "features", "description")
 TERMS = (
     "McAuley Lab, UC San Diego: collected for research, no licence is stated; the reviews belong to their authors "
     "and Amazon. Do not redistribute; cite the paper."
@@ -28,20 +31,21 @@ BASE_2018 = "https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_v2"
 BASE_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
 
 
-def load_2018(source: Source, category: str) -> Loaded:
+def load_2018(source: Source, category: str, reader: Reader | None = None) -> Loaded:
     """`<Category>[_5].json.gz`, `meta_<Category>.json.gz`."""
-    return _load(source, category, COLUMNS_2018, "asin")
+    return _load(source, category, COLUMNS_2018, "asin", reader)
 
 
-def load_2023(source: Source, category: str) -> Loaded:
+def load_2023(source: Source, category: str, reader: Reader | None = None) -> Loaded:
     """`<Category>.jsonl.gz`, `meta_<Category>.jsonl.gz`."""
-    return _load(source, category, COLUMNS_2023, "parent_asin")
+    return _load(source, category, COLUMNS_2023, "parent_asin", reader)
 
 
-def _load(source: Source, category: str, columns: Columns, item_key: str) -> Loaded:
+def _load(source: Source, category: str, columns: Columns, item_key: str, reader: Reader | None) -> Loaded:
     member = _reviews(source, category)
-    table, report = read_member(source, member, columns)
-    interactions = to_interactions(table)
+    # Texts are most of a file: they are read for those alone who ask for them.
+    table, report = read_member(source, member, columns if reader else replace(columns, review=None))
+    interactions = to_interactions(table, reader)
     return Loaded(
         interactions,
         catalog_of(_products(source, member, item_key, set(interactions.item_ids.tolist()))),
@@ -65,7 +69,7 @@ def _reviews(source: Source, category: str) -> str:
 
 
 def _products(source: Source, reviews: str, item_key: str, wanted: set[str]) -> Iterator[Item]:
-    """Title and categories of the products that were reviewed; none where there is no meta file."""
+    """What is said of the products that were reviewed; nothing where there is no meta file."""
     stem = reviews.rsplit("/", 1)[-1].removesuffix(".gz").rsplit(".", 1)[0].removesuffix("_5")
     # A path to one review file: its neighbour belongs to it although it was not named.
     place = Source.at(source.path) if source.path.is_dir() else source
@@ -81,14 +85,17 @@ def _products(source: Source, reviews: str, item_key: str, wanted: set[str]) -> 
                         f"{label} line {number} is no product with a {item_key}: fetch it again"
                     ) from error
                 if item in wanted:
-                    yield (
+                    yield Item(
                         item,
                         str(product.get("title") or ""),
-                        _categories(product.get("categories") or product.get("category")),
+                        _texts(product.get("categories") or product.get("category")),
+                        " ".join(
+                            part for key in DESCRIPTIONS for part in _texts(product.get(key)) if part.strip()
+                        ),
                     )
 
 
-def _categories(value: object) -> tuple[str, ...]:
+def _texts(value: object) -> tuple[str, ...]:
     return tuple(str(part) for part in value) if isinstance(value, list) else ()
 
 
@@ -99,7 +106,7 @@ def _info(year: int, reviews: str, meta: str) -> DatasetInfo:
         Remote(meta, f"meta_{{category}}.{suffix}"),
     )
     load = load_2018 if year == 2018 else load_2023
-    return DatasetInfo(f"amazon-{year}", f"Amazon Reviews {year}", TERMS, load, remotes)
+    return DatasetInfo(f"amazon-{year}", f"Amazon Reviews {year}", TERMS, load, remotes, load_reviews=load)
 
 
 # No checksums are published with these files.

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
 from fedrec.data.interactions import Catalog, Interactions
-from fedrec.data.rows import Column, RowReport
+from fedrec.data.rows import Column, Reader, RowReport
 from fedrec.data.tabular import Columns, format_of, read_stream
 
-Item = tuple[str, str, tuple[str, ...]]
+
+class Item(NamedTuple):
+    """What a file says of one item."""
+
+    id: str
+    title: str
+    categories: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class DatasetInfo:
         load: from its original files; the text is the category of a data set that comes in categories.
         remotes: where it is downloaded from (`{category}` in an address stands for the category); none: by hand.
         by_hand: how to get it otherwise.
+        load_reviews: as `load`, with vectors of what people wrote; None: they wrote nothing.
     """
 
     name: str
@@ -48,6 +57,7 @@ class DatasetInfo:
     load: Callable[[Source, str], Loaded]
     remotes: tuple[Remote, ...] = ()
     by_hand: str = ""
+    load_reviews: Callable[[Source, str, Reader], Loaded] | None = None
 
     @property
     def has_categories(self) -> bool:
@@ -69,13 +79,17 @@ def read_member(
 
 
 def catalog_of(items: Iterable[Item]) -> Catalog:
-    """A catalogue of (id, title, categories); the first of several entries of one id counts."""
-    known: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for item, title, categories in items:
-        known.setdefault(item, (title, categories))
-    ids = np.array(list(known), dtype=np.str_)
-    titles = np.array([title for title, _ in known.values()], dtype=np.str_)
-    return Catalog(ids, titles, tuple(categories for _, categories in known.values()))
+    """A catalogue of items; the first of several entries of one id counts."""
+    known: dict[str, Item] = {}
+    for item in items:
+        known.setdefault(item.id, item)
+    text = tuple(item.text for item in known.values())
+    return Catalog(
+        np.array(list(known), dtype=np.str_),
+        np.array([item.title for item in known.values()], dtype=np.str_),
+        tuple(item.categories for item in known.values()),
+        text if any(text) else None,
+    )
 
 
 def piped(text: str) -> tuple[str, ...]:

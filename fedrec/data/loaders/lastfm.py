@@ -32,7 +32,7 @@ def _artists(source: Source) -> Iterator[Item]:
     for line in source.text(source.one("artists.dat")).split("\n")[1:]:
         fields = line.rstrip("\r").split("\t")
         if len(fields) >= 2:
-            yield fields[0].strip(), fields[1].strip(), ()
+            yield Item(fields[0].strip(), fields[1].strip())
 
 
 INFOS = (

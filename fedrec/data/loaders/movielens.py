@@ -81,7 +81,7 @@ def dat_items(source: Source) -> Iterator[Item]:
     for number, line in enumerate(source.text(member).splitlines(), start=1):
         fields = line.split("::")
         if len(fields) == 3:
-            yield fields[0].strip(), fields[1].strip(), piped(fields[2])
+            yield Item(fields[0].strip(), fields[1].strip(), piped(fields[2]))
         elif line.strip():
             raise DataError(
                 f"{source.label(member)} line {number} has {len(fields)} fields, expected 3: fetch it again"
@@ -106,7 +106,7 @@ def _items_100k(source: Source) -> Iterator[Item]:
         genres = (
             g for g, flag in zip(GENRES_100K, flags, strict=True) if flag.strip() == "1" and g != "unknown"
         )
-        yield fields[0].strip(), fields[1].strip(), tuple(genres)
+        yield Item(fields[0].strip(), fields[1].strip(), tuple(genres))
 
 
 def _csv_items(source: Source) -> Iterator[Item]:
@@ -118,7 +118,7 @@ def _csv_items(source: Source) -> Iterator[Item]:
             raise DataError(
                 f"{source.label(member)} line {line} has {len(row)} fields, expected 3: fetch it again"
             )
-        yield row[0].strip(), row[1].strip(), piped(row[2])
+        yield Item(row[0].strip(), row[1].strip(), piped(row[2]))
 
 
 def _info(name: str, title: str, md5: str | None, terms: str = RESEARCH, archive: str = "") -> DatasetInfo:

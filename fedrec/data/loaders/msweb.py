@@ -47,7 +47,7 @@ def _votes(text: str, prefix: str, items: list[Item]) -> Iterator[tuple[int, lis
     for line, row in enumerate(csv.reader(text.splitlines()), start=1):
         kind = row[0] if row else ""
         if kind == "A" and len(row) >= 5:
-            items.append((row[1], row[3], ()))
+            items.append(Item(row[1], row[3]))
         elif kind == "C" and len(row) >= 3:
             case = prefix + row[2]
         elif kind == "V" and len(row) >= 2 and case:

@@ -86,7 +86,7 @@ def _titles(source: Source, member: str) -> Iterator[Item]:
         fields = line.split(",", 2)
         if len(fields) == 3:
             year = f" ({fields[1]})" if fields[1].strip().isdigit() else ""
-            yield fields[0].strip(), fields[2].strip() + year, ()
+            yield Item(fields[0].strip(), fields[2].strip() + year)
 
 
 INFOS = (

@@ -6,6 +6,7 @@ Out of scope: tables of one's own (`fedrec.data.tabular.read_interactions`), cle
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from fedrec.data.download import Progress, Remote, cache_folder
@@ -14,7 +15,7 @@ from fedrec.data.files import Source
 from fedrec.data.interactions import Dataset
 from fedrec.data.loaders import amazon, lastfm, movielens, movietweetings, msweb, netflix
 from fedrec.data.loaders.common import DatasetInfo, Loaded
-from fedrec.data.rows import RowReport
+from fedrec.data.rows import Reader, RowReport
 from fedrec.errors import ConfigError, DataError
 
 ALL_INFOS = (
@@ -74,15 +75,35 @@ def load_dataset(
 
 
 def load_with_report(
-    name: str, path: Path | None = None, *, download: bool = False, progress: Progress | None = None
+    name: str,
+    path: Path | None = None,
+    *,
+    download: bool = False,
+    progress: Progress | None = None,
+    reader: Reader | None = None,
 ) -> tuple[Dataset, RowReport]:
-    """As `load_dataset`, but rows that cannot be used are left out and reported."""
+    """As `load_dataset`, but rows that cannot be used are left out and reported.
+
+    With a `reader` what people wrote comes as vectors; a data set without reviews is a ConfigError.
+    """
     info = dataset_info(name)
+    if reader is not None:
+        info = _with_reviews(info, reader)
     category = name.partition(":")[2]
     loaded = _load(info, category, path, download, progress)
     title = f"{name} ({loaded.variant})" if loaded.variant else name
     catalog = loaded.catalog.align(loaded.interactions.item_ids)
     return Dataset(title, loaded.interactions, catalog, info.terms), loaded.report
+
+
+def _with_reviews(info: DatasetInfo, reader: Reader) -> DatasetInfo:
+    load = info.load_reviews
+    if load is None:
+        known = [other.name for other in REGISTRY.values() if other.load_reviews]
+        raise ConfigError(
+            f"{info.title} holds no reviews: leave data.reviews out, or take one of {', '.join(known)}"
+        )
+    return replace(info, load=lambda source, category: load(source, category, reader))
 
 
 def _load(

@@ -101,7 +101,8 @@ def _one(folder: Path, config: Config, prepared: Prepared) -> Summary | None:
     run = lay_out(config, prepared, folder, "in-process")
     if not drive(run, "in-process").finished:
         return None
-    write_twin(run, fit_twin(config, prepared.split, category_matrix(prepared.catalog)))
+    categories, features = category_matrix(prepared.catalog), prepared.catalog.features
+    write_twin(run, fit_twin(config, prepared.split, categories, features))
     return Summary(run)
 
 

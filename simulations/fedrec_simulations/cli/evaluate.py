@@ -55,7 +55,7 @@ def evaluate(
         document["test"] = report.as_dict()
         view += _view(config.name, report)
     if twin:
-        found = fit_twin(config, folder.split, category_matrix(folder.catalog))
+        found = fit_twin(config, folder.split, category_matrix(folder.catalog), folder.features)
         write_twin(folder, found)
         document["twin"] = found.as_dict()
         view += _twin_view(found)
