@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedrec.data.interactions import FloatArray, IntArray, Interactions, UserBatch
 from fedrec.evaluation.ranking_metrics import RankerSums
-from fedrec.models.deepfm import ACTIVITY, DAY, FEW, HOUR, THURSDAY
+from fedrec.models.past import ACTIVITY, DAY, FEW, HOUR, THURSDAY
 
 Floats = NDArray[np.float64]
 NEGATIVES = 4

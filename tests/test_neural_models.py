@@ -12,7 +12,8 @@ from fedrec.learning.central import central_step
 from fedrec.learning.local_training import train_users
 from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.neural import FEATURES, NeuralRecommender
+from fedrec.models.features import FEATURES
+from fedrec.models.neural import NeuralRecommender
 from fedrec.models.registry import build, parse
 
 ADAM = {"name": "adam", "learning_rate": 0.02}

@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
-from fedrec.errors import ConfigError
 from fedrec.learning import clusters
 from fedrec.learning.clusters import Clusters
 from fedrec.learning.updates import Block, Layout, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
 from fedrec.models.ease import EaseConfig
+from fedrec.models.features import FEATURES, required_features
 from fedrec.models.item_graph import ItemGraphConfig
 from fedrec.models.item_knn import ItemKnnConfig
 from fedrec.models.mf import MfConfig
-from fedrec.models.neural import FEATURES
 
 #: Prefix of the base's arrays, [k, ...] each.
 EACH = "each/"
@@ -100,13 +99,8 @@ class Clustered(Recommender):
     # What is common ------------------------------------------------------------------------------------
 
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
-        if features is None or features.shape != (n_items, self.config.features):
-            given = "none" if features is None else f"{features.shape[0]} x {features.shape[1]}"
-            raise ConfigError(
-                f"model 'clustered' was given item features: {given}: expected {n_items} x {self.config.features}; "
-                "set data.features, and model.features to their width"
-            )
-        items = clusters.unit(features).astype(np.float32)
+        given = required_features(self.config.kind, features, n_items, self.config.features)
+        items = clusters.unit(given).astype(np.float32)
         begun = clusters.start(items, self.config.clusters, seed)
         each = [self._base.init_shared(n_items, seed) for _ in range(self.config.clusters)]
         return {FEATURES: items} | begun.state() | _stacked(each)

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
-from fedrec.errors import ConfigError
 from fedrec.learning.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RoundKey, Scores
+from fedrec.models.features import FEATURES, required_features
 from fedrec.models.gram import GramConfig
-from fedrec.models.neural import FEATURES
 from fedrec.models.profiles import matrix, profile, recency
 
 
@@ -60,13 +59,8 @@ class Content(Recommender):
         return Layout({"profiles": BlockSpec((width, width), symmetric=True)})
 
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
-        if features is None or features.shape != (n_items, self.config.features):
-            given = "none" if features is None else f"{features.shape[0]} x {features.shape[1]}"
-            raise ConfigError(
-                f"model 'content' was given item features: {given}: expected {n_items} x {self.config.features}; set "
-                "data.features, and model.features to their width"
-            )
-        return {FEATURES: features.astype(np.float32), "map": np.eye(features.shape[1], dtype=np.float32)}
+        given = required_features(self.kind, features, n_items, self.config.features)
+        return {FEATURES: given, "map": np.eye(self.config.features, dtype=np.float32)}
 
     def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
         return np.unique(batch.item)

@@ -17,22 +17,20 @@ d embedding size, P fields of a person, Q of an item.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fedrec.data.interactions import FloatArray, IntArray, UserBatch
-from fedrec.errors import ConfigError
 from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.learning.updates import State
 from fedrec.learning.views import build_views
 from fedrec.models.attention import linear, linear_parameters
 from fedrec.models.base import RoundKey, Scores
+from fedrec.models.features import required_features, row_features
 from fedrec.models.neural import NeuralConfig, NeuralRecommender, Parameter
-from fedrec.models.projected import row_features
+from fedrec.models.past import ACTIVITY, Past, activity, day, grid, hour
 from fedrec.models.selection import distinct
 
 if TYPE_CHECKING:
@@ -40,13 +38,6 @@ if TYPE_CHECKING:
 
     from fedrec.learning.batched import Params, Touched, Work
 
-#: Classes of how much a person has done: 0, 1, 2 to 3, 4 to 7 and so on.
-ACTIVITY = 10
-HOUR, DAY = 3600, 86_400
-#: Ratings in the middle that stand beside those of a person.
-FEW = 5
-#: 1970 began on a Thursday.
-THURSDAY = 3
 #: Items whose fields are held at once while a whole catalogue is ranked.
 RANK_ITEMS = 1024
 
@@ -82,46 +73,6 @@ class DeepFmConfig(NeuralConfig):
         if not low < high:
             raise ValueError(f"rating_range is {low:g} to {high:g}: expected the lower one first")
         return self
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a person's device knows of moments: how much there was before each, and when it was.
-
-    Attributes:
-        before: [K, G] number of earlier events.
-        time: [K, G] seconds, or None.
-        liked: [K, L] -1 to 1, ratings of the history; None: it was only clicked.
-    """
-
-    before: Tensor
-    time: Tensor | None
-    liked: Tensor | None
-
-    @property
-    def longest(self) -> int:
-        """Of the histories."""
-        return max(1, int(self.before.max())) if self.liked is None else self.liked.shape[1]
-
-    def sums(self, values: Tensor) -> Tensor:
-        """[K, G, width] sums over what came before each moment of `values` [K, at least L, width]."""
-        import torch
-
-        own = values[:, : self.longest]
-        running = torch.cat([torch.zeros_like(own[:, :1]), own.cumsum(1)], dim=1)
-        return running.gather(1, self.before.unsqueeze(2).expand(-1, -1, own.shape[2]))
-
-    def means(self, values: Tensor) -> Tensor:
-        """[K, G, width] means, weighed by what was liked."""
-        if self.liked is not None:
-            values = values[:, : self.longest] * self.liked.unsqueeze(2)
-        return self.sums(values) / self.before.clamp(min=1).unsqueeze(2)
-
-    def level(self) -> Tensor | None:
-        """[K, G, 1] mean of the earlier ratings, drawn towards the middle while there are few."""
-        if self.liked is None:
-            return None
-        return self.sums(self.liked.unsqueeze(2)) / (self.before + FEW).unsqueeze(2)
 
 
 class DeepFm(NeuralRecommender):
@@ -166,13 +117,8 @@ class DeepFm(NeuralRecommender):
 
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         width = self.config.features
-        if width and (features is None or features.shape != (n_items, width)):
-            given = "none" if features is None else f"{features.shape[0]} x {features.shape[1]}"
-            raise ConfigError(
-                f"model 'deepfm' was given item features: {given}: expected {n_items} x {width}; set "
-                "data.features, or model.features to 0"
-            )
-        return super().init_shared(n_items, seed, features if width else None)
+        given = required_features(self.kind, features, n_items, width) if width else None
+        return super().init_shared(n_items, seed, given)
 
     def work(  # noqa: D102
         self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
@@ -186,8 +132,8 @@ class DeepFm(NeuralRecommender):
         negatives = 0 if rated else c.negatives
         views = build_views(batch, key.seed, key.round, n_items, negatives, c.local_epochs)
         longest = max(1, int(batch.counts.max(initial=1)))
-        times = _grid(batch, batch.time, longest)
-        shares = torch.from_numpy(_grid(batch, self.share(batch.value), longest).astype(np.float32))
+        times = grid(batch, batch.time, longest)
+        shares = torch.from_numpy(grid(batch, self.share(batch.value), longest).astype(np.float32))
         vectors: list[Tensor | None] = []
 
         def objective(params: Params, slots: Tensor, mask: Tensor) -> Tensor:
@@ -278,7 +224,7 @@ class DeepFm(NeuralRecommender):
         now = None if time is None else torch.from_numpy(time).unsqueeze(1)
         liked = None
         if self.config.target == "rating":
-            liked = torch.from_numpy(_grid(batch, 2 * self.share(batch.value) - 1, longest))
+            liked = torch.from_numpy(grid(batch, 2 * self.share(batch.value) - 1, longest))
         past = Past(torch.from_numpy(batch.counts).unsqueeze(1), now, liked)
         slots = torch.arange(longest, longest + items.shape[1]).expand(users, 1, -1)
         return self._logits(near, vectors, past, slots).squeeze(1)
@@ -300,7 +246,7 @@ class DeepFm(NeuralRecommender):
         for position in range(len(self.config.layers)):
             x = torch.relu(linear(params, f"deep{position}", x))
         deep = torch.bmm(x, params["deep_out"]).view(users, groups, width)
-        level = params["bias"] + params["activity_bias"].gather(1, _activity(past.before))
+        level = params["bias"] + params["activity_bias"].gather(1, activity(past.before))
         rating = past.level()
         if rating is not None:
             level = level + torch.bmm(rating, params["level_bias"]).squeeze(2)
@@ -314,7 +260,7 @@ class DeepFm(NeuralRecommender):
 
         fields = [
             torch.bmm(past.means(params["item_table"]), params["history"]),
-            gather_rows(params["activity"], _activity(past.before)),
+            gather_rows(params["activity"], activity(past.before)),
         ]
         if vectors is not None:
             fields.append(torch.bmm(past.means(vectors), params["profile"]))
@@ -324,8 +270,8 @@ class DeepFm(NeuralRecommender):
         if self.config.context:
             if past.time is None:
                 return [*fields, *[torch.zeros_like(fields[0])] * 2]
-            fields.append(gather_rows(params["hour"], past.time // HOUR % 24))
-            fields.append(gather_rows(params["day"], (past.time // DAY + THURSDAY) % 7))
+            fields.append(gather_rows(params["hour"], hour(past.time)))
+            fields.append(gather_rows(params["day"], day(past.time)))
         return fields
 
     def _items(self, params: Params, vectors: Tensor | None, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -342,11 +288,6 @@ class DeepFm(NeuralRecommender):
         return torch.stack(fields, dim=3), bias
 
 
-def _activity(before: Tensor) -> Tensor:
-    """Class of a number of events."""
-    return (before + 1).float().log2().floor().long().clamp(max=ACTIVITY - 1)
-
-
 def _cross_entropy(logits: Tensor, share: Tensor | None) -> Tensor:
     """[K, G] mean over a click and its negatives, or against the share [K, G] of the full rating."""
     from torch.nn.functional import softplus
@@ -355,11 +296,3 @@ def _cross_entropy(logits: Tensor, share: Tensor | None) -> Tensor:
         each = softplus(-logits[..., 0]) + softplus(logits[..., 1:]).sum(-1)
         return each / logits.shape[2]
     return softplus(logits[..., 0]) - share * logits[..., 0]
-
-
-def _grid(batch: UserBatch, values: NDArray[np.generic] | None, width: int) -> NDArray[np.generic]:
-    """[U, width] one value of each event, oldest first, 0 behind the end."""
-    out = np.zeros((len(batch), width), dtype=np.float32 if values is None else values.dtype)
-    if values is not None:
-        out[np.arange(width) < batch.counts[:, None]] = values
-    return out

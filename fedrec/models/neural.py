@@ -30,14 +30,12 @@ from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import BlockSpec, Layout, State, Updates, UpdateSum
 from fedrec.models.around import Personal, Scaffold
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.models.features import FEATURES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedrec.learning.batched import Params, Touched, Work
-
-#: Public features of the items in the shared state: constant, broadcast, never part of an update.
-FEATURES = "item_features"
 
 
 class NeuralConfig(RecommenderConfig):

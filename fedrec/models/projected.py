@@ -1,6 +1,6 @@
 """Work on item rows that are made, in whole or in part, of public vectors as they are needed.
 
-Letters: K users, S rows, F width of the public vectors, d embedding size.
+Letters: K users.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.learning.updates import State
 from fedrec.models.halves import halved
-from fedrec.models.neural import FEATURES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedrec.learning.batched import Params, Touched, Work
+    from fedrec.learning.batched import Params, Work
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,3 @@ class Projected:
     def loss(self, params: Params, step: int) -> Tensor:
         """[K] of the other work."""
         return self.inner.loss(self.project(params), step)
-
-
-def row_features(shared: State, touched: Touched | None, n_users: int) -> Tensor:
-    """[K, S, F] public vectors of the rows that each user touches; a view of all of them where that is all."""
-    import torch
-
-    if touched is None:
-        everything = torch.from_numpy(shared[FEATURES])
-        return everything.expand(n_users, *everything.shape)
-    rows, real = touched.padded()
-    # Rows that are only padding may lie where nobody has looked.
-    picked = np.zeros((*rows.shape, shared[FEATURES].shape[1]), dtype=np.float32)
-    picked[real] = shared[FEATURES][rows[real]]
-    return torch.from_numpy(picked)

@@ -20,6 +20,7 @@ from fedrec.models.dp_ease import DpEaseConfig
 from fedrec.models.dp_ials import DpIalsConfig
 from fedrec.models.dp_item_graph import DpItemGraphConfig
 from fedrec.models.ease import EaseConfig
+from fedrec.models.features import FEATURES
 from fedrec.models.gru4rec import Gru4RecConfig
 from fedrec.models.ials import IalsConfig
 from fedrec.models.item_graph import ItemGraphConfig
@@ -27,7 +28,7 @@ from fedrec.models.item_knn import ItemKnnConfig
 from fedrec.models.mf import MfConfig
 from fedrec.models.mult_vae import MultVaeConfig
 from fedrec.models.ncf import NcfConfig
-from fedrec.models.neural import FEATURES, NeuralConfig
+from fedrec.models.neural import NeuralConfig
 from fedrec.models.popularity import PopularityConfig
 from fedrec.models.private_gram import PrivateGramConfig
 from fedrec.models.registry import ModelConfig

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
 from fedrec.learning.updates import State
 from fedrec.models.attention import (
     attention_block,
@@ -28,9 +27,10 @@ from fedrec.models.attention import (
     norm_parameters,
 )
 from fedrec.models.base import RoundKey, Scores
+from fedrec.models.features import required_features, row_features
 from fedrec.models.lstm import lstm, lstm_parameters
 from fedrec.models.neural import Parameter
-from fedrec.models.projected import Projected, row_features
+from fedrec.models.projected import Projected
 from fedrec.models.sequence import SequenceConfig, SequenceRecommender
 
 if TYPE_CHECKING:
@@ -87,14 +87,9 @@ class TextSequence(SequenceRecommender):
 
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         c = self.config
-        if features is None or features.shape != (n_items, c.features):
-            given = "none" if features is None else f"{features.shape[0]} x {features.shape[1]}"
-            raise ConfigError(
-                f"model 'text_sequence' was given item features: {given}: expected {n_items} x {c.features}; set "
-                "data.features, and model.features to their width"
-            )
-        shared = super().init_shared(n_items, seed, features)
-        return shared | {PROJECTION: _leading(features, c.embedding_size)}
+        given = required_features(self.kind, features, n_items, c.features)
+        shared = super().init_shared(n_items, seed, given)
+        return shared | {PROJECTION: _leading(given, c.embedding_size)}
 
     def encode(self, params: Params, x: Tensor, real: Tensor, masks: Tensor | None) -> Tensor:  # noqa: D102
         if masks is not None:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
 from fedrec.learning.updates import State
 from fedrec.models.attention import causal, layer_norm, linear, linear_parameters, norm_parameters
 from fedrec.models.base import RoundKey, Scores
+from fedrec.models.features import required_features, row_features
 from fedrec.models.neural import Parameter
-from fedrec.models.projected import Projected, row_features
+from fedrec.models.projected import Projected
 from fedrec.models.sequence import SequenceConfig, SequenceRecommender
 
 if TYPE_CHECKING:
@@ -66,13 +66,8 @@ class TwoTower(SequenceRecommender):
 
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         width = self.config.features
-        if width and (features is None or features.shape != (n_items, width)):
-            given = "none" if features is None else f"{features.shape[0]} x {features.shape[1]}"
-            raise ConfigError(
-                f"model 'two_tower' was given item features: {given}: expected {n_items} x {width}; set "
-                "data.features, or model.features to 0"
-            )
-        return super().init_shared(n_items, seed, features if width else None)
+        given = required_features(self.kind, features, n_items, width) if width else None
+        return super().init_shared(n_items, seed, given)
 
     def encode(self, params: Params, x: Tensor, real: Tensor, masks: Tensor | None) -> Tensor:  # noqa: D102
         import torch
