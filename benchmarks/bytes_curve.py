@@ -44,6 +44,9 @@ def sasrec(size: int, **compression: Any) -> dict[str, dict[str, Any]]:
             "server": {"name": "adam", "learning_rate": rate},
         },
         "federation": {
+            "sampling_rate": 0.02,
+            "sampling": "poisson",
+            "clip_norm": 2.0,
             "rounds": 1500,
             "evaluate_every": 150,
             "patience": 3,
