@@ -110,8 +110,8 @@ class MultVae(NeuralRecommender):
         import torch
 
         hidden = torch.tanh(linear(params, "back", latent.unsqueeze(1)))
-        table = params["write"].transpose(1, 2)
-        return torch.baddbmm(params["item_bias"].unsqueeze(1), hidden, table).squeeze(1)
+        # The table comes first, so that its gradient lies as the table does and is not copied.
+        return torch.bmm(params["write"], hidden.transpose(1, 2)).squeeze(2) + params["item_bias"]
 
 
 @dataclass(frozen=True)
