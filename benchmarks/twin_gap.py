@@ -1,11 +1,12 @@
 """Is a federation worse than its centralised twin, or were both unlucky? Several seeds, equally many passes.
 
-    python -m benchmarks.twin_gap [--data FOLDER] [--sets ml-100k] [--models two-tower,bert4rec,gru4rec] [--passes 32]
-        [--seeds 4] [--set federation.clip_norm=20.0]
+    python -m benchmarks.twin_gap [--data FOLDER] [--sets ml-100k] [--models two-tower,bert4rec,gru4rec] [--seeds 4]
+        [--passes 32] [--set federation.clip_norm=20.0]
 
 `benchmarks.families` chooses a run's length on the validation item, so its two figures differ by luck twice. Here
-both learn from the training part for the same number of passes and are judged on the validation item, with one seed
-after another; nothing is chosen and no test item is looked at. The interval is Student's, over seeds.
+both learn from the training part for the same number of passes (as many as its experiment allows) and are judged on
+the validation item, with one seed after another; nothing is chosen and no test item is looked at. The interval is
+Student's, over seeds.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from fedrec_simulations.twin import fit_twin
 METRICS = ("full/ndcg@10", "full/recall@20")
 
 
-def pair(config: Config, prepared: Prepared, passes: int, seed: int) -> tuple[Row, Row]:
+def pair(config: Config, prepared: Prepared, passes: int | None, seed: int) -> tuple[Row, Row]:
     """Metrics of twin and federation on the validation item."""
     split = replace(prepared.split, validation=None, test=prepared.split.validation)
     rate = config.federation.sampling_rate
+    passes = passes or round(config.federation.rounds * rate)
     rules = {"seed": seed, "rounds": passes, "checkpoint_every": 10**6, "patience": None}
     twin = fit_twin(changed(config, federation=rules), split, features=prepared.catalog.features)
     rules["rounds"] = round(passes / rate)
     federated = run(changed(config, federation=rules), replace(prepared, split=split), 1)
-    return twin.report.as_dict()["metrics"]["all"], federated["metrics"]
+    return twin.report.as_dict()["metrics"]["all"] | {"passes": passes}, federated["metrics"]
 
 
 def line(model: str, metric: str, pairs: list[tuple[Row, Row]]) -> str:
@@ -45,6 +47,7 @@ def line(model: str, metric: str, pairs: list[tuple[Row, Row]]) -> str:
     spread = " / ".join(f"{100 * side.std(ddof=1) / side.mean():.0f} %" for side in (twin, federated))
     cells = [
         model,
+        str(pairs[0][0]["passes"]),
         metric,
         f"{twin.mean():.4f}",
         f"{federated.mean():.4f}",
@@ -59,16 +62,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--sets", default="ml-100k")
     parser.add_argument("--models", default="two-tower,bert4rec,gru4rec")
-    parser.add_argument("--passes", type=int, default=32)
+    parser.add_argument("--passes", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument(
         "--set", action="append", default=[], help="override, such as federation.clip_norm=20.0"
     )
     options = parser.parse_args()
     for name in options.sets.split(","):
-        print(f"### {name}, {options.passes} passes, {options.seeds} seeds, validation item\n")
-        print("| recommender | metric | twin | federated | difference | spread between seeds |")
-        print("|---|---|---|---|---|---|")
+        print(f"### {name}, {options.seeds} seeds, validation item\n")
+        print("| recommender | passes | metric | twin | federated | difference | spread between seeds |")
+        print("|---|---|---|---|---|---|---|")
         for model in options.models.split(","):
             overrides = [] if name == "movietweetings" else paths(options.data.resolve(), name)
             config = load_config((EXPERIMENTS / f"{name}-{model}.toml").resolve(), [*overrides, *options.set])
