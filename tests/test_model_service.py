@@ -412,26 +412,25 @@ def test_the_command_serves_and_stops_with_its_sums_written(
     command = [sys.executable, "-m", "fedrec_simulations.cli.main", "service", "start"]
     command += ["--population", POPULATION, "--registry", str(other.registry.folder.parent)]
     command += ["--certs", str(place.certificates), "--port", "0"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stderr is not None
-        line = child.stderr.readline()
-        port = int(line.split("127.0.0.1:")[1].split(";")[0])
-        transport = GrpcTransport(
-            f"127.0.0.1:{port}",
-            ca=place.certificates / "ca.crt",
-            certificate=place.certificates / "app.pem",
-            key=place.certificates / "app.key",
-        )
-        assert transport.check_in(check_in()).model_version == 1
-        transport.send_metrics(POPULATION, 1, {"clicks": 3.0})
-        transport.close()
-        child.send_signal(how)
-        out, err = child.communicate(timeout=20)
-        assert child.returncode == 0 and "stopped" in out and "Traceback" not in err
-    finally:
-        child.kill()
-        child.wait()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stderr is not None
+            line = child.stderr.readline()
+            port = int(line.split("127.0.0.1:")[1].split(";")[0])
+            transport = GrpcTransport(
+                f"127.0.0.1:{port}",
+                ca=place.certificates / "ca.crt",
+                certificate=place.certificates / "app.pem",
+                key=place.certificates / "app.key",
+            )
+            assert transport.check_in(check_in()).model_version == 1
+            transport.send_metrics(POPULATION, 1, {"clicks": 3.0})
+            transport.close()
+            child.send_signal(how)
+            out, err = child.communicate(timeout=60)
+            assert child.returncode == 0 and "stopped" in out and "Traceback" not in err
+        finally:
+            child.kill()
     (of_day,) = json.loads((other.registry.folder / "metrics.json").read_text()).values()
     assert of_day == {"1": {"clicks": [3.0, 1]}}
 

@@ -38,7 +38,7 @@ def item_texts(catalog: Catalog, fields: Sequence[str] = FIELDS) -> list[str]:
     columns = {
         "title": catalog.titles.tolist(),
         "categories": [", ".join(names) for names in catalog.categories],
-        "text": catalog.text or ("",) * len(catalog),
+        "text": ("",) * len(catalog) if catalog.text is None else catalog.text,
     }
     rows = zip(*(columns[name] for name in fields), strict=True)
     return [SEPARATOR.join(part for part in row if part.strip()) for row in rows]

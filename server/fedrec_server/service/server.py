@@ -125,9 +125,9 @@ class Service:
         self._writing.join()
         self._watchdog.close()
 
-    def wait(self) -> None:
-        """Until it is stopped."""
-        self._stopping.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until it is stopped, or the seconds are over; whether it is stopped."""
+        return self._stopping.wait(seconds)
 
     def _keep_writing(self) -> None:
         while not self._stopping.wait(WRITE_SECONDS):

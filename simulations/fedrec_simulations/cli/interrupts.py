@@ -10,10 +10,17 @@ from fedrec_simulations.cli.answer import notice
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only sets `asked`; the second SIGINT interrupts."""
+    """A context in which the first SIGINT or SIGTERM only sets `asked`; the second SIGINT interrupts.
 
-    def __init__(self) -> None:
+    Args:
+        answer: what the first one prints.
+    """
+
+    def __init__(
+        self, answer: str = "stopping at the end of this round, with a checkpoint; Ctrl-C again stops at once"
+    ) -> None:
         self.asked = False
+        self._answer = answer
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> StopRequest:
@@ -37,4 +44,4 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        notice("stopping at the end of this round, with a checkpoint; Ctrl-C again stops at once", "yellow")
+        notice(self._answer, "yellow")

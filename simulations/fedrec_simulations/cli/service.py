@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,14 @@ import typer
 from rich.markup import escape
 
 from fedrec_simulations.cli.answer import Answer, notice
+from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag
 
 app = typer.Typer(help="The model service: hands signed models to devices over gRPC.")
 certs = typer.Typer(help="Certificates for the model service and its apps.")
+
+#: How often a stop is looked for.
+LOOK_SECONDS = 0.5
 
 
 @app.command()
@@ -51,13 +54,14 @@ def start(
     registries = [Registry(registry, name) for name in population]
     book = None if campaigns is None else CampaignBook(campaigns)
     limits = Limits(expected_devices=devices)
-    with Service.start(registries, files, host=host, port=port, limits=limits, campaigns=book) as service:
+    with (
+        StopRequest("stopping") as stop,
+        Service.start(registries, files, host=host, port=port, limits=limits, campaigns=book) as service,
+    ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a supervisor sends
-        try:
-            service.wait()
-        except KeyboardInterrupt:
-            notice("stopping")
+        # Looked at often: a signal may reach a thread of gRPC, and then wakes nobody here.
+        while not stop.asked and not service.wait(LOOK_SECONDS):
+            pass
     return Answer({"stopped": True}, ["stopped"])
 
 
