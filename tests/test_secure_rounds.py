@@ -13,8 +13,10 @@ import pytest
 from flower_helpers import lay_out
 
 from fedrec.errors import AggregationRefused, FedrecError, RoundAbandoned
+from fedrec.learning.compression import Compression
 from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import RoundSettings
+from fedrec.learning.settings import NodeSettings, RoundSettings
+from fedrec.learning.shards import read_rows, spell_rows
 from fedrec.secagg.reasons import Reason
 from fedrec_client.memory import HeldMemory
 from fedrec_client.node import Node, open_node
@@ -234,16 +236,25 @@ def test_memory_that_an_older_process_left_behind_answers_no_stage_again(tmp_pat
         assert refused.value.reason == Reason.REPLAY and kept.get() is None
 
 
-def test_a_server_that_hands_out_different_models_is_refused(tmp_path: Path) -> None:
-    folder = lay_out(tmp_path, 4, ROUNDS, secure=True)
+@pytest.mark.parametrize("what", ["model", "rows"])
+def test_a_server_that_asks_one_node_something_else_is_refused(tmp_path: Path, what: str) -> None:
+    """With another model, or other rows named to send, one node's update could be read out of the sum."""
+    few = Compression(rows=0.5) if what == "rows" else None
+    folder = lay_out(tmp_path, 4, ROUNDS, secure=True, compression=few)
     nodes = Nodes(folder)
     refused: list[AggregationRefused] = []
     exchange = nodes.exchange
 
     def unequal(requests: Mapping[str, Request], deadline_seconds: float) -> dict[str, Reply | Failure]:
         if any(q.kind == "train" for q in requests.values()):
-            other = {name: values + 1 for name, values in requests["0"].arrays.items() if "/" not in name}
-            changed = replace(requests["0"], arrays=requests["0"].arrays | other)
+            honest = requests["0"]
+            if what == "rows":
+                rows = read_rows(honest.meta["rows"], 60, NodeSettings(compression=few))
+                others = np.setdiff1d(np.arange(60), rows)
+                changed = replace(honest, meta=honest.meta | {"rows": spell_rows(others, 60)})
+            else:
+                other = {name: values + 1 for name, values in honest.arrays.items() if "/" not in name}
+                changed = replace(honest, arrays=honest.arrays | other)
             with pytest.raises(AggregationRefused) as found:
                 nodes.nodes_here["0"].handle(changed)
             refused.append(found.value)

@@ -24,7 +24,7 @@ from fedrec.errors import AggregationRefused, ProtocolError, RunError
 from fedrec.learning.protocol import Reply, Request
 from fedrec.secagg.client import Client
 from fedrec.secagg.context import Context
-from fedrec.secagg.digest import state_digest
+from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
 from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import Identity
@@ -83,11 +83,12 @@ class SecureParty:
             AggregationRefused: the model is not the announced one, or a rule of the protocol is broken.
         """
         client = self._client(request, memory)
-        context = client.state.context
-        if state_digest(self.payload(request).arrays) != context.model or request.kind != context.kind:
+        context, asked = client.state.context, self.payload(request)
+        if question_digest(asked.arrays, asked.meta) != context.model or request.kind != context.kind:
             memory.clear()
             raise AggregationRefused(
-                "the model that came is not the one announced for this attempt: nodes may be getting different ones",
+                "the model or question that came is not the one announced for this attempt: nodes may be getting "
+                "different ones",
                 Reason.MODEL,
             )
         return self._answer(request, memory, client, lambda arrays: client.mask(arrays, vector), Stage.MASK)

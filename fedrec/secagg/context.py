@@ -3,7 +3,7 @@
 A message made for one run, round, attempt, model or set of terms is worth nothing in another: with a different
 context the same bytes give other keys and a signature that fails. Binding the model stops a server that hands
 different models to different devices so as to see one device's update in the sum (Pasquini, Francati and Ateniese
-2022, arXiv 2111.07380).
+2022, arXiv 2111.07380), or that names other rows to one of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Context:
         kind: what is summed, for example "train" or "evaluate".
         phase, round: of the run.
         attempt: rises with every attempt of a run, whatever its round.
-        model: digest of the model that devices compute with, in hex.
+        model: digest of the question: the model that devices compute with and what else they are told, in hex.
         length: m, number of summed residues.
     """
 

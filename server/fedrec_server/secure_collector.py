@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fedrec.errors import AggregationAborted, ProtocolError, RunError
 from fedrec.learning.protocol import Exchange, Failure, Kind, Reply, Request
 from fedrec.secagg.context import Context
-from fedrec.secagg.digest import state_digest
+from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
 from fedrec.secagg.server import Server
 from fedrec.secagg.sums import label_of
@@ -98,7 +98,7 @@ class SecureCollector:
             phase=request.phase,
             round=request.round,
             attempt=self._diary.next_attempt(),
-            model=state_digest(request.arrays),
+            model=question_digest(request.arrays, request.meta),
             length=length,
         )
         stages = _Stages(self._exchange, request, context, by_place)
