@@ -96,6 +96,28 @@ def test_parquet_names_bad_rows_by_number(tmp_path: Path) -> None:
     assert len(data) == 1 and [p.line for p in report.examples] == [2, 3] and report.missing == 2
 
 
+def test_ids_that_pandas_made_floats_stay_ids(tmp_path: Path) -> None:
+    """A column of numbers with a gap is one of floats; 7.0 and 7 are one person."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"user": [7.0, None, 11.0], "item": [1, 2, 3], "rating": [1.0, 2.0, 3.0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    data, report = read_interactions(tmp_path / "a.parquet", Columns("user", "item", "rating"))
+    assert data.user_ids.tolist() == ["7", "11"] and report.missing == 1
+
+
+def test_numbers_and_times_that_no_column_can_hold_are_bad_rows(tmp_path: Path, arrow: bool) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "user,item,rating,timestamp\n1,a,4,10\n2,b,1e39,11\n3,c,-1e300,12\n4,d,3,99999999999999999999\n"
+    )
+    data, report = read_interactions(path, NAMED)
+    assert data.user_ids.tolist() == ["1"] and report.malformed == 3
+    assert [p.line for p in report.examples] == [3, 4, 5]
+    assert np.isfinite(data.value).all() and "too large" in str(report) and "is no time" in str(report)
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.rows import Coded, Column, Field, Piece
+from fedrec.data.rows import LARGEST, Coded, Column, Field, Piece
 
 
 def pyarrow_or_none() -> Any:
@@ -76,7 +76,7 @@ def _coded(pa: Any, column: Any) -> Coded:
 def _numbers(pa: Any, column: Any, wanted: Field) -> NDArray[np.float64] | NDArray[np.int64] | None:
     if wanted.kind == "number":
         values = np.asarray(column.cast(pa.float64()).to_numpy()).astype(np.float64)
-        return values if np.isfinite(values).all() else None
+        return values if bool((np.abs(values) <= LARGEST).all()) else None
     if pa.types.is_temporal(column.type):
         stamps = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
         return np.asarray(stamps.to_numpy()).astype(np.int64)

@@ -48,9 +48,17 @@ class ParquetTable:
             table = self._pa.table(columns, [str(k) for k in range(len(names))])
             piece = piece_of_table(self._pa, table, fields)
             if piece is None:
-                values = zip(*(column.to_pylist() for column in columns), strict=True)
+                values = zip(*(_plain(c, f) for c, f in zip(columns, fields, strict=True)), strict=True)
                 yield piece_of_rows(fields, enumerate((list(v) for v in values), start=row), report)
             else:
                 report.rows += batch.num_rows
                 yield piece
             row += batch.num_rows
+
+
+def _plain(column: Any, wanted: Field) -> list[Any]:
+    """Python values of a column; whole numbers that pandas made floats, since some are missing, are ids as well."""
+    values: list[Any] = column.to_pylist()
+    if wanted.kind != "id":
+        return values
+    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]

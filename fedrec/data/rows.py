@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,8 @@ TEXTS = ("id", "text")
 #: Makes [n, R] vectors of n texts.
 Reader = Callable[[Sequence[str]], FloatArray]
 EXAMPLES = 5
+#: Numbers are kept in single precision.
+LARGEST = 3.0e38
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "\\n"})
 
 
@@ -135,17 +136,20 @@ def _number(text: str, wanted: Field) -> float:
         value = float(text)
     except ValueError:
         raise BadValueError(f"{wanted.role} {text[:40]!r} is no number") from None
-    if not isfinite(value):
-        raise BadValueError(f"{wanted.role} {text!r} is not finite")
+    if not abs(value) <= LARGEST:
+        raise BadValueError(f"{wanted.role} {text[:40]!r} is not finite, or too large")
     return value
 
 
 def _seconds(text: str, wanted: Field) -> int:
     try:
         value = int(text) if text.lstrip("-").isdigit() else int(float(text))
-        return value // 1000 if wanted.kind == "milliseconds" else value
     except (ValueError, OverflowError):
         pass
+    else:
+        if abs(value) >= 1 << 63:
+            raise BadValueError(f"{wanted.role} {text[:40]!r} is no time")
+        return value // 1000 if wanted.kind == "milliseconds" else value
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
