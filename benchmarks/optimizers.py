@@ -44,9 +44,9 @@ def device(name: str, *rates: float, passes: int = 4, **more: Any) -> list[Model
     ]
 
 
-def devices(n_items: int, participation: float) -> tuple[Variant, ...]:
+def devices(n_items: int, n_users: int) -> tuple[Variant, ...]:
     """Several passes on the device; the server stays FedAdam."""
-    control = {"scaffold": {"items": n_items, "participation": participation}}
+    control = {"scaffold": {"items": n_items, "users": n_users}}
     return (
         Variant("one step (FedSGD)", [{}]),
         Variant("SGD", device("sgd", 0.3, 1.0)),
@@ -71,7 +71,7 @@ def main() -> None:
     config = changed(config, small, rules)
     chosen = {
         "servers": SERVERS,
-        "devices": devices(prepared.split.train.n_items, config.federation.sampling_rate),
+        "devices": devices(prepared.split.train.n_items, prepared.split.train.n_users),
     }
     for name in options.tables.split(","):
         print(f"\n### {name}, {options.rounds} rounds\n", flush=True)

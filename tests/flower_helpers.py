@@ -10,31 +10,42 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import flwr.app  # noqa: F401
 
+import numpy as np
 from conftest import last_out, planted
 from secagg_helpers import PLAIN, enrolled
 
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.compression import Compression
 from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.mf import MatrixFactorisation, MfConfig
+from fedrec.models.mf import MfConfig
+from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
-from fedrec.wire.files import write_secret
+from fedrec.wire.files import write_arrays, write_secret
 from fedrec_client.node import config_hash, write_node
-from fedrec_server.task import Task
+from fedrec_server.task import FEATURES_FILE, Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)
 
 
-def private_terms(rounds: int, n_users: int, n_items: int, trust: Trust) -> PrivacyTerms:
+def private_terms(
+    rounds: int, n_users: int, n_items: int, trust: Trust, model: ModelConfig = MODEL
+) -> PrivacyTerms:
     """A plan whose noise is seeded, so that engines can be compared."""
     settings = PrivacySettings(unit="user", trust=trust, epsilon=8.0, force=True, noise_seed=11)
-    size = MatrixFactorisation(MODEL).layout(n_items).size
-    plan = make_plan(settings, population=n_users, rounds=rounds, schedule=(1.0,) * rounds, parameters=size)
+    recommender = build(model)
+    rounds = recommender.fixed_rounds or rounds
+    plan = make_plan(
+        settings,
+        population=n_users,
+        rounds=rounds,
+        schedule=recommender.noise_schedule(rounds),
+        parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
+    )
     return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0, metrics="exact")
 
 
@@ -49,6 +60,8 @@ def lay_out(
     sealed: bool = False,
     shard_parameters: int | None = None,
     compression: Compression | None = None,
+    model: ModelConfig = MODEL,
+    features: np.ndarray | None = None,
 ) -> Path:
     """A run folder with planted data, as `fedrec train` lays one out; returns it."""
     split = last_out(planted())
@@ -56,7 +69,7 @@ def lay_out(
         split = type(split)(split.train.merge(split.validation), None, split.test)
     n_users, n_items = split.train.n_users, split.train.n_items
     settings = NodeSettings(seed=5, clip_norm=2.0, shard_parameters=shard_parameters, compression=compression)
-    terms = private_terms(rounds.rounds, n_users, n_items, trust) if trust else None
+    terms = private_terms(rounds.rounds, n_users, n_items, trust, model) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
     aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)
     how: Terms = aggregation if secure else PLAIN
@@ -69,16 +82,18 @@ def lay_out(
         write_node(
             folder / "nodes" / str(k),
             shard,
-            MODEL,
+            model,
             settings,
             EVALUATION,
             privacy=terms,
             aggregation=how,
             identity=identities[k] if secure else None,
         )
-    fingerprint = config_hash(MODEL, settings, EVALUATION, split.train.item_ids, terms, how)
+    fingerprint = config_hash(model, settings, EVALUATION, split.train.item_ids, terms, how)
     task = Task(
-        MODEL, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms, aggregation=how
+        model, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms, aggregation=how
     )
     task.write(folder / "coordinator")
+    if features is not None:
+        write_arrays(folder / "coordinator" / FEATURES_FILE, {"features": features})
     return folder

@@ -116,6 +116,7 @@ def laid_out(folder: Path, aggregator: str) -> tuple[RunFolder, Config, Prepared
     config = Config.model_validate(
         {
             "name": aggregator,
+            "data": {"ratings": True},
             "model": {"kind": "deepfm", "target": "rating", "context": True, **SMALL},
             "federation": rules | {"select_metric": "answers/likelihood"},
             "evaluation": {"bootstrap": 20, "probabilities": True},

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_helpers import POPULATION, keys
 
-from fedrec.errors import RegistryError
+from fedrec.errors import ConfigError, RegistryError
 from fedrec.secagg.roster import Identity
 from fedrec.wire.signing import TASK
 from fedrec_server.campaigns import ENROLMENTS, CampaignBook
+from fedrec_server.registry import Registry
 from fedrec_server.service.campaigns import Campaigns
+from fedrec_simulations.campaigns import Campaign
 from fedrec_simulations.cli.app import run as cli
+from fedrec_simulations.config import parse_config
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:
@@ -165,6 +168,30 @@ def test_campaigns_are_listed(book: CampaignBook, capsys: pytest.CaptureFixture[
     assert (told["campaign"], told["devices"], told["closed"]) == (campaign, 1, False)
     assert cli(["campaign", "list", "--campaigns", folder]) == 0
     assert campaign in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"kind": "neumf"}, "'neumf' cannot serve on a device"),
+        ({"kind": "sasrec", "personal": {"level": "fedper"}}, "personal part"),
+        ({"kind": "content", "features": 5}, r"model\.features is 5: devices have no such vectors"),
+    ],
+)
+def test_a_model_that_devices_could_not_use_is_refused_before_they_enrol(
+    book: CampaignBook, tmp_path: Path, model: dict[str, object], reason: str
+) -> None:
+    values = {
+        "model": model,
+        "data": {"features": {"parts": ["categories"]}} if "features" in model else {},
+        "federation": {"clip_norm": 1.0},
+        "privacy": {"unit": "none", "aggregator": "secagg"},
+    }
+    root, key = keys()
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    with pytest.raises(ConfigError, match=reason):
+        Campaign.open(book, registry, parse_config(values), key)
+    assert not [*tmp_path.rglob(ENROLMENTS)]
 
 
 def test_a_campaign_without_a_champion_or_devices_says_so(

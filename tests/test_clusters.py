@@ -25,7 +25,7 @@ from fedrec.models.clustered import Clustered, ClusteredConfig
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.mf import MfConfig
 from fedrec.models.registry import build, parse
-from fedrec_simulations.config import Config
+from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.run_folder import RunFolder
@@ -269,6 +269,33 @@ def test_the_coordinator_runs_it_under_secure_aggregation(tmp_path: Path, base: 
         twin = fit_twin(config, prepared.split, features=prepared.catalog.features)
         value = twin.report.as_dict()["metrics"]["all"]["full/ndcg@10"]["value"]
         assert value == pytest.approx(metric[0], abs=1e-3)
+
+
+def test_a_clustering_round_in_which_nobody_took_part_is_made_up_for(split: Split) -> None:
+    """Rounds say what is summed, the state says how far it came: a lost one costs a step, not the run."""
+    recommender = clustered(MfConfig(embedding_size=4), cluster_rounds=3)
+    batch, local = split.train.batch(np.arange(120)), recommender.init_local(np.arange(120), 0)
+    shared = recommender.init_shared(N_ITEMS, 0, group_features())
+    server = recommender.init_server(shared)
+    for number in (1, 3, 4, 5):
+        total, local = train_users(recommender, shared, local, batch, RoundKey(0, number), None, N_ITEMS)
+        before = shared
+        shared, server = recommender.apply(shared, server, total)
+        changed = {name for name in shared if not np.array_equal(shared[name], before[name])}
+        assert ("steps" in changed) == (number <= 3) and ("each/item_table" in changed) == (number > 3)
+    assert Clusters.of(shared).steps == 2
+
+
+def test_updates_of_clusters_are_not_made_smaller() -> None:
+    with pytest.raises(ConfigError, match="tables of every cluster"):
+        parse_config(
+            {
+                "model": {"kind": "clustered", "base": {"kind": "mf"}, "features": WIDTH},
+                "data": {"features": {"parts": ["categories"]}},
+                "federation": {"compression": {"rank": 2}},
+                "privacy": {"unit": "none", "aggregator": "plain", "insecure": True},
+            }
+        )
 
 
 def test_features_that_do_not_fit_are_refused_in_one_line() -> None:

@@ -7,11 +7,18 @@ from pathlib import Path
 import flower_helpers
 import numpy as np
 import pytest
+from conftest import last_out, planted
 
+from fedrec.data.interactions import Catalog
 from fedrec.learning.settings import RoundSettings
+from fedrec.models.registry import build
+from fedrec_client.node import open_node
 from fedrec_server.coordinator import Outcome
+from fedrec_simulations.config import parse_config
 from fedrec_simulations.engines.deployment import run_deployment
 from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.prepare import Prepared
+from fedrec_simulations.run_folder import RunFolder
 
 ROUNDS = RoundSettings(rounds=2, deadline_seconds=90)
 NODES = 3
@@ -29,6 +36,31 @@ def _assert_same(outcome: Outcome, reference: Outcome) -> None:
 def test_users_of_one_node_or_of_three_one_model(tmp_path: Path) -> None:
     reference = run_in_process(flower_helpers.lay_out(tmp_path / "one", 1, ROUNDS))
     _assert_same(run_in_process(flower_helpers.lay_out(tmp_path / "spread", NODES, ROUNDS)), reference)
+
+
+def test_people_whom_no_cohort_held_are_folded_in(tmp_path: Path) -> None:
+    """Untrained vectors would say nothing; a device asks the trained model instead, and so does a simulation."""
+    split = last_out(planted())
+    config = parse_config(
+        {
+            "model": {"kind": "mf", "embedding_size": 4},
+            "federation": {"rounds": 2, "sampling_rate": 0.2, "evaluate_every": 2},
+            "evaluation": {"bootstrap": 20},
+            "privacy": {"unit": "none", "aggregator": "plain", "insecure": True},
+        }
+    )
+    prepared = Prepared(split, Catalog.bare(split.train.item_ids), {"name": "planted"})
+    folder = RunFolder.create(tmp_path / "run", config, prepared, 1)
+    outcome = run_in_process(folder.path)
+    node = open_node(folder.path / "nodes" / "0")
+    recommender, users = build(config.model), np.arange(120)
+    history = split.batch(split.history("final"))
+    begun = recommender.init_local(users, config.federation.seed)["user_vector"]
+    used = node.local_state(outcome.shared, "final", 2)["user_vector"]
+    folded = recommender.fold_in(outcome.shared, history)["user_vector"]
+    never = np.isclose(used, folded, atol=1e-6).all(axis=1)
+    assert 50 < never.sum() < 110
+    assert not np.isclose(used, begun, atol=1e-6).all(axis=1).any()
 
 
 @pytest.mark.slow

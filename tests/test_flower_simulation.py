@@ -8,6 +8,7 @@ from pathlib import Path
 import flower_helpers
 import numpy as np
 import pytest
+from small_models import FEATURES, model_of
 
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.settings import RoundSettings
@@ -64,6 +65,17 @@ def test_a_stopped_simulation_goes_on_under_another_engine(tmp_path: Path) -> No
     assert outcome.finished
     for name, values in twin.shared.items():
         np.testing.assert_allclose(outcome.shared[name], values, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_ranker_with_features_is_simulated_too(tmp_path: Path) -> None:
+    rounds = RoundSettings(rounds=1, deadline_seconds=60)
+    how = {"secure": True, "model": model_of("deepfm"), "features": FEATURES}
+    outcome = run_flower(flower_helpers.lay_out(tmp_path / "flower", 3, rounds, **how), 3)
+    twin = run_in_process(flower_helpers.lay_out(tmp_path / "here", 3, rounds, **how))
+    for name, values in twin.shared.items():
+        np.testing.assert_array_equal(outcome.shared[name], values)
+    assert outcome.result["test"] == twin.result["test"]
 
 
 def test_nothing_is_left_after_an_interruption(tmp_path: Path) -> None:

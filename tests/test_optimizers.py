@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import last_out, planted
 from contract import RecommenderContract
 from flower_helpers import lay_out
 from hypothesis import given
@@ -17,7 +18,8 @@ from properties import quick, seeds
 from pydantic import ValidationError
 from test_secure_rounds import Nodes, records, run
 
-from fedrec.data.interactions import UserBatch
+from fedrec.data.interactions import Catalog, UserBatch
+from fedrec.data.split import Split
 from fedrec.errors import ConfigError
 from fedrec.learning.batched import Params, Touched, Work
 from fedrec.learning.device_optimizer import DeviceOptimizer, Stepper
@@ -31,6 +33,11 @@ from fedrec.models.base import Recommender, RoundKey
 from fedrec.models.neural import NeuralConfig, NeuralRecommender, Parameter
 from fedrec.models.registry import build, parse
 from fedrec.models.scaffold import COMMON, OWN, Scaffolded
+from fedrec_simulations.config import parse_config
+from fedrec_simulations.prepare import Prepared
+from fedrec_simulations.run_folder import RunFolder
+
+OPEN = {"unit": "none", "aggregator": "plain", "insecure": True}
 
 # Schedules ---------------------------------------------------------------------------------------------
 
@@ -212,7 +219,7 @@ def test_control_variates_lead_to_the_common_minimum_where_averaging_stops_short
     bowls = Bowls(config)
     best = float((bowls.steepness * bowls.bottom).sum() / bowls.steepness.sum())
     drifted, _ = settle(bowls)
-    found, local = settle(Scaffolded(bowls, Scaffold(items=2)))
+    found, local = settle(Scaffolded(bowls, Scaffold(items=2, users=4)))
     assert abs(drifted["w"][0] - best) > 0.3
     assert found["w"][0] == pytest.approx(best, abs=1e-4)
     # At the minimum each user's variate is its own gradient, and the server's their mean, zero.
@@ -251,7 +258,7 @@ SASREC = {
     "device": {"learning_rate": 0.3},
     "server": {"name": "adam", "learning_rate": 0.02},
 }
-SCAFFOLDED = SASREC | {"scaffold": {"items": 60}}
+SCAFFOLDED = SASREC | {"scaffold": {"items": 60, "users": 120}}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,7 @@ SCAFFOLDED = SASREC | {"scaffold": {"items": 60}}
         ({"device": {"name": "adam"}}, "device.name = 'sgd'"),
         ({"device": {"proximal": 0.1}}, "proximal = 0"),
         ({"loss": "sampled"}, "loss = 'full'"),
-        ({"scaffold": {"items": 200_000}}, "bytes on every device, more than 4,000,000"),
+        ({"scaffold": {"items": 200_000, "users": 120}}, "bytes on every device, more than 4,000,000"),
         ({"personal": {"level": "fedper"}}, "exclude each other"),
     ],
 )
@@ -269,9 +276,53 @@ def test_what_scaffold_cannot_bear_is_refused(change: dict[str, object], reason:
         build(parse(SCAFFOLDED | change))
 
 
-def test_another_catalogue_than_stated_is_refused() -> None:
+def test_another_catalogue_or_population_than_stated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="items is 60, the catalogue has 61"):
         build(parse(SCAFFOLDED)).init_shared(61, 0)
+    split = last_out(planted())
+    prepared = Prepared(split, Catalog.bare(split.train.item_ids), {"name": "planted"})
+    config = parse_config({"model": SCAFFOLDED | {"scaffold": {"items": 60, "users": 99}}, "privacy": OPEN})
+    with pytest.raises(ConfigError, match="users is 99, the data have 120"):
+        RunFolder.create(tmp_path / "run", config, prepared, 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_common_variate_stays_the_mean_when_some_take_part(split: Split) -> None:
+    recommender = build(parse(SCAFFOLDED))
+    everybody = split.train.batch(np.arange(120))
+    shared, local = recommender.init_shared(60, 0), recommender.init_local(everybody.user, 0)
+    server, rng = recommender.init_server(shared), np.random.default_rng(2)
+    for number in range(1, 9):
+        rows = np.sort(rng.choice(120, 30, replace=False))
+        mine = {name: values[rows] for name, values in local.items()}
+        total, after = train_users(
+            recommender, shared, mine, everybody.take(rows), RoundKey(0, number), None, 60
+        )
+        for name, values in after.items():
+            local[name][rows] = values
+        shared, server = recommender.apply(shared, server, total)
+    moved = 0.0
+    for name in recommender.layout(60).blocks:
+        if not name.startswith(COMMON):
+            mean = local[OWN + name].mean(axis=0)
+            np.testing.assert_allclose(shared[COMMON + name], mean, atol=1e-5)
+            moved = max(moved, float(np.abs(mean).max()))
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"compression": {"rank": 2}}, "rank and rows leave parts out"),
+        ({"compression": {"rows": 0.5}}, "rank and rows leave parts out"),
+        ({"shard_parameters": 500}, "500 are sent in a round"),
+    ],
+)
+def test_what_is_left_out_of_an_update_would_be_lost_to_a_variate(
+    rules: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        parse_config({"model": SCAFFOLDED, "federation": rules, "privacy": OPEN})
 
 
 # Early stopping ----------------------------------------------------------------------------------------

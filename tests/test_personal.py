@@ -389,6 +389,12 @@ def test_what_cannot_be_personal_is_refused(
         build(parse(base | {"personal": personal}))
 
 
+@pytest.mark.parametrize("weights", [[0.5, 0.2], [0.0, 0.0, 1.0], [-0.1, 1.0], [0.0, 1.5]])
+def test_weights_to_choose_from_rise_from_0_to_1(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected rising numbers from 0 to 1"):
+        parse(SASREC | {"personal": {"level": "mixed", "weights": weights}})
+
+
 def test_a_model_that_learns_from_the_whole_history_has_no_halves(split: Split) -> None:
     base = {"kind": "mult_vae", "embedding_size": 4, "hidden_size": 8}
     recommender = model(base, "fedrecon", parameters=["read_bias"])

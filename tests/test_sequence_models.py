@@ -186,3 +186,9 @@ def test_popularity_does_not_find_what_follows() -> None:
     scores = popularity.score(shared, local, batch)
     scores[batch.row, batch.item] = -np.inf
     assert (scores.argmax(axis=1) == data.batch(data.test).item).mean() < 0.35
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "text_sequence"])
+def test_heads_that_do_not_part_the_width_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="embedding_size 8 and heads 3: expected a multiple of the heads"):
+        model(kind, heads=3, **({"features": 4} if kind == "text_sequence" else {}))

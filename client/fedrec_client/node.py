@@ -43,6 +43,8 @@ from fedrec_client.secure_party import STAGES, SecureParty
 from fedrec_client.senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 
 Matrix = NDArray[np.float32]
+#: Beside the personal state of a model: [U] who has ever taken part.
+LEARNED = "node/learned"
 Simulated = Literal["full", "integers"]
 
 
@@ -122,11 +124,12 @@ class Node:
     def local_state(self, shared: State, phase: Phase, round_: int) -> State:
         """What recommending to the hosted users needs beside the model, as of the end of `round_`.
 
-        A user who has a history but took no part in training (there was nothing to learn from) is folded in.
+        A user who has a history but took no part in training (no cohort ever held it, or there was nothing to learn
+        from) is folded in, as a device would do it.
         """
         state = self._state_before(phase, round_ + 1)
         history = self._split.batch(self._split.history(phase))
-        unseen = np.flatnonzero((self._part(phase).counts == 0) & (history.counts > 0))
+        unseen = np.flatnonzero(~self._learned_before(phase, round_ + 1) & (history.counts > 0))
         if not state or not len(unseen):
             return state
         after = {name: values.copy() for name, values in state.items()}
@@ -250,6 +253,9 @@ class Node:
         after = {name: values.copy() for name, values in local.items()}
         for name, values in changed.items():
             after[name][cohort] = values
+        if store is self._store and after:
+            after[LEARNED] = self._learned_before(request.phase, request.round)
+            after[LEARNED][cohort] = True
         store.put(request.phase, request.round, after, persist=persist)
 
     def judge(self, request: Request) -> MetricSums:
@@ -298,8 +304,13 @@ class Node:
     def _state_before(self, phase: str, round_: int) -> State:
         state = self._store.before(phase, round_)
         if state is not None:
-            return state
+            return {name: values for name, values in state.items() if name != LEARNED}
         return self._recommender.init_local(self._users, self._settings.seed)
+
+    def _learned_before(self, phase: str, round_: int) -> NDArray[np.bool_]:
+        """[U] who has taken part in a round before this one, for models with personal state."""
+        state = self._store.before(phase, round_) or {}
+        return state.get(LEARNED, np.zeros(len(self._users), dtype=bool)).astype(bool)
 
 
 def _feeds_back(settings: NodeSettings) -> bool:

@@ -94,6 +94,8 @@ def shard_rows(layout: Layout, n_items: int, settings: NodeSettings, round_: int
     if limit is None or layout.size <= limit:
         return None
     tables = [spec for spec in layout.blocks.values() if spec.is_table(n_items)]
+    if not tables:
+        return None
     per_row = sum(spec.size // n_items for spec in tables)
     rest = layout.size - per_row * n_items
     count = max(1, min(n_items, (limit - rest) // max(per_row, 1)))

@@ -10,10 +10,10 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.keys import Purpose, absorb, key, uniform, user_keys
@@ -21,6 +21,7 @@ from fedrec.learning.updates import State
 from fedrec.models.attention import (
     attention_block,
     block_parameters,
+    check_heads,
     everywhere,
     layer_norm,
     norm_parameters,
@@ -49,6 +50,11 @@ class Bert4RecConfig(SequenceConfig):
     blocks: int = Field(default=2, ge=1)
     heads: int = Field(default=1, ge=1)
     hidden_share: float = Field(default=0.3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        check_heads(self.embedding_size, self.heads)
+        return self
 
 
 class Bert4Rec(SequenceRecommender):

@@ -93,7 +93,7 @@ class Clustered(Recommender):
         self.config, self._base = config, base
         rounds = None if base.fixed_rounds is None else base.fixed_rounds + config.cluster_rounds
         # Of the class everywhere else; here the other model decides.
-        vars(self).update(fixed_rounds=rounds)
+        vars(self).update(fixed_rounds=rounds, gradient_rounds=base.gradient_rounds)
         self.chunk_like(base)
 
     # What is common ------------------------------------------------------------------------------------
@@ -155,7 +155,8 @@ class Clustered(Recommender):
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         found = Clusters.of(shared)
-        if found.steps < self.config.cluster_rounds:
+        # By what was summed, not by how often: a round in which nobody took part is lost.
+        if set(total.blocks) == set(clusters.layout(self.config.clusters, self.config.features).blocks):
             return shared | clusters.moved(found, total).state(), server
         share = found.size / max(float(found.size.sum()), 1e-9)
         steps = [

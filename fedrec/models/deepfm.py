@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from fedrec.data.interactions import FloatArray, IntArray, UserBatch
 from fedrec.learning.server_optimizer import ServerOptimizer
@@ -47,7 +47,7 @@ class DeepFmConfig(NeuralConfig):
 
     Attributes:
         embedding_size: d.
-        layers: widths of the network.
+        layers: widths of the network; none: the factorisation machine alone.
         target: "click" learns interactions against negatives, "rating" learns their values.
         rating_range: lowest and highest rating.
         negatives: n of each click.
@@ -58,7 +58,7 @@ class DeepFmConfig(NeuralConfig):
 
     kind: Literal["deepfm"] = "deepfm"
     embedding_size: int = Field(default=16, ge=1)
-    layers: tuple[int, ...] = (64, 32)
+    layers: tuple[PositiveInt, ...] = (64, 32)
     target: Literal["click", "rating"] = "click"
     rating_range: tuple[float, float] = (1.0, 5.0)
     negatives: int = Field(default=4, ge=1)
@@ -148,7 +148,8 @@ class DeepFm(NeuralRecommender):
             total: Tensor = (each * mask).sum(1) / mask.sum(1).clamp(min=1)
             return total
 
-        work = GroupWork(objective, views, max(1, int(np.diff(views.example_ptr).max(initial=1))))
+        # Whole passes: a step is the mean over all that the person has.
+        work = GroupWork(objective, views, np.diff(views.example_ptr) // c.local_epochs)
         return work, work.touched
 
     @property

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.learning.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
-from fedrec.models.profiles import matrix, profile, recency
+from fedrec.models.profiles import matrix, merged, profile, recency
 
 
 class GramConfig(RecommenderConfig):
@@ -60,7 +60,7 @@ class GramRecommender(Recommender):
     def compute_updates(  # noqa: D102
         self, shared: State, local: State, batch: UserBatch, key: RoundKey
     ) -> tuple[Updates, State]:
-        return Updates({"gram": Gram(batch.indptr, batch.item, self._profile(batch))}, len(batch)), {}
+        return Updates({"gram": Gram(*merged(batch, self._profile(batch)))}, len(batch)), {}
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return self.solve(total.blocks["gram"]), server

@@ -28,17 +28,17 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class GroupWork:
-    """Minibatches of `batch_size` groups."""
+    """Minibatches of at most `batch_size` groups, the same for all or [K] one for each user."""
 
     objective: Objective
     views: LocalViews
-    batch_size: int
+    batch_size: int | NDArray[np.int64]
 
     @property
     def steps(self) -> int:
-        """Minibatches of the user who has most groups."""
-        most = int(np.diff(self.views.example_ptr).max(initial=0))
-        return -(-most // self.batch_size)
+        """Minibatches of the user who has most."""
+        counts = np.diff(self.views.example_ptr)
+        return int((-(-counts // np.maximum(self.batch_size, 1))).max(initial=0))
 
     @property
     def examples(self) -> NDArray[np.float64]:
@@ -73,9 +73,10 @@ class GroupWork:
 
     def _groups(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """[K, B] groups of a minibatch, and which are real."""
-        first, last = self.views.example_ptr[:-1], self.views.example_ptr[1:]
-        group = first[:, None] + step * self.batch_size + np.arange(self.batch_size)
-        return group, group < last[:, None]
+        size = np.broadcast_to(np.asarray(self.batch_size), len(self.views.example_ptr) - 1)
+        first, last = self.views.example_ptr[:-1] + step * size, self.views.example_ptr[1:]
+        group = first[:, None] + np.arange(int(size.max(initial=1)))
+        return group, group < np.minimum(first + size, last)[:, None]
 
 
 def group_loss(scores: Tensor, mask: Tensor, kind: Literal["bce", "bpr"]) -> Tensor:

@@ -29,7 +29,7 @@ from fedrec.learning.keys import Purpose, key, normal, user_keys
 from fedrec.learning.threads import one_blas_thread
 from fedrec.learning.updates import Block, BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
 from fedrec.models.base import Recommender, RecommenderConfig, RoundKey, Scores
-from fedrec.models.profiles import recency
+from fedrec.models.profiles import merged, recency
 
 
 class IalsConfig(RecommenderConfig):
@@ -89,10 +89,12 @@ class Ials(Recommender):
     ) -> tuple[Updates, State]:
         weight = recency(batch, self.config.training_half_life)
         users = self._solve_users(shared, batch, weight)
+        indptr, item, strength = merged(batch, weight)
+        owner = np.repeat(np.arange(len(batch)), np.diff(indptr))
         blocks: dict[str, Block] = {
-            "item_gram": RowGram(batch.indptr, batch.item, weight, users),
-            "item_sum": Rows(batch.indptr, batch.item, users[batch.row] * weight[:, None]),
-            "item_count": Rows(batch.indptr, batch.item, np.ones(len(batch.item))),
+            "item_gram": RowGram(indptr, item, strength, users),
+            "item_sum": Rows(indptr, item, users[owner] * strength[:, None]),
+            "item_count": Rows(*merged(batch, np.ones(len(batch.item)))),
             "user_gram": Dense(users[:, :, None] * users[:, None, :], symmetric=True),
         }
         predicted = np.einsum("nd,nd->n", users[batch.row], shared["item_table"][batch.item])

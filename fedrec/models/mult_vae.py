@@ -39,7 +39,8 @@ class MultVaeConfig(NeuralConfig):
         hidden_size: h.
         embedding_size: d, of the latent vector.
         dropout: rate, of the items that go in.
-        kl_weight: β, the final weight of the Kullback-Leibler term.
+        kl_weight: β, the final weight of the Kullback-Leibler term beside the log-likelihood over √n, for a history
+            of n items; it is β √n beside the log-likelihood itself.
         anneal_rounds: rounds over which the weight rises from 0.
         init_scale: standard deviation of the initial entries of both item tables.
         max_history: the latest items that are read and learned from.
@@ -116,7 +117,7 @@ class MultVae(NeuralRecommender):
 
 @dataclass(frozen=True)
 class _Reconstruct:
-    """One step per pass: the evidence lower bound of the history, per item of it."""
+    """One step per pass: how unlikely the history is, over the root of its length, and β times the divergence."""
 
     model: MultVae
     own: Windows

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.device_optimizer import DeviceOptimizer
@@ -49,7 +49,7 @@ class NcfConfig(NeuralConfig):
 
     kind: Literal["gmf", "mlp", "neumf"]
     embedding_size: int = Field(default=32, ge=1)
-    layers: tuple[int, ...] = (32, 16)
+    layers: tuple[PositiveInt, ...] = (32, 16)
     negatives: int = Field(default=4, ge=1)
     batch_size: int = Field(default=64, ge=1)
     reg: float = Field(default=0.01, ge=0)
@@ -62,12 +62,13 @@ class NcfConfig(NeuralConfig):
 class Ncf(NeuralRecommender):
     """A network over a private user vector and an item's row."""
 
-    kind: ClassVar[str] = "ncf"
     sorts_by_length: ClassVar[bool] = True
 
     def __init__(self, config: NcfConfig) -> None:
         super().__init__(config)
         self.config = config
+        # Three models in one class: the configuration says which.
+        vars(self).update(kind=config.kind)
         self._forms = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}[config.kind]
 
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102

@@ -48,7 +48,8 @@ class NeuralConfig(RecommenderConfig):
         weight_decay: on the server, of every shared parameter, in units of its learning rate (Loshchilov and Hutter
             2019, ICLR).
         batch_users: users of a minibatch of the centralised twin.
-        fold_in_epochs: passes over the history for the personal parameters of a user who took no part.
+        fold_in_epochs: rounds, of `local_epochs` passes over the history, for the personal parameters of a user who
+            took no part.
         personal: what stays on the device beside what does so anyway; None: nothing.
         scaffold: control variates against the drift of local steps; None: none.
     """
@@ -138,7 +139,10 @@ class NeuralRecommender(Recommender):
             rows = np.arange(n_items if p.where == "table" else 1)
             values = p.values(user_keys(stream, rows))
             out[name] = values if p.where == "table" else values[0]
-        return out if features is None else out | {FEATURES: features.astype(np.float32)}
+        # Whoever does not read them should not have them sent in every round.
+        if features is None or not getattr(self._neural, "features", False):
+            return out
+        return out | {FEATURES: features.astype(np.float32)}
 
     def init_server(self, shared: State) -> State:  # noqa: D102
         return self._neural.server.init(self._learned(shared))
@@ -178,7 +182,7 @@ class NeuralRecommender(Recommender):
         return self.learn_local(shared, local, batch, self.device) if local else {}
 
     def learn_local(self, shared: State, local: State, batch: UserBatch, rule: DeviceOptimizer) -> State:
-        """Personal parameters after `fold_in_epochs` passes over the history, in which nothing shared moves."""
+        """Personal parameters after `fold_in_epochs` rounds over the history, in which nothing shared moves."""
         from fedrec.learning.batched import train_batched
         from fedrec.learning.device_optimizer import Stepper
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fedrec.data.interactions import UserBatch
+from fedrec.data.interactions import IntArray, UserBatch
+from fedrec.models.selection import distinct
 
 
 def recency(batch: UserBatch, half_life: float | None) -> NDArray[np.float64]:
@@ -26,6 +27,19 @@ def profile(batch: UserBatch, half_life: float | None, activity_exponent: float)
     """[N] recency weight times n_u^(-activity_exponent)."""
     counts = np.repeat(batch.counts, batch.counts).astype(np.float64)
     return np.asarray(recency(batch, half_life) * counts**-activity_exponent)
+
+
+def merged(batch: UserBatch, weights: NDArray[np.float64]) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
+    """`indptr` [U+1], item and weight of each user's items, each once: entries of one item add up.
+
+    The norm of a sum is not that of its entries, so whatever is bounded by its norm needs this form.
+    """
+    if distinct(batch) is batch:
+        return batch.indptr, batch.item, weights
+    width = int(batch.item.max()) + 1
+    pair, where = np.unique(batch.row * width + batch.item, return_inverse=True)
+    indptr = np.searchsorted(pair, np.arange(len(batch) + 1) * width)
+    return indptr.astype(np.int64), pair % width, np.bincount(where, weights).astype(np.float64)
 
 
 def matrix(batch: UserBatch, weights: NDArray[np.float64], n_items: int) -> csr_array:

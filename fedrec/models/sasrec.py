@@ -10,10 +10,11 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedrec.models.attention import check_heads
 from fedrec.models.neural import Parameter
 from fedrec.models.sequence import SequenceConfig, SequenceRecommender
 
@@ -34,6 +35,11 @@ class SasRecConfig(SequenceConfig):
     kind: Literal["sasrec"] = "sasrec"
     blocks: int = Field(default=2, ge=1)
     heads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        check_heads(self.embedding_size, self.heads)
+        return self
 
 
 class SasRec(SequenceRecommender):

@@ -2,14 +2,15 @@
 
 Karimireddy et al. 2020, "SCAFFOLD: stochastic controlled averaging for federated learning" (ICML), option II. A user
 steps along g + c - c_u; after k steps with rate η, which moved the model by Δ, its control variate becomes
-c_u - c - Δ / (k η), and the server's moves by the mean of these changes times the share of users who took part.
+c_u - c - Δ / (k η), and the server's moves by the sum of these changes over N, all users: it is the mean of theirs.
 
 Both c and c_u are as long as the model. c is part of the shared state and is broadcast with it, the change of c_u
 goes up beside Δ: a round costs twice the bytes, and a device keeps a model of its own, which is refused above a
 limit. Bounding and noise cover both halves as one vector; what was cut off an update does stay in c_u, so that under
-a tight bound c is no longer the mean of the c_u, and only slowly becomes it again.
+a tight bound c is no longer the mean of the c_u, and only slowly becomes it again. Parts that are never sent (low
+rank, some rows) would be lost to c for good: such runs are refused.
 
-Letters: K users.
+Letters: K users, N all users.
 """
 
 from __future__ import annotations
@@ -132,8 +133,7 @@ class Scaffolded(NeuralRecommender):
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         after, server = self._base.apply(shared, server, total)
         for name in self._learned_names:
-            mean = total.blocks[COMMON + name] / total.users
-            moved = shared[COMMON + name] + self._settings.participation * mean
+            moved = shared[COMMON + name] + total.blocks[COMMON + name] / self._settings.users
             after[COMMON + name] = moved.astype(np.float32)
         return after, server
 

@@ -135,6 +135,8 @@ class SequenceRecommender(NeuralRecommender):
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__(config)
         self._sequence = config
+        #: Entries that masks of dropout have for each position.
+        self.mask_width = config.embedding_size
 
     @property
     def settings(self) -> SequenceConfig:
@@ -209,13 +211,13 @@ class SequenceRecommender(NeuralRecommender):
         ).squeeze(1)
 
     def draw_masks(self, batch: UserBatch, key_: RoundKey, epoch: int, length: int) -> Scores | None:
-        """[M, K, L, d] of dropout for one pass; None: no dropout."""
+        """[M, K, L, mask_width] of dropout for one pass; None: no dropout."""
         c = self._sequence
         if not c.dropout:
             return None
         keys = user_keys(key(key_.seed, Purpose.DROPOUT, key_.round), batch.user)
         keys = bits(keys, epoch + 1)[:, epoch]
-        return dropout_masks(keys, self.dropout_masks, length, c.embedding_size, c.dropout)
+        return dropout_masks(keys, self.dropout_masks, length, self.mask_width, c.dropout)
 
     def windows(
         self, batch: UserBatch, length: int, starts: IntArray | None = None, least: int = 1

@@ -45,15 +45,31 @@ from fedrec.ranking.popular import Popular, Selected
 from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
 
+#: Every item's score is a network of its own, or there is no single model.
+NOT_SERVED = ("mlp", "neumf", "deepfm", "clustered")
+
+
+def check_serves(config: ModelConfig) -> None:
+    """Whether a recommender can serve on a device, before it is trained.
+
+    Raises:
+        ConfigError: it cannot yet.
+    """
+    if isinstance(config, NeuralConfig) and config.personal is not None:
+        raise ConfigError("a model with a personal part cannot serve on a device yet: train it without one")
+    if config.kind in NOT_SERVED:
+        raise ConfigError(
+            f"a model of kind {config.kind!r} cannot serve on a device: train one of another kind"
+        )
+
 
 def serving_model(config: ModelConfig, shared: State) -> ServingModel:
     """The serving model of a recommender's shared state.
 
     Raises:
-        ConfigError: a recommender that cannot serve on a device yet.
+        ConfigError: see `check_serves`.
     """
-    if isinstance(config, NeuralConfig) and config.personal is not None:
-        raise ConfigError("a model with a personal part cannot serve on a device yet: train it without one")
+    check_serves(config)
     shared = {name: values for name, values in shared.items() if not name.startswith(COMMON)}
     match config:
         case PopularityConfig():
@@ -82,7 +98,7 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
         case DpItemGraphConfig():
             return _private(config, _graph(shared), shared)
         case NcfConfig(kind="gmf"):
-            pull = 1.0 / (config.device.learning_rate * config.fold_in_epochs)
+            pull = 1.0 / (config.device.rate(shared=False) * config.fold_in_epochs * config.local_epochs)
             newton = Newton("bce", config.negatives, config.reg, pull)
             # w · (p ∘ q) is p · (w ∘ q).
             weighted = FloatTable(shared["gmf/item"] * shared["gmf/weight"])
@@ -114,7 +130,7 @@ def serving_model(config: ModelConfig, shared: State) -> ServingModel:
         case ContentConfig():
             asked = {"half_life": config.scoring_half_life, "max_length": 1 << 30}
             return Network("content", asked, {"map": shared["map"]}, FloatTable(shared[FEATURES]))
-    raise ConfigError(f"a model of kind {config.kind!r} cannot serve on a device: train one of another kind")
+    raise AssertionError(f"{config.kind} is neither served nor refused")
 
 
 def _sequence(encoder: str, max_length: int, settings: dict[str, int], shared: State) -> Network:

@@ -11,11 +11,11 @@ Letters: K users, L positions, S rows, F width of the public vectors, d embeddin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.updates import State
@@ -23,6 +23,7 @@ from fedrec.models.attention import (
     attention_block,
     block_parameters,
     causal,
+    check_heads,
     layer_norm,
     norm_parameters,
 )
@@ -57,6 +58,11 @@ class TextSequenceConfig(SequenceConfig):
     head: Literal["attention", "lstm"] = "attention"
     heads: int = Field(default=1, ge=1)
     loss: Literal["full", "sampled"] = "sampled"
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        check_heads(self.embedding_size, self.heads)
+        return self
 
 
 class TextSequence(SequenceRecommender):

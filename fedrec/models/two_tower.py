@@ -52,6 +52,7 @@ class TwoTower(SequenceRecommender):
         super().__init__(config)
         self.config = config
         self.dropout_masks = 2
+        self.mask_width = max(config.embedding_size, config.hidden_size)
 
     def encoder_parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self.config
@@ -73,7 +74,7 @@ class TwoTower(SequenceRecommender):
         import torch
 
         if masks is not None:
-            x = x * masks[0]
+            x = x * masks[0][..., : x.shape[-1]]
         length = x.shape[1]
         # Row t weighs event j by what it is and by how many events ago it was.
         back = (torch.arange(length).unsqueeze(1) - torch.arange(length)).clamp(min=0)
@@ -81,8 +82,8 @@ class TwoTower(SequenceRecommender):
         weight = weight.masked_fill(~causal(real), -torch.inf).softmax(-1)
         pooled = layer_norm(params, "pooled", torch.bmm(weight, x))
         hidden = torch.relu(linear(params, "hidden", pooled))
-        if masks is not None and hidden.shape == masks[1].shape:
-            hidden = hidden * masks[1]
+        if masks is not None:
+            hidden = hidden * masks[1][..., : hidden.shape[-1]]
         return pooled + linear(params, "out", hidden)
 
     def work(  # noqa: D102

@@ -20,6 +20,7 @@ import numpy as np
 from fedrec.errors import ConfigError, RegistryError
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.models.registry import build
+from fedrec.models.serving import check_serves
 from fedrec.privacy.statement import StatementFacts, statement, write_statement
 from fedrec.ranking.serving import ServingModel
 from fedrec.secagg.roster import Member
@@ -73,13 +74,20 @@ class Campaign:
         """Let devices enrol.
 
         Raises:
-            ConfigError: the configuration has no secure aggregation.
+            ConfigError: the configuration has no secure aggregation, or a model that devices could not be given.
             RegistryError: there is no champion whose items the devices have.
         """
         if config.privacy.aggregator != "secagg":
             raise ConfigError(
                 f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because nobody "
                 "should see a device's own update"
+            )
+        check_serves(config.model)
+        read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]
+        if read:
+            raise ConfigError(
+                f"model.{read[0]} is {getattr(config.model, read[0])}: devices have no such vectors; set it to 0, or "
+                "take a model without them"
             )
         if not registry.aliases.champion:
             raise RegistryError(

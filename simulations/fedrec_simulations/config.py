@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, PrivacyRefused
 from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.compression import Compression
+from fedrec.learning.device_module import device_model_of
 from fedrec.learning.settings import NodeSettings, RoundSettings
+from fedrec.models.deepfm import DeepFmConfig
 from fedrec.models.registry import KINDS, ModelConfig, build
 from fedrec.privacy.settings import PrivacySettings
 from fedrec_simulations.features import FeatureSettings
@@ -242,12 +244,35 @@ class Config(Section):
                 "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong "
                 "together: set both, or neither"
             )
+        if isinstance(self.privacy, PrivacySection) and self.privacy.unit == "interaction":
+            try:
+                device_model_of(build(self.model))
+            except PrivacyRefused as error:
+                raise ValueError(str(error)) from error
+        self._ranker_fits()
         self._evaluation_fits()
+        self._scaffold_fits()
         if self.federation.compression is not None:
             self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
         return self
+
+    def _ranker_fits(self) -> None:
+        """Raises ValueError where the data cannot hold what a ranker learns."""
+        model, given = self.model, self.split.method == "folder"
+        if not isinstance(model, DeepFmConfig):
+            return
+        if model.target == "rating" and not self.data.ratings and not given:
+            raise ValueError(
+                "model.target is 'rating' and data.ratings is false: every interaction would count 1; "
+                "set data.ratings to true"
+            )
+        if model.context and self.data.name == "file" and not self.data.timestamp_column and not given:
+            raise ValueError(
+                "model.context reads hour and day and the file has no times: set data.timestamp_column, or "
+                "model.context to false"
+            )
 
     def _evaluation_fits(self) -> None:
         """Raises ValueError where something cannot be measured."""
@@ -259,6 +284,24 @@ class Config(Section):
             )
         if chosen.startswith("answers/") and not judged:
             raise ValueError(f"federation.select_metric is {chosen!r}: set evaluation.probabilities = true")
+
+    def _scaffold_fits(self) -> None:
+        """Raises ValueError where control variates would not get all that is sent of them."""
+        scaffold = getattr(self.model, "scaffold", None)
+        if scaffold is None:
+            return
+        made_smaller, limit = self.federation.compression, self.node_settings().shard_parameters
+        size = build(self.model).layout(scaffold.items).size
+        if limit is not None and size > limit:
+            raise ValueError(
+                f"model.scaffold sends {size:,} values and {limit:,} are sent in a round: what is left out would be "
+                "lost to the control variates; take a smaller model, or raise federation.shard_parameters"
+            )
+        if made_smaller is not None and (made_smaller.rank or made_smaller.rows):
+            raise ValueError(
+                "federation.compression.rank and rows leave parts out, which would be lost to the control variates "
+                "of model.scaffold: drop one of them"
+            )
 
     def _compression_fits(self, compression: Compression) -> None:
         """Raises ValueError where an update cannot be made smaller in that way."""
@@ -272,6 +315,8 @@ class Config(Section):
             ),
             "federation.compression under a privacy target goes with rank alone: noise is added to what is sent; "
             "drop rows, feedback and bits": exact and isinstance(self.privacy, PrivacySection),
+            "federation.compression is set and model 'clustered' has tables of every cluster, which are not made "
+            "smaller: drop it": self.model.kind == "clustered",
             "federation.compression.rows and federation.shard_parameters both leave rows out: drop one of them": (
                 compression.rows is not None and self.federation.shard_parameters is not None
             ),

@@ -6,11 +6,11 @@ Made of the catalogue alone, so no privacy is spent. Out of scope: encoders and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedrec.data.interactions import Catalog
 from fedrec.errors import DataError
@@ -39,6 +39,14 @@ class FeatureSettings(BaseModel):
     fields: tuple[Literal["title", "categories", "text"], ...] = ("title", "categories", "text")
     dimensions: int | None = Field(default=None, ge=1)
     cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.weights and len(self.weights) != len(self.parts):
+            raise ValueError(
+                f"weights are {len(self.weights)} and parts {len(self.parts)}: give one weight for each part, or none"
+            )
+        return self
 
 
 def item_features(settings: FeatureSettings, catalog: Catalog) -> NDArray[np.float32]:

@@ -16,9 +16,13 @@ from fedrec.data.rows import Reader, RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.errors import ConfigError
+from fedrec.models.deepfm import DeepFmConfig
 from fedrec_simulations.config import Config, DataSection
 from fedrec_simulations.features import item_features
 from fedrec_simulations.population import synthetic_population
+
+#: Time stamps below this (in 1973) are positions in a file.
+FIRST_TIME = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,24 @@ def _catalog_of(data: DataSection, split: Split) -> Catalog:
     return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)
 
 
+def _check_ranker(config: Config, split: Split) -> None:
+    """Raises ConfigError where values or times are not what a ranker was told of them."""
+    model = config.model
+    if not isinstance(model, DeepFmConfig):
+        return
+    value, (low, high) = split.train.value, model.rating_range
+    if model.target == "rating" and not (low <= value.min() and value.max() <= high):
+        raise ConfigError(
+            f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
+            "set it to the scale of the data, or drop others by data.rating_range"
+        )
+    if model.context and split.train.timestamp.max() < FIRST_TIME:
+        raise ConfigError(
+            f"model.context reads hour and day and the data of {config.data.name!r} have an order alone, no times: "
+            "set model.context to false"
+        )
+
+
 def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningReport | None) -> Prepared:
     description = {
         "name": config.data.name,
@@ -129,6 +151,7 @@ def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningRe
         "cleaning": report.as_dict() if report else None,
         "split": splits.describe(split),
     }
+    _check_ranker(config, split)
     catalog = catalog.align(split.train.item_ids)
     if config.data.features is not None:
         catalog = replace(catalog, features=item_features(config.data.features, catalog))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedrec.data.interactions import Catalog
 from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
-from fedrec.errors import RunError
+from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
@@ -76,10 +76,16 @@ class RunFolder:
 
         Raises:
             RunError: the folder already holds a run.
+            ConfigError: the configuration is for other data.
         """
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
         split = prepared.split
+        scaffold = getattr(config.model, "scaffold", None)
+        if scaffold is not None and scaffold.users != split.train.n_users:
+            raise ConfigError(
+                f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set it to that"
+            )
         # Before anything is written: a plan may be refused.
         privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
         path.mkdir(parents=True, exist_ok=True)

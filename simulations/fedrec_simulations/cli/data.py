@@ -18,12 +18,10 @@ from fedrec.errors import DataError
 from fedrec_simulations.cli.answer import Answer, table
 from fedrec_simulations.cli.options import JsonFlag
 from fedrec_simulations.config import Config, parse_config
-from fedrec_simulations.prepare import load, prepare
+from fedrec_simulations.prepare import FIRST_TIME, load, prepare
 
 app = typer.Typer(help="Describe a data set, or clean and split it.")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-#: Time stamps below this (in 1973) are positions in a file.
-FIRST_TIME = 100_000_000
 
 Source = Annotated[
     str,
