@@ -3,14 +3,14 @@ aggregation.
 
     python -m benchmarks.families [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m,msweb] [--models ...]
         [--modes central,federated,private,secagg] [--results FOLDER]
-    python -m benchmarks.families --page
 
 Each row is `simulations/experiments/<set>-<model>.toml`. Rounds and passes are chosen on the validation item; the
 final fit learns from it too, and the test item is looked at once. `secagg` repeats the federated run's number of
 rounds with every step of the protocol over four nodes; `private` takes the settings of `private.toml` beside the
-experiments. Every row is kept in `benchmarks/results/<set>-<model>.json` as it comes, and a row that is there is not
-run again: delete the file to measure anew. `--page` writes the tables of `docs/reference/families.md` from these
-files. `--data` is a folder with the original files of the sets that may not be bundled.
+experiments, and those of `sweep-<set>.toml` where that set was tuned. Every row is kept in
+`benchmarks/results/<set>-<model>.json` as it comes, and a row that is there is not run again: delete the file to
+measure anew. `benchmarks.family_pages` writes the pages from these files. `--data` is a folder with the original
+files of the sets that may not be bundled.
 """
 
 from __future__ import annotations
@@ -25,34 +25,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.family_pages import METRICS, MODELS, MODES, RESULTS, Row, line, read, table
 from benchmarks.quality import EXPERIMENTS, paths
 from fedrec.errors import FedrecError
 from fedrec_simulations.config import Config, load_config
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.prepare import Prepared, prepare
 from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.sweep.spec import load_sweep
 from fedrec_simulations.twin import fit_twin
 
-MODELS = (
-    "popularity", "item-knn", "ease", "ials", "mf", "item-graph", "gmf", "mlp", "neumf", "two-tower", "mult-vae",
-    "deepfm", "gru4rec", "sasrec", "bert4rec", "content", "text-sequence",
-)  # fmt: skip
-MODES = ("central", "federated", "private", "secagg")
-METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10", "sampled/ndcg@10")
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
-MARK = "<!-- below: python -m benchmarks.families --page -->\n"
-SETS = {
-    "ml-100k": "ML-100K (943 people, 1,682 films; the given split)",
-    "ml-1m": "ML-1M (6,040 people, 3,416 films; order only)",
-    "movietweetings": "MovieTweetings (4,333 people, 2,414 films; real times)",
-    "msweb": "MSWeb (16,493 visitors, 251 areas of a web site; no order: a random area is held out)",
-}
 NODES = 4
+EPSILON = 8.0
+#: Methods of a set's sweep whose settings hold for a model's private row.
+SWEPT = {"popularity": "DP popularity", "ease": "DP EASE", "ials": "DP iALS", "item_graph": "DP EASE"}
 PLAIN = {"unit": "none", "aggregator": "plain", "insecure": True}
 #: Secure aggregation needs a bound of every update's norm: one that no update of a closed form reaches here.
 LONGEST = dict.fromkeys(("ease", "item_knn", "ials", "item_graph"), 2.5e3) | {"content": 1e4}
-Row = dict[str, Any]
 
 
 def central(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
@@ -84,13 +73,35 @@ def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
     return run(hidden, replace(prepared, split=split), NODES)
 
 
-def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
-    """User-level (8, N^-1.1): sums are noised where they are made."""
-    settings = tomllib.loads((EXPERIMENTS / "private.toml").read_text())
-    own = settings.get(config.model.kind)
+def private_settings(kind: str, name: str) -> dict[str, dict[str, Any]]:
+    """What differs from a model's experiment under (8, N^-1.1): as tuned for this set, or else for all.
+
+    Raises:
+        FedrecError: there are none.
+    """
+    own = tomllib.loads((EXPERIMENTS / "private.toml").read_text()).get(kind)
     if own is None:
         raise FedrecError("no settings for a private run of this model")
-    plan = {"unit": "user", "trust": "central", "epsilon": 8.0, "metrics": "exact", "force": True}
+    sweep = EXPERIMENTS / f"sweep-{name}.toml"
+    if kind not in SWEPT or not sweep.exists():
+        return own
+    (method,) = (method for method in load_sweep(sweep).method if method.name == SWEPT[kind])
+    at = method.overrides_at(EPSILON)
+    tuned = {
+        section: getattr(method, section) | at.get(section, {})
+        for section in ("model", "federation", "privacy")
+    }
+    if kind == "item_graph":
+        # Its edges are those of the private EASE; what makes them a graph is its own.
+        shared = own["model"].keys() & tuned["model"].keys() - {"kind"}
+        tuned["model"] = own["model"] | {key: tuned["model"][key] for key in shared}
+    return tuned
+
+
+def private(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
+    """User-level (EPSILON, N^-1.1): sums are noised where they are made."""
+    own = private_settings(config.model.kind, config.data.name)
+    plan = {"unit": "user", "trust": "central", "epsilon": EPSILON, "metrics": "exact", "force": True}
     rules = {"clip_norm": None, "sampling": "poisson", "checkpoint_every": 10**6} | own.get("federation", {})
     noised = changed(
         config,
@@ -133,44 +144,6 @@ def run(config: Config, prepared: Prepared, nodes: int) -> Row:
         }
 
 
-def cell(row: Row, metric: str) -> str:
-    """Value and half its 95 % interval."""
-    found = row["metrics"][metric]
-    return f"{found['value']:.3f} ±{(found['high'] - found['low']) / 2:.3f}"
-
-
-def line(model: str, mode: str, row: Row, twin: Row) -> str:
-    """One line of a table."""
-    share = row["metrics"]["full/ndcg@10"]["value"] / twin["metrics"]["full/ndcg@10"]["value"]
-    sizes = [f"{row[key] / 1e3:,.0f}" if key in row else "" for key in ("bytes_up", "model_bytes")]
-    spent = [f"{100 * share:.0f} %", str(row["rounds"]), f"{row['seconds']:.0f}"]
-    return f"| {' | '.join([model, mode, *(cell(row, metric) for metric in METRICS), *spent, *sizes])} |"
-
-
-def table(name: str, folder: Path = RESULTS) -> str:
-    """One data set in Markdown, a line per recommender and way of training; empty when nothing is known."""
-    lines = []
-    for model in MODELS:
-        rows = read(folder, name, model)
-        lines += [
-            line(model, mode, rows[mode], rows["central"]) for mode in MODES if {mode, "central"} <= set(rows)
-        ]
-    if not lines:
-        return ""
-    head = (
-        f"## {SETS[name]}\n",
-        "| recommender | trained | NDCG@10 | Recall@20 | sampled HR@10 | sampled NDCG@10 | of twin | rounds | CPU s "
-        "| kB up | model kB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    )
-    return "\n".join((*head, *lines, ""))
-
-
-def page(text: str, folder: Path = RESULTS) -> str:
-    """The page with its tables written again."""
-    return text[: text.index(MARK)] + "\n".join([MARK, *(table(name, folder) for name in SETS)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Every recommender in every way of training")
     parser.add_argument("--data", type=Path, default=None)
@@ -179,11 +152,7 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--set", action="append", default=[], help="override, such as federation.rounds=5")
-    parser.add_argument("--page", action="store_true", help="only write the tables of the documentation")
     options = parser.parse_args()
-    if options.page:
-        PAGE.write_text(page(PAGE.read_text(), options.results))
-        return
     for name in options.sets.split(","):
         for model in options.models.split(","):
             path = EXPERIMENTS / f"{name}-{model}.toml"
@@ -193,12 +162,6 @@ def main() -> None:
             config = load_config(path.resolve(), [*overrides, *options.set])
             fill(config, name, model, options.modes.split(","), options.results)
         print(table(name, options.results), flush=True)
-
-
-def read(folder: Path, name: str, model: str) -> dict[str, Row]:
-    """The rows known of one experiment, by way of training."""
-    path = folder / f"{name}-{model}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def fill(config: Config, name: str, model: str, modes: list[str], folder: Path) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 import click
 import pytest
 
+from fedrec_simulations.model_keys import page
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FENCED = re.compile(
@@ -141,5 +143,9 @@ def test_every_pitfall_names_a_test_that_exists() -> None:
 
 
 def test_the_table_of_recommenders_says_what_was_recorded() -> None:
-    code = "from benchmarks.families import PAGE, page; assert page(PAGE.read_text()) == PAGE.read_text()"
+    code = "from benchmarks.family_pages import pages; assert all(p.read_text() == t for p, t in pages().items())"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_page_of_keys_is_that_of_the_configurations() -> None:
+    assert (ROOT / "docs" / "reference" / "model-keys.md").read_text() == page()
