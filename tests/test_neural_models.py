@@ -306,3 +306,15 @@ def test_weight_decay_shrinks_what_no_gradient_holds() -> None:
 
     after, _ = recommender.apply(shared, {}, UpdateSum(recommender.layout(5).zeros(), users=1))
     np.testing.assert_allclose(after["item_table"], shared["item_table"] * 0.95, rtol=1e-6)
+
+
+def test_newcomers_are_folded_in_as_if_each_were_alone(split: Split) -> None:
+    """A population of them goes through in pieces; who else is in a piece, and in which order, changes nothing."""
+    recommender = model("gmf", embedding_size=4, device={"learning_rate": 0.1})
+    shared = recommender.init_shared(split.train.n_items, 0)
+    everybody = split.train.batch(np.arange(split.train.n_users))
+    together = recommender.fold_in(shared, everybody)["gmf/user"]
+    assert recommender.chunk_users < len(everybody)
+    for user in (0, 17, 93):
+        alone = recommender.fold_in(shared, everybody.take(np.array([user])))["gmf/user"]
+        np.testing.assert_allclose(together[user], alone[0], atol=1e-6)

@@ -187,11 +187,19 @@ class NeuralRecommender(Recommender):
         from fedrec.learning.device_optimizer import Stepper
 
         tables, dense = self.split(shared)
-        stepper = Stepper(rule, frozenset((*tables, *dense)))
-        for epoch in range(1, self._neural.fold_in_epochs + 1):
-            work, touched = self.work(batch, RoundKey(0, epoch), self.n_items(shared), shared)
-            _, local = train_batched(work, stepper, tables, dense, local, touched, learns="local")
-        return local
+        after = {name: values.copy() for name, values in local.items()}
+        # As in training: few people at once, and those with histories of like length together.
+        order = np.argsort(batch.counts, kind="stable")
+        for piece, chunk in batch.take(order).chunks(self.chunk_entries, self.chunk_users):
+            where = order[piece]
+            own = {name: values[where] for name, values in local.items()}
+            stepper = Stepper(rule, frozenset((*tables, *dense)))
+            for epoch in range(1, self._neural.fold_in_epochs + 1):
+                work, touched = self.work(chunk, RoundKey(0, epoch), self.n_items(shared), shared)
+                _, own = train_batched(work, stepper, tables, dense, own, touched, learns="local")
+            for name, values in own.items():
+                after[name][where] = values
+        return after
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         import torch
