@@ -85,7 +85,7 @@ def test_features_and_personal_parts_find_their_way(
 def test_killed_node_costs_its_update_and_killed_coordinator_goes_on(
     federation: Federation, tmp_path: Path
 ) -> None:
-    rounds = RoundSettings(rounds=3, deadline_seconds=10, min_nodes=2)
+    rounds = RoundSettings(rounds=3, deadline_seconds=20, min_nodes=2)
     run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds)
     killer = NodeKiller(federation, 1)
 
