@@ -100,6 +100,14 @@ def test_a_killed_coordinator_is_noticed_and_its_folder_is_free_again(
     assert listen(tmp_path, launch=launch) == (True, [1, 2, 3])
 
 
+def test_a_coordinator_that_died_before_the_first_look_is_noticed(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    with launch.held(0.0):
+        launch.report({"round": 1})
+    with pytest.raises(FederationError, match="died before the run was finished"):
+        listen(tmp_path, grace_seconds=0.0)
+
+
 def test_a_coordinator_that_never_came_is_told_with_its_starters_words(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="no such app"):
         follow(Launch(tmp_path), lambda: "no such app", on_event=print, stop=lambda: False, grace_seconds=0.0)

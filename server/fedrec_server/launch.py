@@ -154,6 +154,7 @@ def follow(
         # In this order: what was reported before the end is not lost.
         ending = launch.ending()
         for event in launch.new_events():
+            lived = True  # though it may die before the next look
             on_event(event)
         if ending is not None:
             return _finished(ending)
