@@ -28,7 +28,7 @@ SETS = {
     "movietweetings": "MovieTweetings (4,333 people, 2,414 films; real times)",
     "msweb": "MSWeb (16,493 visitors, 251 areas of a web site; no order: a random area is held out)",
 }
-SHORT = {"ml-100k": "ML-100K", "ml-1m": "ML-1M", "movietweetings": "MovieTweetings", "msweb": "MSWeb"}
+SHORT = {name: title.partition(" (")[0] for name, title in SETS.items()}
 Row = dict[str, Any]
 #: What others reach on the same splits: NDCG@10 and Recall@20 of the full ranking, sampled HR@10 and NDCG@10.
 PEERS: dict[str, dict[str, tuple[str, tuple[float | None, float | None, float, float]]]] = {

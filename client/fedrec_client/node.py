@@ -187,7 +187,7 @@ class Node:
             compressor=compressor,
         )
         persist = bool(request.meta.get("persist", True))
-        self._keep(self._store, request, local, changed, cohort, persist=persist)
+        self._keep_personal(request, local, changed, cohort, persist=persist)
         if compressor is not None and compressor.carried:
             waiting = self._unsent_before(request)
             self._keep(self._unsent, request, waiting, compressor.carried, cohort, persist=persist)
@@ -237,8 +237,17 @@ class Node:
         local = self._state_before(request.phase, request.round)
         reply, changed, cohort = private.train(request, local, batch)
         # Personal state first: a node killed here has released nothing and does the round again.
-        self._keep(self._store, request, local, changed, cohort, persist=True)
+        self._keep_personal(request, local, changed, cohort, persist=True)
         return private.release(request, reply)
+
+    def _keep_personal(
+        self, request: Request, local: State, changed: State, cohort: IntArray, *, persist: bool
+    ) -> None:
+        """Personal state after a round, and for whom it is more than a beginning."""
+        if local:
+            local = local | {LEARNED: self._learned_before(request.phase, request.round)}
+            changed = changed | {LEARNED: np.ones(len(cohort), dtype=bool)}
+        self._keep(self._store, request, local, changed, cohort, persist=persist)
 
     def _keep(
         self,
@@ -253,9 +262,6 @@ class Node:
         after = {name: values.copy() for name, values in local.items()}
         for name, values in changed.items():
             after[name][cohort] = values
-        if store is self._store and after:
-            after[LEARNED] = self._learned_before(request.phase, request.round)
-            after[LEARNED][cohort] = True
         store.put(request.phase, request.round, after, persist=persist)
 
     def judge(self, request: Request) -> MetricSums:

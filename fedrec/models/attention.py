@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from fedrec.learning.batched import Params
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Raises ValueError unless heads attend to equal parts of the width."""
-    if width % heads:
-        raise ValueError(f"embedding_size {width} and heads {heads}: expected a multiple of the heads")
-
-
 def norm_parameters(name: str, width: int) -> dict[str, Parameter]:
     """Scale and shift of a layer normalisation."""
     return {f"{name}/scale": Parameter((width,), fill=1.0), f"{name}/shift": Parameter((width,))}

@@ -10,10 +10,10 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.keys import Purpose, absorb, key, uniform, user_keys
@@ -21,14 +21,13 @@ from fedrec.learning.updates import State
 from fedrec.models.attention import (
     attention_block,
     block_parameters,
-    check_heads,
     everywhere,
     layer_norm,
     norm_parameters,
 )
 from fedrec.models.base import RoundKey
 from fedrec.models.neural import Parameter
-from fedrec.models.sequence import Lesson, SequenceConfig, SequenceRecommender, Windows
+from fedrec.models.sequence import AttentionConfig, Lesson, SequenceRecommender, Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,25 +35,18 @@ if TYPE_CHECKING:
     from fedrec.learning.batched import Params
 
 
-class Bert4RecConfig(SequenceConfig):
-    """Configuration of BERT4Rec; see `SequenceConfig`.
+class Bert4RecConfig(AttentionConfig):
+    """Configuration of BERT4Rec; see `AttentionConfig`.
 
     Attributes:
         blocks: of attention and feed-forward layer.
-        heads: H, parts of d that attend on their own.
         hidden_share: probability that an event is hidden and asked for; the latest is always one of them in half of
             the rounds, since that is what recommending asks for.
     """
 
     kind: Literal["bert4rec"] = "bert4rec"
     blocks: int = Field(default=2, ge=1)
-    heads: int = Field(default=1, ge=1)
     hidden_share: float = Field(default=0.3, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _parts(self) -> Self:
-        check_heads(self.embedding_size, self.heads)
-        return self
 
 
 class Bert4Rec(SequenceRecommender):

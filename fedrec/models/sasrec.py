@@ -10,13 +10,12 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fedrec.models.attention import check_heads
 from fedrec.models.neural import Parameter
-from fedrec.models.sequence import SequenceConfig, SequenceRecommender
+from fedrec.models.sequence import AttentionConfig, SequenceRecommender
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,22 +23,15 @@ if TYPE_CHECKING:
     from fedrec.learning.batched import Params
 
 
-class SasRecConfig(SequenceConfig):
-    """Configuration of SASRec; see `SequenceConfig`.
+class SasRecConfig(AttentionConfig):
+    """Configuration of SASRec; see `AttentionConfig`.
 
     Attributes:
         blocks: of attention and feed-forward layer.
-        heads: H, parts of d that attend on their own.
     """
 
     kind: Literal["sasrec"] = "sasrec"
     blocks: int = Field(default=2, ge=1)
-    heads: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _parts(self) -> Self:
-        check_heads(self.embedding_size, self.heads)
-        return self
 
 
 class SasRec(SequenceRecommender):

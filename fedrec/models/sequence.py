@@ -17,10 +17,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from math import log
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrec.data.interactions import IntArray, UserBatch
 from fedrec.errors import ConfigError
@@ -62,6 +62,24 @@ class SequenceConfig(NeuralConfig):
     loss: Literal["full", "sampled"] = "full"
     negatives: int = Field(default=256, ge=1)
     reviews: int = Field(default=0, ge=0)
+
+
+class AttentionConfig(SequenceConfig):
+    """What every model of the next item that attends is configured by.
+
+    Attributes:
+        heads: H, parts of d that attend on their own.
+    """
+
+    heads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        if self.embedding_size % self.heads:
+            raise ValueError(
+                f"embedding_size {self.embedding_size} and heads {self.heads}: expected a multiple of the heads"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ Letters: K users, L positions, S rows, F width of the public vectors, d embeddin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fedrec.data.interactions import UserBatch
 from fedrec.learning.updates import State
@@ -23,7 +23,6 @@ from fedrec.models.attention import (
     attention_block,
     block_parameters,
     causal,
-    check_heads,
     layer_norm,
     norm_parameters,
 )
@@ -32,7 +31,7 @@ from fedrec.models.features import required_features, row_features
 from fedrec.models.lstm import lstm, lstm_parameters
 from fedrec.models.neural import Parameter
 from fedrec.models.projected import Projected
-from fedrec.models.sequence import SequenceConfig, SequenceRecommender
+from fedrec.models.sequence import AttentionConfig, SequenceRecommender
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,27 +41,20 @@ if TYPE_CHECKING:
 PROJECTION = "projection"
 
 
-class TextSequenceConfig(SequenceConfig):
-    """Configuration of the text sequence model; see `SequenceConfig`.
+class TextSequenceConfig(AttentionConfig):
+    """Configuration of the text sequence model; see `AttentionConfig`.
 
     Attributes:
         features: F.
         rank: r of the adapter.
         head: what reads the history's vectors.
-        heads: parts of d that attend on their own (attention).
     """
 
     kind: Literal["text_sequence"] = "text_sequence"
     features: int = Field(ge=1)
     rank: int = Field(default=16, ge=1)
     head: Literal["attention", "lstm"] = "attention"
-    heads: int = Field(default=1, ge=1)
     loss: Literal["full", "sampled"] = "sampled"
-
-    @model_validator(mode="after")
-    def _parts(self) -> Self:
-        check_heads(self.embedding_size, self.heads)
-        return self
 
 
 class TextSequence(SequenceRecommender):

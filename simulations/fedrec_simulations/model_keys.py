@@ -20,7 +20,7 @@ from fedrec.learning.server_optimizer import ServerOptimizer
 from fedrec.models.around import Personal, Scaffold
 from fedrec.models.neural import NeuralConfig
 from fedrec.models.registry import ModelConfig
-from fedrec.models.sequence import SequenceConfig
+from fedrec.models.sequence import AttentionConfig, SequenceConfig
 
 HEAD = """# Keys of every model
 
@@ -32,6 +32,7 @@ this page). What the models are: [recommenders](recommenders.md); keys made for 
 COMMON: dict[str, type[BaseModel]] = {
     "Every network": NeuralConfig,
     "Every model of the next item": SequenceConfig,
+    "Every model of the next item that attends": AttentionConfig,
 }
 PARTS: dict[str, type[BaseModel]] = {
     "`model.server`": ServerOptimizer,

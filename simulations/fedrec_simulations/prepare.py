@@ -17,9 +17,10 @@ from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.errors import ConfigError
 from fedrec.models.deepfm import DeepFmConfig
-from fedrec_simulations.config import Config, DataSection
+from fedrec_simulations.config import Config
 from fedrec_simulations.features import item_features
 from fedrec_simulations.population import synthetic_population
+from fedrec_simulations.sections import DataSection
 
 #: Time stamps below this (in 1973) are positions in a file.
 FIRST_TIME = 100_000_000

@@ -11,7 +11,8 @@ from fedrec.privacy.integers import WRAP_CHANCE, Carried
 from fedrec.privacy.plan import PrivacyPlan, make_plan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.encoding import encoding_for
-from fedrec_simulations.config import Config, NoPrivacy
+from fedrec_simulations.config import Config
+from fedrec_simulations.sections import NoPrivacy
 
 
 def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:

@@ -19,8 +19,9 @@ from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel
 from fedrec.wire.package import pack_model
-from fedrec_simulations.config import Config, NoPrivacy
+from fedrec_simulations.config import Config
 from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.sections import NoPrivacy
 
 #: A dense item-item model of more items is cut to the strongest weights of each row.
 DENSE_ITEMS = 4_000

@@ -30,11 +30,12 @@ from fedrec.learning.updates import State
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
-from fedrec_simulations.config import Config, PrivacySection, parse_config
+from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.enrolment import enrol
 from fedrec_simulations.features import category_matrix
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.privacy_terms import terms_of
+from fedrec_simulations.sections import PrivacySection
 
 PACKAGES = (
     "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",

@@ -16,8 +16,9 @@ from typing import Any
 from fedrec.evaluation.report import Estimate
 from fedrec.wire.files import write_json
 from fedrec_server.task import Task
-from fedrec_simulations.config import Config, NoPrivacy
+from fedrec_simulations.config import Config
 from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.sections import NoPrivacy
 from fedrec_simulations.twin import Twin
 
 #: The metrics of every comparison, with their names for people.
