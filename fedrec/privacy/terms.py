@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.room import fits
 
 #: Whether exact sums of evaluation metrics leave the nodes.
 Metrics = Literal["exact", "none"]
@@ -33,3 +34,13 @@ class PrivacyTerms(BaseModel):
     limit_epsilon: float
     ledger: Path | None = None
     metrics: Metrics = "none"
+
+    @model_validator(mode="after")
+    def _honest_sums_fit(self) -> Self:
+        """Nodes and coordinator both validate: no honest sum may wrap around, whatever the data are."""
+        if not fits(self.plan):
+            raise ValueError(
+                "sums under this plan do not fit its integers: expected scale x clip norm x users, noise included, "
+                "below 2^bits; plan it again with more bits or a lower scale"
+            )
+        return self

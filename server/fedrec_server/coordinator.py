@@ -31,7 +31,7 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compression, choose_rows, note_rows
 from fedrec.learning.protocol import Exchange, Request
 from fedrec.learning.shards import keep_outside, round_layout, spell_rows
-from fedrec.learning.updates import Layout, State, UpdateSum
+from fedrec.learning.updates import NUMBERS, Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
 from fedrec.wire.files import read_arrays, write_arrays, write_json
@@ -40,7 +40,7 @@ from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
 from fedrec_server.make_collector import make_collector
 from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import NUMBERS, read_update
+from fedrec_server.replies import read_update
 from fedrec_server.task import FEATURES_FILE, Progress, Task
 
 Event = dict[str, Any]
@@ -375,7 +375,7 @@ def _describe(total: UpdateSum) -> Event:
         "loss": total.loss / max(total.examples, 1.0),
         "clipped_fraction": total.clipped / users,
         "mean_norm": total.norm / users,
-    }
+    } | ({"zeroed_updates": total.zeroed} if total.zeroed else {})
 
 
 def open_coordinator(

@@ -35,7 +35,7 @@ from fedrec_server.registry import Registry
 from fedrec_server.task import Task
 from fedrec_simulations.config import Config
 from fedrec_simulations.engines.folders import app_folder, read_outcome
-from fedrec_simulations.enrolment import secagg_terms
+from fedrec_simulations.enrolment import schedule_of, secagg_terms
 from fedrec_simulations.privacy_terms import terms_of
 from fedrec_simulations.publishing import served, statement_of, summary
 from fedrec_simulations.report.privacy_facts import ledger_facts
@@ -161,7 +161,8 @@ class Campaign:
             Member(name=str(k), key=device.identity, users=device.users) for k, device in enumerate(devices)
         ]
         name = privacy.run if privacy else self.id
-        terms = secagg_terms(self.config, members, name, privacy)
+        schedule = schedule_of(self.config, privacy, has_validation=False, has_test=False)
+        terms = secagg_terms(self.config, members, name, privacy, schedule)
         settings, evaluation = self.config.node_settings(), EvaluationSettings()
         fingerprint = config_hash(self.config.model, settings, evaluation, items, privacy, terms)
         task = Task(

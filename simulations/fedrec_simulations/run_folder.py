@@ -92,7 +92,13 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
         shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
-        enrolment = enrol(config, [shard.train.n_users for shard in shards], privacy)
+        enrolment = enrol(
+            config,
+            [shard.train.n_users for shard in shards],
+            privacy,
+            has_validation=split.validation is not None,
+            has_test=split.test is not None,
+        )
         for k, shard in enumerate(shards):
             write_node(
                 path / "nodes" / str(k),

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
-from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, ProtocolError
+from fedrec.errors import PrivacyRefused, ProtocolError
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import NodeSettings
@@ -30,8 +30,9 @@ from fedrec.secagg.terms import parse_terms
 from fedrec.wire.messages import decode, encode
 from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node
+from fedrec_client.outgoing import emit
 from fedrec_client.private_releases import PaidReleases
-from fedrec_client.training.forward import SENT, receive, send
+from fedrec_client.training.forward import SENT, Arrays, receive, send
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +92,19 @@ def serve(node: Node, listener: socket.socket, folder: Path) -> None:
 
 def _answer(node: Node, line: socket.socket, folder: Path) -> None:
     header, arrays = receive(line)
-    try:
-        request = decode(arrays, header, Request)
-        reply = node.handle(request)
-        out, head = encode(reply)
-        note_sent(folder, request, reply)
-    except FedrecError as error:
-        reason = error.reason if isinstance(error, AggregationRefused) else ""
-        send(line, {}, {"refused": type(error).__name__, "text": str(error), "reason": reason})
-    except Exception as error:
-        # The text of an unexpected error may quote the person's data: it stays here, and its place is told only here.
-        log.error("the node failed: %s", type(error).__name__)
-        send(line, {}, {"broken": type(error).__name__})
+    outcome = emit(lambda: _reply(node, header, arrays, folder), quiet=True)
+    if isinstance(outcome, str):
+        send(line, {}, {"refused": outcome})
     else:
+        out, head = encode(outcome)
         send(line, out, {**head, "ok": True})
+
+
+def _reply(node: Node, header: dict[str, Any], arrays: Arrays, folder: Path) -> Reply:
+    request = decode(arrays, header, Request)
+    reply = node.handle(request)
+    note_sent(folder, request, reply)
+    return reply
 
 
 def note_sent(folder: Path, request: Request, reply: Reply) -> None:
