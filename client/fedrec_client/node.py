@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions
+from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.data.split import Split
 from fedrec.data.splits import load_shard, save_shard
-from fedrec.errors import PrivacyRefused, ProtocolError, RunError
+from fedrec.errors import ProtocolError, RunError
+from fedrec.evaluation.bounded import bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
-from fedrec.evaluation.sums import MetricSums
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.learning.compression import Compressor
 from fedrec.learning.local_training import in_cohort, in_turn, train_users
 from fedrec.learning.protocol import Phase, Reply, Request
@@ -37,6 +38,7 @@ from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
+from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.private_releases import PrivateReleases, Releases
 from fedrec_client.private_training import PrivateTraining, identity_of, subject_of
 from fedrec_client.secure_party import STAGES, SecureParty
@@ -82,11 +84,13 @@ class Node:
         self._users = split.user_key
         self._learnable: dict[str, Interactions] = {}
         self._private = None
+        self._metrics = None
         if privacy is not None:
             door = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
             self._private = PrivateTraining(
                 self._recommender, settings, privacy, self._users, self._n_items, door
             )
+            self._metrics = PrivateMetrics(privacy.plan, self._users, door)
         self._privacy = privacy
         self._name = folder.name if folder else "in memory"
         self._aggregation = aggregation
@@ -264,38 +268,42 @@ class Node:
             after[name][cohort] = values
         store.put(request.phase, request.round, after, persist=persist)
 
-    def judge(self, request: Request) -> MetricSums:
-        """Sums over the hosted users, for whoever has the node in hand; nothing is hidden in them.
-
-        Raises:
-            PrivacyRefused: the run's terms keep metrics on the node.
-            ProtocolError: nothing is held out in this phase.
-        """
-        return MetricSums.from_arrays(self._evaluate(request).arrays)
-
     def _evaluate(self, request: Request) -> Reply:
-        if self._privacy is not None and self._privacy.metrics == "none":
-            raise PrivacyRefused(
-                "evaluation is refused: sums of metrics are not covered by the privacy plan; "
-                "set privacy.metrics = 'exact' to let them out unprotected"
-            )
-        target = self._split.target(request.phase)
-        if target is None:
-            raise ProtocolError(
-                f"phase {request.phase!r} has nothing held out on this node: skip the evaluation"
-            )
+        if self._metrics is not None:
+            return self._metrics.answer(request, lambda names: self._bounded_sums(request, names))
+        target = self._held_out(request.phase)
         history = self._split.batch(self._split.history(request.phase))
         sums = evaluate(
             self._recommender,
             request.arrays,
             self.local_state(request.arrays, request.phase, request.round),
             history,
-            self._split.batch(target),
+            target,
             self._evaluation if request.phase == "final" else self._evaluation.quick(),
             self._settings.seed,
             self._categories,
         )
         return _reply(request, dict(sums.to_arrays()), {})
+
+    def _bounded_sums(self, request: Request, names: Sequence[str]) -> NDArray[np.float64]:
+        """[K + 1] what a private run may release of the final model, before noise; its number follows the rounds'."""
+        return bounded_sums(
+            self._recommender,
+            request.arrays,
+            self.local_state(request.arrays, request.phase, request.round - 1),
+            self._split.batch(self._split.history(request.phase)),
+            self._held_out(request.phase),
+            names,
+            self._evaluation,
+            self._settings.seed,
+            self._n_items,
+        )
+
+    def _held_out(self, phase: Phase) -> UserBatch:
+        target = self._split.target(phase)
+        if target is None:
+            raise ProtocolError(f"phase {phase!r} has nothing held out on this node: skip the evaluation")
+        return self._split.batch(target)
 
     def _persist(self, request: Request) -> Reply:
         self._store.persist(request.phase, request.round)
@@ -340,7 +348,7 @@ def config_hash(
     if aggregation is not None:
         parts.append(aggregation.model_dump_json())
     if privacy is not None:
-        parts += [privacy.plan.model_dump_json(), privacy.run, privacy.metrics]
+        parts += [privacy.plan.model_dump_json(), privacy.run]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update("\0".join(item_ids.tolist()).encode())
     return digest.hexdigest()
@@ -391,6 +399,7 @@ def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
 
     Raises:
         RunError: the folder is missing or incomplete.
+        ConfigError: evaluation settings that no node has, such as those of a simulation alone.
     """
     try:
         config = json.loads((folder / "node.json").read_text())
@@ -403,7 +412,7 @@ def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
         load_shard(folder / "shard.npz"),
         parse(config["model"]),
         NodeSettings.model_validate(config["settings"]),
-        EvaluationSettings.model_validate(config["evaluation"]),
+        parse_evaluation(config["evaluation"]),
         LocalStore(folder / "local"),
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
         PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from fedrec.privacy.plan import PrivacyPlan
-
-#: Whether exact sums of evaluation metrics leave the nodes.
-Metrics = Literal["exact", "none"]
 
 
 class PrivacyTerms(BaseModel):
@@ -22,7 +18,6 @@ class PrivacyTerms(BaseModel):
         dataset: whose interactions are learned from; runs on one data set share an account.
         limit_epsilon: the most that an account may spend, over all runs.
         ledger: folder of the ledgers; None: in the run's own folder, so that other runs are not counted.
-        metrics: "exact": sums of metrics leave the nodes, unprotected; "none": no evaluation over users.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,4 +27,3 @@ class PrivacyTerms(BaseModel):
     dataset: str
     limit_epsilon: float
     ledger: Path | None = None
-    metrics: Metrics = "none"
