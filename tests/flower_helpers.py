@@ -48,7 +48,7 @@ def private_terms(
         schedule=recommender.noise_schedule(rounds),
         parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
     )
-    return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0, metrics="exact")
+    return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0)
 
 
 def lay_out(

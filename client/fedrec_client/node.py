@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions
+from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.data.split import Split
 from fedrec.data.splits import load_shard, save_shard
-from fedrec.errors import PrivacyRefused, ProtocolError, RunError
+from fedrec.errors import ProtocolError, RunError
+from fedrec.evaluation.bounded import bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compressor
 from fedrec.learning.local_training import in_cohort, in_turn, train_users
@@ -44,6 +46,7 @@ from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
 from fedrec_client.node_terms import check_deployed, check_terms
 from fedrec_client.outgoing import checked
+from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.private_releases import PrivateReleases, Releases
 from fedrec_client.private_training import PrivateTraining, identity_of, subject_of
 from fedrec_client.promises import Promises
@@ -90,11 +93,13 @@ class Node:
         self._users = split.user_key
         self._learnable: dict[str, Interactions] = {}
         self._private = None
+        self._metrics = None
         if privacy is not None:
             door = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
             self._private = PrivateTraining(
                 self._recommender, settings, privacy, self._users, self._n_items, door
             )
+            self._metrics = PrivateMetrics(privacy.plan, self._users, door)
         self._privacy = privacy
         self._name = folder.name if folder else "in memory"
         self._aggregation = aggregation
@@ -282,28 +287,16 @@ class Node:
             after[name][cohort] = values
         store.put(request.phase, request.round, after, persist=persist)
 
-    def judge(self, request: Request) -> MetricSums:
-        """Sums over the hosted users, for whoever has the node in hand; nothing is hidden in them.
-
-        Raises:
-            PrivacyRefused: the run's terms keep metrics on the node.
-            ProtocolError: nothing is held out in this phase.
-        """
-        return MetricSums.from_arrays(self._evaluate(request).arrays)
-
     def _evaluate(self, request: Request) -> Reply:
-        if self._privacy is not None and self._privacy.metrics == "none":
-            raise PrivacyRefused(
-                "evaluation is refused: sums of metrics are not covered by the privacy plan; "
-                "set privacy.metrics = 'exact' to let them out unprotected"
-            )
+        if self._metrics is not None:
+            return self._metrics.answer(request, lambda names: self._bounded_sums(request, names))
         settings = self._evaluation if request.phase == "final" else self._evaluation.quick()
         empty = MetricSums.empty(settings, self._n_items)
         sums = computed(lambda: self._sums(request, settings), lambda: empty)
         return _reply(request, alike(sums.to_arrays(), empty.to_arrays()), {})
 
     def _sums(self, request: Request, settings: EvaluationSettings) -> MetricSums:
-        target = self._split.target(request.phase)
+        target = self._held_out(request.phase)
         history = self._split.batch(self._split.history(request.phase))
         if target is None:
             return MetricSums.empty(settings, self._n_items)
@@ -312,11 +305,35 @@ class Node:
             request.arrays,
             self.local_state(request.arrays, request.phase, request.round),
             history,
-            self._split.batch(target),
+            target,
             settings,
             self._settings.seed,
             self._categories,
         )
+
+    def _bounded_sums(self, request: Request, names: Sequence[str]) -> NDArray[np.float64]:
+        """[K + 1] what a private run may release of the final model, before noise; its number follows the rounds'."""
+        target = self._held_out(request.phase)
+        if target is None:
+            return np.zeros(len(names) + 1)
+        return computed(
+            lambda: bounded_sums(
+                self._recommender,
+                request.arrays,
+                self.local_state(request.arrays, request.phase, request.round - 1),
+                self._split.batch(self._split.history(request.phase)),
+                target,
+                names,
+                self._evaluation,
+                self._settings.seed,
+                self._n_items,
+            ),
+            lambda: np.zeros(len(names) + 1),
+        )
+
+    def _held_out(self, phase: Phase) -> UserBatch | None:
+        target = self._split.target(phase)
+        return None if target is None else self._split.batch(target)
 
     def _persist(self, request: Request) -> Reply:
         self._store.persist(request.phase, request.round)
@@ -367,7 +384,7 @@ def config_hash(
     if aggregation is not None:
         parts.append(aggregation.model_dump_json())
     if privacy is not None:
-        parts += [privacy.plan.model_dump_json(), privacy.run, privacy.metrics]
+        parts += [privacy.plan.model_dump_json(), privacy.run]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update("\0".join(item_ids.tolist()).encode())
     return digest.hexdigest()
@@ -422,6 +439,7 @@ def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: boo
     Raises:
         RunError: the folder is missing or incomplete.
         PrivacyRefused: its terms do not fit each other, or what it would let out.
+        ConfigError: evaluation settings that no node has, such as those of a simulation alone.
     """
     try:
         config = json.loads((folder / "node.json").read_text())
@@ -438,7 +456,7 @@ def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: boo
         load_shard(folder / "shard.npz"),
         parse(config["model"]),
         NodeSettings.model_validate(config["settings"]),
-        EvaluationSettings.model_validate(config["evaluation"]),
+        parse_evaluation(config["evaluation"]),
         LocalStore(folder / "local"),
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
         privacy,

@@ -74,6 +74,7 @@ class Policy:
                 return [*against, "privacy: the task has no privacy plan"], math.inf, 1.0
             epsilon = plan.epsilon()
             against += [*self._plan(plan, epsilon, book, now), *_noise(plan, aggregation)]
+            against += _judged(plan, task["node"]["evaluation"])
             return against, epsilon, plan.delta
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadContent(f"a task that cannot be read ({error!s:.80}): update the app") from error
@@ -120,6 +121,14 @@ def _noise(plan: PrivacyPlan, aggregation: Mapping[str, Any]) -> Iterator[str]:
         yield f"noise: sized for {needed:g} people together, a sum of {least:g} may be opened"
     if aggregation["plan"] != hashlib.sha256(plan.model_dump_json().encode()).hexdigest():
         yield "noise: secure aggregation is bound to another privacy plan"
+
+
+def _judged(plan: PrivacyPlan, evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """A device holds nothing out, so that there is nothing to be judged on it, by anybody."""
+    if plan.metrics is not None:
+        yield "metrics: the plan releases some, and this device holds nothing out to be judged"
+    if "held_data" in evaluation:
+        yield "evaluation: held_data belongs to simulations, not to a device"
 
 
 def _plan(task: Mapping[str, Any]) -> PrivacyPlan | None:

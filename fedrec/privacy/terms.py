@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.room import fits
-
-#: Whether exact sums of evaluation metrics leave the nodes.
-Metrics = Literal["exact", "none"]
 
 
 class PrivacyTerms(BaseModel):
@@ -23,7 +20,6 @@ class PrivacyTerms(BaseModel):
         dataset: whose interactions are learned from; runs on one data set share an account.
         limit_epsilon: the most that an account may spend, over all runs.
         ledger: folder of the ledgers; None: in the run's own folder, so that other runs are not counted.
-        metrics: "exact": sums of metrics leave the nodes, unprotected; "none": no evaluation over users.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +29,6 @@ class PrivacyTerms(BaseModel):
     dataset: str
     limit_epsilon: float
     ledger: Path | None = None
-    metrics: Metrics = "none"
 
     @model_validator(mode="after")
     def _honest_sums_fit(self) -> Self:

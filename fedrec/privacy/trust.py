@@ -71,19 +71,23 @@ def local_epsilon(plan: PrivacyPlan, users: int) -> float:
     """
     if plan.distributed is None:
         return math.inf if _central(plan) else plan.epsilon()
-    part = min(1.0, users / (plan.distributed.survivors * plan.denominator))
+    parts = [min(1.0, users / (plan.distributed.survivors * plan.denominator))] * plan.rounds
+    if plan.metrics is not None:
+        # Everybody is asked for them, whatever the cohort of a round is.
+        parts.append(min(1.0, users / (plan.distributed.survivors * plan.population)))
     shares = [
         replace(each, variance=each.variance * part) if isinstance(each, SkellamRelease) else each
-        for each in plan.releases()
+        for each, part in zip(plan.releases(), parts, strict=True)
     ]
-    return epsilon(shares, plan.delta - rounding_delta(plan, plan.rounds), plan.accountant)
+    return epsilon(shares, plan.delta - rounding_delta(plan, plan.charges), plan.accountant)
 
 
 def uncovered(
     plan: PrivacyPlan | None,
     *,
     plain: bool,
-    exact_metrics: bool,
+    metrics: str,
+    held_data: bool = False,
     exact_numbers: Sequence[str] = (),
     selected: bool = False,
     tuned: bool = False,
@@ -94,7 +98,8 @@ def uncovered(
     Args:
         plan: None: no privacy, and so nothing is covered.
         plain: the coordinator sees what every node sends, sealed on its way or not.
-        exact_metrics: sums of evaluation metrics leave the nodes without noise.
+        metrics: "noised": sums of some leave under the plan; "exact": without noise, in a run without a plan; "none".
+        held_data: exact metrics were computed beside the run on data that a researcher holds.
         exact_numbers: names of other numbers that do.
         selected: rounds or settings were chosen on these users' held-out interactions.
         tuned: settings were chosen in other runs on this data.
@@ -118,13 +123,16 @@ def uncovered(
         out.append(
             "Whole users: what shows in many interactions of a person is covered only by the user epsilon."
         )
-    if exact_metrics:
+    which = (
+        "those released are noised and charged; any others"
+        if metrics == "noised"
+        else "none over users leave this run; any"
+    )
+    out.append(f"Evaluation metrics: {which} computed elsewhere would not be covered.")
+    if held_data:
         out.append(
-            "Evaluation metrics: exact sums over the users leave the nodes, without noise and uncharged."
-        )
-    else:
-        out.append(
-            "Evaluation metrics: none over users leave this run; any computed elsewhere would not be covered."
+            "Metrics of held data: exact ones were computed beside this run by a researcher who holds all the data; "
+            "they are no release of this run, and whoever publishes them publishes them without protection."
         )
     if exact_numbers:
         out.append(f"Numbers sent exactly beside the updates: {', '.join(exact_numbers)}.")

@@ -77,7 +77,8 @@ class Schedule(BaseModel):
             allowed = every > 0 and 1 <= round_ <= rounds and (round_ % every == 0 or round_ == rounds)
         else:
             allowed = kind == "evaluate" and phase == "final" and self.final_evaluation
-            allowed = allowed and 0 <= round_ <= rounds
+            # Under a plan the release of metrics has the number after the last round.
+            allowed = allowed and 0 <= round_ <= rounds + 1
         if not allowed:
             raise AggregationRefused(
                 f"sum {kind} of round {round_} of phase {phase} is not in this run's schedule: expected one of its "

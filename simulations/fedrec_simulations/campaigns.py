@@ -40,6 +40,7 @@ from fedrec_simulations.privacy_terms import terms_of
 from fedrec_simulations.publishing import served, statement_of, summary
 from fedrec_simulations.report.privacy_facts import ledger_facts
 from fedrec_simulations.run_folder import environment
+from fedrec_simulations.sections import NoPrivacy
 
 Event = dict[str, Any]
 Finish = Callable[[ServingModel, Package], ServingModel]
@@ -81,6 +82,14 @@ class Campaign:
             raise ConfigError(
                 f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because nobody "
                 "should see a device's own update"
+            )
+        if config.evaluation.held_data:
+            raise ConfigError(
+                "evaluation.held_data is true: a campaign's data is on people's devices; drop it"
+            )
+        if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
+            raise ConfigError(
+                f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be judged; leave it out"
             )
         check_serves(config.model)
         read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]

@@ -90,7 +90,7 @@ def schedule_of(
         select_rounds=most if selects else 0,
         final_rounds=most,
         evaluate_every=config.federation.evaluate_every if selects else 0,
-        final_evaluation=has_test and (privacy is None or privacy.metrics != "none"),
+        final_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
         guarded=guarded_sums(recommender, privacy),
     )
 

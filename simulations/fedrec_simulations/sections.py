@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.privacy.settings import PrivacySettings
 from fedrec_simulations.features import FeatureSettings
@@ -109,6 +110,21 @@ class SplitSection(Section):
     fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     targets: Literal["latest", "random"] = "latest"
     path: Path | None = None
+
+
+class EvaluationSection(EvaluationSettings):
+    """What is measured, and by whom.
+
+    Attributes:
+        held_data: also measure the final model exactly, in this process, on the data that the researcher of a
+            simulation holds himself: no release, not covered by epsilon, refused by every deployment.
+    """
+
+    held_data: bool = False
+
+    def of_nodes(self) -> EvaluationSettings:
+        """The part that nodes and coordinator know."""
+        return EvaluationSettings(**{name: getattr(self, name) for name in EvaluationSettings.model_fields})
 
 
 class Aggregation(BaseModel):

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
 from fedrec.errors import PrivacyRefused, ProtocolError
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.models.registry import parse
@@ -54,12 +54,12 @@ def make_node(wanted: Mapping[str, Any]) -> Node:
         _split(wanted),
         parse(parts["model"]),
         NodeSettings.model_validate(parts["settings"]),
-        EvaluationSettings.model_validate(parts["evaluation"]),
+        parse_evaluation(parts["evaluation"]),
         LocalStore(None),
         privacy=terms,
         aggregation=parse_terms(parts["aggregation"]),
         identity=Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["identity"]))),
-        releases=PaidReleases(terms.plan.rounds),
+        releases=PaidReleases(terms.plan.charges),
     )
 
 
