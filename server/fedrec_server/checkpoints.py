@@ -1,9 +1,9 @@
 """Where a coordinator stands, on disk: the model with its progress in one file, and a line for each round.
 
 A killed coordinator goes on after its last checkpoint. In a private run the order is: stage the new model, charge for
-it, let it be seen; a staged model that was never charged is removed, when the charge fails or at the next start. Models
-are readable by their owner only, and on the disk with their names before anything is charged for them. Out of scope:
-rounds (`coordinator`).
+it, let it be seen; a staged model that was never charged is removed, when the charge fails or at the next start.
+Models are readable by their owner only, and on the disk with their names before anything is charged for them.
+Out of scope: rounds (`coordinator`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The order at the end of a round is: noise is drawn, the new model is staged on disk, its digest is charged in the
 ledger, then it becomes the checkpoint and may be broadcast. A sum without noise is in memory only. A coordinator
-killed in between finds a charged model and goes on with it, or finds the noised sum and makes the same model of it, or
-finds neither: no noise of a charged round is drawn twice.
+killed in between finds a charged model and goes on with it, or finds the noised sum and makes the same model of it,
+or finds neither: no noise of a charged round is drawn twice.
 
 Out of scope: what the noise is, and the model.
 """
