@@ -7,6 +7,8 @@ RUN/catalog.json         titles and categories by item index
 RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
 RUN/nodes/<k>/           node.json, shard.npz, local/, identity.key: for node k alone
 RUN/report.html, environment.json, logs/
+
+Only their owner can look into `coordinator` and `nodes`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
+from fedrec.privacy.durable import make_private
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
@@ -93,6 +96,8 @@ class RunFolder:
         node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
         shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
         enrolment = enrol(config, [shard.train.n_users for shard in shards], privacy)
+        (path / "nodes").mkdir(exist_ok=True, mode=0o700)
+        make_private(path / "nodes")
         for k, shard in enumerate(shards):
             write_node(
                 path / "nodes" / str(k),
