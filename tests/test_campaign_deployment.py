@@ -35,7 +35,7 @@ from fedrec_simulations.config import Config, parse_config
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 5, 30
 #: Five people cannot hide among each other: a real app's policy refuses this, and so does the test below.
-FOR_FIVE = Policy(min_cohort=DEVICES, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
+FOR_FIVE = Policy(min_cohort=DEVICES, dishonest=0.0, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
 NOW_CONDITIONS = Conditions(min_events=3)
 
 

@@ -35,7 +35,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield made
     finally:
         made.down()
-        assert not marked(made.record.mark)
+        assert not marked(made.record.mark) and not made.parts.home("superlink").exists()
 
 
 def test_the_control_api_is_closed_to_nodes(federation: Federation) -> None:
@@ -75,6 +75,12 @@ def test_features_and_personal_parts_find_their_way(
     how = {"secure": True, "model": model_of(name), "features": FEATURES if "features" in ALL[name] else None}
     run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, **how)
     assert federation.run_and_wait(run, app_folder())
+    # Masked vectors and the shares that open their sum went through SuperLink's database.
+    home = federation.parts.home("superlink")
+    kept = b"".join(path.read_bytes() for path in home.glob("state.db*"))
+    assert kept and b"opened" not in kept and b"masked" not in kept
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o077 == 0 for path in home.glob("state.db*"))
     deployed = read_outcome(run, finished=True)
     here = run_in_process(flower_helpers.lay_out(tmp_path / "here", NODES, rounds, **how))
     for part, values in here.shared.items():

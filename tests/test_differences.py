@@ -105,7 +105,8 @@ class Cheat:
         folder = self._folder / str(self._attempt)
         folder.mkdir(parents=True)
         collector = SecureCollector(
-            self.wire, self.terms, folder, deadline_seconds=5, stage_seconds=5, min_nodes=1, min_reply_fraction=0.01
+            self.wire, self.terms, folder, deadline_seconds=5, stage_seconds=5,
+            min_nodes=1, min_reply_fraction=0.01, private=False,
         )  # fmt: skip
         # Attempts rise over all of its collectors, or nodes would refuse them for that alone.
         collector._diary.next_attempt = lambda: self._attempt  # type: ignore[method-assign]
@@ -176,7 +177,14 @@ def collector_of(folder: Path, nodes: int) -> tuple[SecureCollector, Cheat]:
     folders, terms, _ = lay_out(folder / "nodes", nodes)
     wire = Wire(folders)
     collector = SecureCollector(
-        wire, terms, folder, deadline_seconds=5, stage_seconds=5, min_nodes=3, min_reply_fraction=0.1
+        wire,
+        terms,
+        folder,
+        deadline_seconds=5,
+        stage_seconds=5,
+        min_nodes=3,
+        min_reply_fraction=0.1,
+        private=False,
     )
     return collector, Cheat(folder / "cheat", wire, terms)
 

@@ -26,7 +26,7 @@ from fedrec_client.testing import NOW, FakePlatform, FakeService, make_client, s
 from fedrec_client.training import session
 
 #: Four people cannot hide among each other: an app's own policy refuses this.
-FOR_FOUR = Policy(min_cohort=4, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
+FOR_FOUR = Policy(min_cohort=4, dishonest=0.0, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
 CAMPAIGN, DAY = "ab" * 16, 86_400.0
 READY = Conditions(min_events=2)
 PASSPHRASE = "correct horse"

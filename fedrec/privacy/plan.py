@@ -231,7 +231,7 @@ class PrivacyPlan(BaseModel):
         if self.distributed is None:
             raise PrivacyRefused("noise shares belong to trust 'distributed': this plan has none")
         l2, _ = self.integer_sensitivity
-        floor = self.distributed.survivors * self.denominator
+        floor = self.distributed.honest * self.denominator
         return (self.noise_multipliers[round_ - 1] * l2) ** 2 / floor
 
     def releases(self, charges: int | None = None) -> list[Release]:

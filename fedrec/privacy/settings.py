@@ -65,7 +65,7 @@ class PrivacySettings(BaseModel):
         population: N, public; None: the number of users in the data.
         accountant: "pld" or "rdp"; trust "distributed" always takes "rdp".
         adaptive: let the clip norm follow a quantile; trust "central" only.
-        scale, bits, survivors: of trust "distributed", see `integers.Integers`; scale None: chosen so that rounding
+        scale, bits, survivors, corrupted: of trust "distributed", see `integers.Integers`; scale None: chosen so that rounding
             costs 1 % of noise, or up to 25 % where there is no room for that.
         rotate: of trust "distributed": sums are rotated before they become integers, which saves bits; None: up to
             20 bits.
@@ -94,6 +94,7 @@ class PrivacySettings(BaseModel):
     scale: float | None = Field(default=None, gt=0)
     bits: int = Field(default=32, ge=8, le=48)
     survivors: float = Field(default=0.8, gt=0, le=1)
+    corrupted: float = Field(default=0.1, ge=0, lt=1)
     rotate: bool | None = None
     interaction: InteractionPlan | None = None
     metrics: Literal["noised", "none"] = "none"

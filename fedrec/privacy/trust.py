@@ -63,18 +63,20 @@ def adversary(
     return {"text": text, **values}
 
 
-def local_epsilon(plan: PrivacyPlan, users: int) -> float:
-    """Epsilon, at the plan's delta, against somebody who sees the contribution of one node with `users` users.
+def local_epsilon(plan: PrivacyPlan, users: float) -> float:
+    """Epsilon, at the plan's delta, against a server that can take away all noise but that of `users` users.
 
-    The node's contribution carries only the shares of its own users: users / (survivors' floor) of the variance.
-    Infinite for a plan whose nodes add no noise.
+    It sees the contribution of one node with so many users, or works with all the others in a sum. What is left are
+    the users' shares: users / (number of honest users that shares were sized for) of the variance. Infinite for a
+    plan whose nodes add no noise.
     """
     if plan.distributed is None:
         return math.inf if _central(plan) else plan.epsilon()
-    parts = [min(1.0, users / (plan.distributed.survivors * plan.denominator))] * plan.rounds
+    honest = plan.distributed.honest
+    parts = [min(1.0, users / (honest * plan.denominator))] * plan.rounds
     if plan.metrics is not None:
         # Everybody is asked for them, whatever the cohort of a round is.
-        parts.append(min(1.0, users / (plan.distributed.survivors * plan.population)))
+        parts.append(min(1.0, users / (honest * plan.population)))
     shares = [
         replace(each, variance=each.variance * part) if isinstance(each, SkellamRelease) else each
         for each, part in zip(plan.releases(), parts, strict=True)
@@ -116,8 +118,9 @@ def uncovered(
         if plain:
             out.append("The server: it sees what each node sends, which has only that node's noise in it.")
         out.append(
-            "Cheating nodes: nodes that leave their noise share out and work with others take that share away from "
-            f"everybody; the plan allows for {_missing(plan)} of the cohort not answering, and for no cheating."
+            "Cheating nodes: nodes that leave their noise share out and work with the server take that share away "
+            f"from all users; the plan allows for {_missing(plan)} of the cohort not answering and for "
+            f"{_corrupted(plan):.0%} of it cheating; {_beyond(plan)}."
         )
     if plan.unit == "interaction":
         out.append(
@@ -225,6 +228,20 @@ def _choices(selected: bool, tuned: bool) -> list[str]:
 
 def _central(plan: PrivacyPlan) -> bool:
     return plan.trust == "central" and plan.unit == "user"
+
+
+def _corrupted(plan: PrivacyPlan) -> float:
+    return plan.distributed.corrupted if plan.distributed else 0.0
+
+
+def _beyond(plan: PrivacyPlan) -> str:
+    """What is left of the guarantee when twice as many nodes cheat as the plan allows for."""
+    assert plan.distributed is not None
+    twice = max(2.0 * plan.distributed.corrupted, 0.1)
+    left = max(plan.distributed.survivors - twice, 0.0) * plan.denominator
+    found = math.inf if left <= 0 else local_epsilon(plan, left)
+    shown = "no bound is left" if math.isinf(found) else f"epsilon would be {found:.3g}"
+    return f"with {twice:.0%} of it cheating {shown}"
 
 
 def _missing(plan: PrivacyPlan) -> str:

@@ -19,6 +19,8 @@ from fedrec.secagg.roster import Roster
 from fedrec.secagg.schedule import Schedule
 
 PROTOCOL = "fedrec secure aggregation 1"
+#: The rule for exact sums (`schedule`) rests on it.
+LEAST_THRESHOLD = 2 / 3 - 1e-9
 
 
 class PlainTerms(BaseModel):
@@ -106,6 +108,11 @@ class SecaggTerms(BaseModel):
                 )
             except AggregationRefused as error:
                 raise ValueError(str(error)) from error
+        if self.schedule.guarded and self.threshold < LEAST_THRESHOLD:
+            raise ValueError(
+                f"threshold is {self.threshold:g} and exact sums are guarded: expected 2/3 or more, so that any two "
+                "of them are opened by devices that know both"
+            )
         if self.roster.users > self.range_users:
             raise ValueError(
                 f"range_users is {self.range_users} and the roster has {self.roster.users} users: expected at least "

@@ -27,11 +27,13 @@ from typing import Any
 import httpx
 
 from fedrec.errors import ConfigError, FederationError
+from fedrec.privacy.durable import make_private
 from fedrec.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record
 from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
 from fedrec_server.flower_run import FlowerRun, check_nodes
+from fedrec_server.superlink_state import database_of, drop_deleted
 
 MAX_NODES = 64
 START_SECONDS = 120.0
@@ -134,8 +136,12 @@ class Federation:
         return cls(Parts.read(folder))
 
     def down(self) -> None:
-        """Stop every process of the federation; keys, database and logs stay until `forget` or the next `up`."""
+        """Stop every process of the federation and remove its database, through which every message went.
+
+        Keys and logs stay until `forget` or the next `up`.
+        """
         end(self.record.mark, self.record.pids.values())
+        shutil.rmtree(self.parts.home("superlink"), ignore_errors=True)
         self.record.pids = {}
         self.parts.write()
 
@@ -229,7 +235,10 @@ class Federation:
         Raises:
             FedrecError: whatever ended the coordinator.
         """
-        return self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        finished = self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        self._await_leaving()
+        drop_deleted(database_of(self.parts.home("superlink")))
+        return finished
 
     def kill_coordinator(self) -> None:
         """Kill the process in which Flower runs the coordinator.
@@ -266,14 +275,19 @@ class Federation:
         A run whose coordinator was killed stays "running" at Flower for a minute, and nodes wait for the rest of
         what it was sending; they are free again when Flower is told that it is over.
         """
+        self._await_leaving()
+        for run_id, status in self.cli.run_status().items():
+            if not status.startswith("finished"):
+                self.cli.stop_run(run_id)
+
+        drop_deleted(database_of(self.parts.home("superlink")))
+
+    def _await_leaving(self) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
         while self._coordinators():
             if time.monotonic() > deadline:
                 raise FederationError("a run is going on in this federation: wait for its end, or stop it")
             time.sleep(POLL_SECONDS)
-        for run_id, status in self.cli.run_status().items():
-            if not status.startswith("finished"):
-                self.cli.stop_run(run_id)
 
     # Parts ---------------------------------------------------------------------------------------------
 
@@ -310,6 +324,8 @@ class Federation:
 
     def _start_superlink(self) -> None:
         home = self.parts.home("superlink")
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(home)
         self._start("superlink", self.parts.superlink(), flower_environment(home / "flower"))
 
     def _start_node(self, k: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fedrec.errors import FederationError
 from fedrec.processes import free_ports, program
 from fedrec.wire.files import write_json
+from fedrec_server.superlink_state import database_of
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Parts:
         command += ["--port", str(self.record.superlink_port), "--ssl-ca-certfile", str(self.ca)]
         command += ["--ssl-certfile", str(tls / "superlink.pem"), "--ssl-keyfile", str(tls / "superlink.key")]
         command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        return [*command, "--database", str(self.home("superlink") / "state.db")]
+        return [*command, "--database", str(database_of(self.home("superlink")))]
 
     def gateway(self) -> list[str]:
         """Command of the gateway in front of the SuperLink."""

@@ -14,6 +14,7 @@ from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.learning.protocol import Phase
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import ModelConfig, parse
+from fedrec.privacy.durable import make_private
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.terms import Terms, parse_terms
 from fedrec.wire.files import write_json
@@ -38,8 +39,9 @@ class Task:
     aggregation: Terms = field(kw_only=True)
 
     def write(self, folder: Path) -> None:
-        """Write `task.json` into the coordinator's folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `task.json` into the coordinator's folder, which only its owner can look into."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         parts = ("model", "settings", "rounds", "evaluation", "privacy", "aggregation")
         plain = {name: (part := getattr(self, name)) and part.model_dump(mode="json") for name in parts}
         rest = ("n_items", "config_hash", "has_validation", "has_test")

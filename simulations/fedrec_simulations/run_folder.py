@@ -8,6 +8,8 @@ RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors,
 RUN/nodes/<k>/           node.json, shard.npz, local/, identity.key: for node k alone
 RUN/held_data.json       exact metrics on data that the researcher holds, where asked for: no release
 RUN/report.html, environment.json, logs/
+
+Only their owner can look into `coordinator` and `nodes`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
+from fedrec.privacy.durable import make_private
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
@@ -105,6 +108,8 @@ class RunFolder:
             has_validation=split.validation is not None,
             has_test=split.test is not None,
         )
+        (path / "nodes").mkdir(exist_ok=True, mode=0o700)
+        make_private(path / "nodes")
         for k, shard in enumerate(shards):
             write_node(
                 path / "nodes" / str(k),

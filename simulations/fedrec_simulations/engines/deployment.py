@@ -46,7 +46,7 @@ def run_deployment(
     check_nodes(run_dir, n_nodes)
     federation = Federation.up(run_dir / "federation", n_nodes, on_step=on_step)
     try:
-        finished = federation.run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
+        finished = federation.start_run(run_dir, app_folder()).wait(on_event=on_event, stop=stop)
     finally:
         federation.down()
         federation.forget()

@@ -11,6 +11,7 @@ from fedrec.learning.refusals import sentence_of
 from fedrec_client.node import Node, Simulated, open_node
 from fedrec_client.outgoing import emit
 from fedrec_server.coordinator import Outcome, open_coordinator
+from fedrec_server.launch import Launch
 
 #: Nodes that take every step of secure aggregation in one process.
 FULL_PROTOCOL_NODES = 64
@@ -47,12 +48,15 @@ def run_in_process(
 
     Up to `FULL_PROTOCOL_NODES` nodes take every step of secure aggregation; more hand in the same integers without
     masks, since in one process masks hide nothing and their cost grows with the square of the number of nodes.
+
+    Raises:
+        FederationError: another process works on this run.
+        FedrecError: whatever ended the coordinator.
     """
     folders = sorted((run_dir / "nodes").iterdir())
     integers = len(folders) > FULL_PROTOCOL_NODES
     mode: Simulated = "integers" if integers else "full"
     nodes = {folder.name: open_node(folder, simulated=mode) for folder in folders}
-    coordinator = open_coordinator(
-        run_dir / "coordinator", InProcessExchange(nodes), on_event=on_event, stop=stop, integers=integers
-    )
-    return coordinator.run()
+    folder, exchange = run_dir / "coordinator", InProcessExchange(nodes)
+    with Launch(folder).held(0.0):
+        return open_coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers).run()
