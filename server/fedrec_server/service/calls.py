@@ -22,8 +22,9 @@ from grpc_health.v1 import health_pb2
 
 from fedrec.errors import FedrecError, RegistryError
 from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_server.service.handlers import ModelService, Refused
+from fedrec_server.service.handlers import ModelService
 from fedrec_server.service.limits import Buckets, Limits, Places, network
+from fedrec_server.service.refusals import Refused
 from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,11 @@ class Calls:
         unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
             "CheckIn": (answers.check_in, messages.CheckInRequest),
             "GetManifest": (answers.manifest, messages.ManifestRequest),
-            "Enrol": (answers.enrol, messages.EnrolRequest),
             "GetTask": (answers.task, messages.TaskRequest),
-            "SendMetrics": (answers.send_metrics, messages.MetricsRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
+        methods["Enrol"] = self._unary(answers.enrol, messages.EnrolRequest, addressed=True)
+        methods["SendMetrics"] = self._unary(answers.send_metrics, messages.MetricsRequest, addressed=True)
         methods["Download"] = grpc.stream_stream_rpc_method_handler(
             self._download, response_serializer=_to_bytes
         )
@@ -75,10 +76,13 @@ class Calls:
             grpc.method_handlers_generic_handler(HEALTH, health),
         )
 
-    def _unary(self, call: Callable[[Any], Any], kind: Any) -> grpc.RpcMethodHandler:
+    def _unary(self, call: Callable[..., Any], kind: Any, addressed: bool = False) -> grpc.RpcMethodHandler:
+        """`addressed`: the answer has limits of its own on an address, which it is given."""
+
         def answer(stream: Stream, context: grpc.ServicerContext) -> Any:
             with self._guarded(context):
-                return call(self._request(stream, context, kind))
+                request = self._request(stream, context, kind)
+                return call(request, network(context.peer())) if addressed else call(request)
 
         return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_to_bytes)
 

@@ -6,7 +6,6 @@ Out of scope: ending what takes too long (`watchdog`).
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -15,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-#: One household or one server has as many addresses of IPv6 as it likes; it has one network.
-IPV6_NETWORK_BITS = 64
+from fedrec_server.addresses import network as network_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,9 @@ class Limits:
         handshake_seconds, message_seconds: until a connection is a good one, until the message of a call has come.
         piece_seconds, download_seconds: until a piece of a file is taken, until all are.
         max_connection_seconds: a connection is closed after so long, whoever holds it.
+        reports_per_address, reports_per_day: of counters that are counted a day, for one population; by as many
+            reports one liar can move a sum.
+        enrolments_per_address, enrolments_per_day: of devices in training campaigns.
     """
 
     calls_per_second: float = 20.0
@@ -60,6 +61,10 @@ class Limits:
     piece_seconds: float = 20.0
     download_seconds: float = 600.0
     max_connection_seconds: float = 900.0
+    reports_per_address: int = 1
+    reports_per_day: int = 100_000
+    enrolments_per_address: int = 16
+    enrolments_per_day: int = 10_000
 
     @property
     def retry_seconds(self) -> tuple[float, float]:
@@ -122,13 +127,4 @@ class Places:
 
 def network(peer: str) -> str:
     """Whom a limit holds for: the address of a peer ("ipv4:10.0.0.7:4711"), of IPv6 the network."""
-    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False))
+    return network_of(unquote(peer).partition(":")[2].rpartition(":")[0])

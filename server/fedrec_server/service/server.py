@@ -22,8 +22,10 @@ from fedrec_server.certificates import days_left
 from fedrec_server.registry import Registry
 from fedrec_server.service.calls import Calls
 from fedrec_server.service.campaigns import Campaigns, NoCampaigns
+from fedrec_server.service.enrolments import EnrolmentTokens
 from fedrec_server.service.handlers import ModelService
 from fedrec_server.service.limits import Limits
+from fedrec_server.service.quotas import Quotas
 from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Service:
         port: int = 0,
         limits: Limits | None = None,
         campaigns: Campaigns | None = None,
+        tokens: EnrolmentTokens | None = None,
     ) -> Self:
         """Serve some populations.
 
@@ -96,6 +99,7 @@ class Service:
             host, port: to listen on; port 0: a free one.
             limits: None: the usual ones.
             campaigns: of training; None: none.
+            tokens: without which no device enrols in them; None: none are asked for.
 
         Raises:
             ServiceError: it cannot listen there, a certificate cannot be read, or no TLS elsewhere than on loopback.
@@ -103,7 +107,9 @@ class Service:
         """
         limits = limits or Limits()
         credentials = _credentials(certificates, host)
-        answers = ModelService(registries, limits.retry_seconds, campaigns or NoCampaigns())
+        answers = ModelService(
+            registries, limits.retry_seconds, campaigns or NoCampaigns(), Quotas.of(limits), tokens
+        )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return cls(answers, limits, address, credentials)
 
