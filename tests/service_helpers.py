@@ -28,7 +28,13 @@ REPORT = "cd" * 16
 NODE_KEY = "ecdsa-sha2-nistp384 " + "A" * 120
 #: Tests ask faster than devices.
 QUICK = Limits(
-    calls_per_second=1e6, burst=10**6, app_calls_per_second=1e6, app_burst=10**6, enrolments_per_address=10**6
+    calls_per_second=1e6,
+    burst=10**6,
+    app_calls_per_second=1e6,
+    app_burst=10**6,
+    enrolments_per_address=10**6,
+    opened_per_second=1e6,
+    opened_burst=10**6,
 )
 
 

@@ -218,7 +218,7 @@ def test_the_shared_key_must_be_one_and_private(tmp_path: Path, capsys: pytest.C
     with pytest.raises(ServiceError, match="cannot be used"):
         read_key(tmp_path / "none")
     arguments = ["service", "start", "--population", "p", "--insecure", "--enrolment-key", str(path)]
-    assert cli(arguments) == 2
+    assert cli(arguments) == 3
     assert "--campaigns" in capsys.readouterr().err
 
 

@@ -441,7 +441,7 @@ def test_the_command_serves_and_stops_with_its_sums_written(
 
 
 def test_a_taken_port_is_said(place: Place, service: Service) -> None:
-    with pytest.raises(ServiceError, match="give a free port"):
+    with pytest.raises(ServiceError, match="use a free port"):
         Service.start([place.registry], None, port=service.port)
 
 

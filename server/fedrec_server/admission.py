@@ -105,6 +105,7 @@ class Admission:
     def accept(self, entry: Entry) -> None:
         """A call of this connection was accepted by the service behind."""
         entry.authenticated = True
+        entry.used = next(self._order)
 
     @contextmanager
     def calling(self, entry: Entry) -> Iterator[None]:

@@ -33,9 +33,9 @@ def listen(host: str, port: int) -> socket.socket:
         ServiceError: it cannot listen there.
     """
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name with addresses of both kinds is served at the older, which every caller can reach.
+        family, kind, number, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
         made = socket.socket(family, kind, number)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

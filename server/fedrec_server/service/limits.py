@@ -12,9 +12,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import unquote
-
-from fedrec_server.addresses import network as network_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,9 @@ class Limits:
         calls_per_address: at once.
         max_waiting: calls that may wait for a thread; more are refused.
         downloads_per_address, downloads: at once, of the calls that are served.
-        connections: at once.
+        connections, connections_per_address: at once.
+        unauthenticated_per_address: of these, that have made no call.
+        opened_per_second, opened_burst: new connections of one address.
         expected_devices: that check in.
         check_ins_per_second: of all devices together; paces them: everybody comes once per
             expected_devices / check_ins_per_second seconds.
@@ -53,6 +52,10 @@ class Limits:
     downloads_per_address: int = 8
     downloads: int = 64
     connections: int = 2_048
+    connections_per_address: int = 256
+    unauthenticated_per_address: int = 32
+    opened_per_second: float = 50.0
+    opened_burst: int = 300
     expected_devices: int = 1_000
     check_ins_per_second: float = 10.0
     min_retry_seconds: float = 60.0
@@ -123,8 +126,3 @@ class Places:
                 self._taken[key] -= free
                 if not self._taken[key]:
                     del self._taken[key]
-
-
-def network(peer: str) -> str:
-    """Whom a limit holds for: the address of a peer ("ipv4:10.0.0.7:4711"), of IPv6 the network."""
-    return network_of(unquote(peer).partition(":")[2].rpartition(":")[0])
