@@ -5,7 +5,9 @@ Nodes are at 127.0.0.1. The limits are short here, so that connections that are 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import subprocess
@@ -27,7 +29,7 @@ from fedrec.processes import free_ports
 from fedrec_server.addresses import network
 from fedrec_server.admission import Admission, ConnectionLimits, Entry
 from fedrec_server.certificates import make_certificates
-from fedrec_server.front import listen
+from fedrec_server.front import Front, listen
 from fedrec_server.gateway import GatewayLimits, Served
 from fedrec_server.http_connection import TimeLimits
 
@@ -372,6 +374,33 @@ def test_one_address_opens_no_more_than_its_rate() -> None:
     admission = Admission(ConnectionLimits(opened_per_second=1e-6, burst=3))
     assert [admission.admit("a", lambda: None) is not None for _ in range(5)] == [True] * 3 + [False] * 2
     assert admission.admit("b", lambda: None) is not None
+
+
+@pytest.mark.parametrize("burst", [10**6, 1], ids=["admitted", "closed"])
+def test_accepting_many_at_once_leaves_the_others_their_turn(burst: int) -> None:
+    """What waits is accepted without a pause of its own: a flood must not keep the rest from running."""
+    waiting = 200
+
+    async def run() -> int:
+        listener = listen("127.0.0.1", 0)
+        admission = Admission(ConnectionLimits(opened_per_second=1e-6, burst=burst))
+
+        async def serve(connection: socket.socket, entry: Entry) -> None:
+            await asyncio.sleep(600)
+
+        with contextlib.ExitStack() as stack:
+            for _ in range(waiting):
+                stack.enter_context(connect(int(listener.getsockname()[1])))
+            stop, turns = asyncio.Event(), 0
+            accepting = asyncio.create_task(Front(listener, admission, serve).run(stop, 0.0))
+            while select.select([listener], [], [], 0)[0]:
+                await asyncio.sleep(0)
+                turns += 1
+            stop.set()
+            await accepting
+        return turns
+
+    assert asyncio.run(run()) >= waiting // 2
 
 
 @given(st.text(max_size=40))

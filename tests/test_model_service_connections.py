@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from wire_helpers import POPULATION
 
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_server.service.limits import Limits
-from fedrec_server.service.relay import connection_limits
+from fedrec_server.service.relay import PIECE_BYTES, _pass, connection_limits
 from fedrec_server.service.server import Service
 from fedrec_simulations.service_fuzz import good_messages
 from fedrec_simulations.service_fuzz_wire import Line, good_call
@@ -160,6 +161,34 @@ def test_a_service_that_stops_lets_go_of_its_port_and_connections(place: Place, 
             break
     else:
         raise AssertionError("the port is still served")
+
+
+def test_passing_on_without_a_pause_leaves_the_others_their_turn() -> None:
+    """A sender and a receiver that are always ready must not keep other connections from being served."""
+
+    async def run() -> tuple[int, int]:
+        source, feed = socket.socketpair()
+        target, drain = socket.socketpair()
+        with source, feed, target, drain:
+            for each in (source, feed, target, drain):
+                each.setblocking(False)
+            sent = taken = turns = 0
+            with suppress(BlockingIOError):
+                while True:
+                    sent += feed.send(bytes(4096))
+            passing = asyncio.create_task(_pass(source, target))
+            while taken < sent:
+                await asyncio.sleep(0)
+                turns += 1
+                with suppress(BlockingIOError):
+                    while True:
+                        taken += len(drain.recv(PIECE_BYTES))
+            passing.cancel()
+            await asyncio.gather(passing, return_exceptions=True)
+        return turns, sent // PIECE_BYTES
+
+    turns, pieces = asyncio.run(run())
+    assert turns >= pieces > 1
 
 
 def test_the_usual_limits_leave_room_for_others() -> None:

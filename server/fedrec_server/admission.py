@@ -34,8 +34,8 @@ class ConnectionLimits:
     connections: int = 512
     per_address: int = 384
     unauthenticated_per_address: int = 64
-    opened_per_second: float = 100.0
-    burst: int = 500
+    opened_per_second: float = 50.0
+    burst: int = 600
     addresses: int = 10_000
     held_bytes_per_address: int = 96 << 20
     held_bytes: int = 256 << 20

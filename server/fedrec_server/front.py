@@ -103,6 +103,8 @@ class Front:
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             self._start(connection, network(str(peer[0])))
+            # A connection that waits is accepted without a pause: the others get their turn between any two.
+            await asyncio.sleep(0)
 
     def _start(self, connection: socket.socket, address: str) -> None:
         task: asyncio.Task[None] | None = None

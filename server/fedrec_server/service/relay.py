@@ -116,6 +116,7 @@ async def _pass(source: socket.socket, target: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     while content := await loop.sock_recv(source, PIECE_BYTES):
         await loop.sock_sendall(target, content)
+        await asyncio.sleep(0)  # neither call pauses while there is something to pass
 
 
 def _port(peer: str) -> int:
