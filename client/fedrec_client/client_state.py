@@ -20,6 +20,8 @@ from fedrec.wire.signing import KEY_BYTES, read_public
 from fedrec_client.consent import Consent, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
+from fedrec_client.metrics_budget import CARRIED, PENDING
+from fedrec_client.metrics_budget import carry as carry_metrics
 from fedrec_client.model_updates import RECORD as MODELS_RECORD
 from fedrec_client.model_updates import Models, Served
 from fedrec_client.participation import Book
@@ -160,6 +162,8 @@ class ClientState:
                 if not consent.train:
                     for name in self.store.names(CAMPAIGN_KEYS):
                         self.store.remove(name)
+                if not consent.metrics:
+                    self.store.remove(PENDING)
             self.consent = consent
 
     def add(self, event: Event) -> None:
@@ -194,6 +198,7 @@ class ClientState:
         now = self.setup.now()
         with self.lock:
             carried = Book(self.store).carry(now)
+            reported = carry_metrics(Book(self.store), now)
             models = self.store.get(MODELS_RECORD)
             receipt = self.store.destroy(now)
             self.store = self._fresh_store()
@@ -202,9 +207,11 @@ class ClientState:
                     self.store.put(MODELS_RECORD, models)
                 if carried is not None:
                     Book(self.store).note("carried", now, **carried)
+                if reported is not None:
+                    Book(self.store).note(CARRIED, now, **reported)
             self.begin()
         kept = ["the public model"]
-        if carried is not None:
+        if carried is not None or reported is not None:
             kept.append(
                 "the sum of the privacy budget that was spent: sums that were published cannot be recalled"
             )

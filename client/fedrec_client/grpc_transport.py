@@ -116,6 +116,7 @@ class GrpcTransport:
             identity=enrolment.identity,
             node_key=enrolment.node_key,
             users=enrolment.users,
+            token=enrolment.token,
         )
         self._call("Enrol", request, messages.EnrolReply)
 
@@ -124,12 +125,14 @@ class GrpcTransport:
         request = messages.TaskRequest(campaign=campaign, identity=identity)
         return bytes(self._call("GetTask", request, messages.Document).content) or None
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
-        """See `Transport`; never twice, because sums would count it twice."""
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
+        """See `Transport`."""
         request = messages.MetricsRequest(
-            population=population, model_version=model_version, counters=dict(counters)
+            population=population, model_version=model_version, counters=dict(counters), token=token
         )
-        self._call("SendMetrics", request, messages.MetricsReply, tries=1)
+        self._call("SendMetrics", request, messages.MetricsReply)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -167,6 +170,8 @@ class GrpcTransport:
             return ServiceError(
                 f"{what}; check the address, the certificates and the network, then try again"
             )
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return ServiceError(f"{what}; get a new token from the app's login")
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return ServiceError(f"{what}; check in again later")
         return ServiceError(f"{what}; check population and version")

@@ -37,6 +37,8 @@ class Policy:
         max_member_share: part of all users that one member of the roster may speak for, if it is more than one user.
         max_epsilon_period, period_seconds: spent in any such time.
         max_epsilon_lifetime: spent ever.
+        max_metrics_epsilon_period, max_metrics_epsilon_lifetime: the same for reports of counters, apart from
+            training; no report leaves beyond.
         max_delta: of one campaign.
         aggregators: of "secagg", "sealed", "plain", those that may carry an update.
         units: what one contribution may be: "user", or "interaction", which promises less.
@@ -49,6 +51,8 @@ class Policy:
     max_epsilon_period: float = 4.0
     period_seconds: float = 30 * DAY
     max_epsilon_lifetime: float = 16.0
+    max_metrics_epsilon_period: float = 4.0
+    max_metrics_epsilon_lifetime: float = 16.0
     max_delta: float = 1e-5
     aggregators: tuple[str, ...] = ("secagg",)
     units: tuple[str, ...] = ("user",)

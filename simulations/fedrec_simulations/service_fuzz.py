@@ -86,7 +86,9 @@ def good_messages(population: str) -> dict[str, bytes]:
         "Download": messages.DownloadRequest(population=population, version=1, file="privacy.json"),
         "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
         "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
-        "SendMetrics": messages.MetricsRequest(population=population, counters={"clicks": 1.0}),
+        "SendMetrics": messages.MetricsRequest(
+            population=population, counters={"clicks": 1.0}, token="ab" * 16
+        ),
     }
     return {name: message.SerializeToString() for name, message in built.items()}
 

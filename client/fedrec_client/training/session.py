@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
@@ -53,6 +53,7 @@ class Session:
     min_serial: int
     now: Callable[[], float]
     stopped: Callable[[], bool]
+    enrolment_token: str = field(default="", repr=False)
 
     def run(self, deadline_seconds: float) -> TrainingReport:
         """See `Client.train_if_eligible`."""
@@ -111,7 +112,9 @@ class Session:
             public = loaded.public_key().public_bytes(
                 serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
             )
-            self.transport.enrol(Enrolment(campaign, _public(keys), public.decode()))
+            self.transport.enrol(
+                Enrolment(campaign, _public(keys), public.decode(), token=self.enrolment_token)
+            )
             keys["state"] = "enrolled"
             self.store.put(PREFIX + campaign, json.dumps(keys).encode())
         return keys
