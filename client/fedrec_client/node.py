@@ -34,6 +34,7 @@ from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
+from fedrec.wire.bundle import write_expected
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
@@ -378,6 +379,7 @@ def write_node(
     }
     plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
     write_json(folder / "node.json", plain)
+    write_expected(folder)
 
 
 def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
