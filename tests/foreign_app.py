@@ -64,10 +64,12 @@ def main(grid, context):
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.2)
     question = RecordDict({"q": ConfigRecord({"look": str(config["look"])})})
-    ids = grid.push_messages([Message(question, node, MessageType.QUERY) for node in nodes])
+    waiting = set(grid.push_messages([Message(question, node, MessageType.QUERY) for node in nodes]))
     got, end = [], time.time() + 90
-    while len(got) < len(nodes) and time.time() < end:
-        got += list(grid.pull_messages(ids))
+    while waiting and time.time() < end:
+        new = list(grid.pull_messages(list(waiting)))
+        waiting -= {message.metadata.reply_to_message_id for message in new}
+        got += new
         time.sleep(0.2)
     out = pathlib.Path(str(config["out"]))
     out.with_suffix(".part").write_text(json.dumps([told(message) for message in got]))

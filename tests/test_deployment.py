@@ -97,7 +97,7 @@ def test_an_app_of_the_operators_own_is_refused_by_every_node(federation: Federa
         assert not list(federation.parts.node_home(k).rglob("apps")) and not list(run.rglob("loot*"))
         commands = " ".join(marked(federation.parts.mark(f"node-{k}")).values())
         assert "flower-supernode" in commands
-        assert not any(name in commands for name in ("superexec", "clientapp", "agentapp"))
+        assert not any(name in commands for name in ("flower-superexec", "flwr-clientapp", "flwr-agentapp"))
     # The same nodes serve our own app right after.
     assert federation.run_and_wait(run, app_folder())
 
