@@ -71,18 +71,28 @@ def test_each_message_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert len({line["pid"] for line in lines}) == 4 and len({line["parent"] for line in lines}) == 1
 
 
-def test_the_supernode_finds_no_program_by_name() -> None:
+def test_the_supernode_finds_no_program_by_name(tmp_path: Path) -> None:
     """Were it to start Flower's own programs, as it does when it is left to itself, it would not find them."""
     names = ("flower-superexec", "flwr-clientapp", "flwr-agentapp", "flwr-model", "flwr-connector")
     beside = Path(sys.executable).parent
     assert all((beside / name).exists() for name in names)
     script = "; ".join(f"command -v {name} && exit 1" for name in names) + '; echo "PATH=$PATH"; exit 0'
-    environment = flower_environment(Path("/tmp"))
+    environment = flower_environment(tmp_path / "home")
     assert str(beside) in environment["PATH"]
+    # A program of that name in the current folder is not found either.
+    planted = tmp_path / names[0]
+    planted.write_text("#!/bin/sh\nexit 1\n")
+    planted.chmod(0o700)
     done = subprocess.run(
-        command(script), capture_output=True, text=True, check=False, timeout=SECONDS, env=environment
+        command(script),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+        env=environment,
+        cwd=tmp_path,
     )
-    assert (done.returncode, done.stdout) == (0, "PATH=\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "PATH=/dev/null\n"), done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -126,10 +126,10 @@ def run(command: list[str], acquire: Callable[[], Task | None], serve: Callable[
     forks: set[int] = set()
     child: subprocess.Popen[bytes] | None = None
     try:
-        # It starts no program; a PATH without any makes that certain.
+        # It starts no program. A PATH that is no folder makes that certain; an empty one is the current folder.
         child = subprocess.Popen(
             command,
-            env=os.environ | {"PATH": ""},
+            env=os.environ | {"PATH": os.devnull},
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has no threads
         )
         # What is there now is never freed: forks share its pages as long as nobody counts references in them.
