@@ -17,6 +17,7 @@ from training_helpers import ITEM_IDS, PLANNED_ROUNDS, node_parts
 from fedrec.errors import BadContent, BadSignature, Expired, Rollback, UpdateRejected, WrongPopulation
 from fedrec.ranking.items import Items
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.signing import MANIFEST, TASK, RootKey, RoundKey
 from fedrec_client import Client, Conditions, Consent, Policy
 from fedrec_client.participation import Book
@@ -63,6 +64,7 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
         "node": node_parts(4, [Public(), *others]),  # type: ignore[list-item]
         "superlink": "127.0.0.1:9",
         "superlink_ca": "",
+        "bundle": BUNDLE,
         "rounds": PLANNED_ROUNDS,
     }
     return plain | changed
@@ -201,6 +203,8 @@ def rogue(service: FakeService) -> RoundKey:
         ({"rounds": "2"}, BadContent),
         ({"node": []}, BadContent),
         ({"node": {"model": {}}}, BadContent),
+        ({"bundle": "00" * 32}, BadContent),
+        ({"bundle": None}, BadContent),
     ],
     ids=str,
 )

@@ -36,6 +36,7 @@ from fedrec.learning.refusals import NodeRefused
 from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec_client.memory import Memory
 from fedrec_client.node import Node
 from fedrec_client.private_releases import PaidReleases
@@ -276,6 +277,7 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "node": node_parts(4, [SECRET, *(Identity.create() for _ in range(3))]),
         "superlink": NOWHERE,
         "superlink_ca": make_certificates(folder, ("nobody",)).read_text(),
+        "bundle": BUNDLE,
         "rounds": PLANNED_ROUNDS,
     }
     history = {"item_ids": ITEM_IDS, "history": [1, 2, 3]}

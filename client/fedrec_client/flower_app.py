@@ -1,4 +1,4 @@
-"""Flower on the node's side: the only module here that imports flwr.
+"""Flower on the node's side: messages in, messages out.
 
 A message becomes a request, the node answers it, the reply becomes a message. The truth about a node lies in its
 folder: Ray hands a message to any of its processes, a SuperNode starts a process per message, and Flower's own
@@ -6,7 +6,8 @@ node state is gone after a restart. Only the secrets of a secure sum, which must
 state. Nodes are kept open in the process only to save time.
 
 A SuperNode starts a process per message, and most stages of a secure sum touch neither model nor data: they are
-served without importing what trains. Out of scope: what a node does with a request.
+served without importing what trains. Out of scope: what a node does with a request, and how a message comes here:
+in a deployment through `flower_tasks`, which lets no other component near it.
 """
 
 from __future__ import annotations

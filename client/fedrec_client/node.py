@@ -40,6 +40,7 @@ from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
+from fedrec.wire.bundle import write_expected
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.computed import alike, as_float32, computed, nothing
 from fedrec_client.local_state import LocalStore
@@ -424,6 +425,7 @@ def write_node(
     }
     plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
     write_json(folder / "node.json", plain)
+    write_expected(folder)
 
 
 def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: bool = False) -> Node:

@@ -44,9 +44,6 @@ WAIT_SECONDS = 30.0
 #: How long the process of a run that has ended may take to leave.
 LEAVE_SECONDS = 20.0
 POLL_SECONDS = 0.5
-#: How often a node looks for a message to start a process for; Flower's own interval is a second. Much shorter
-#: costs: the process comes before the message's content, and then waits for a second.
-TASK_POLL_SECONDS = "0.5"
 Event = dict[str, Any]
 Step = Callable[[str], None]
 
@@ -62,16 +59,13 @@ class Federation:
     # Up and down ---------------------------------------------------------------------------------------
 
     @classmethod
-    def up(
-        cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None, swift: bool = True
-    ) -> Federation:
+    def up(cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None) -> Federation:
         """Start a federation and wait until all its nodes are there.
 
         Args:
             folder: where it keeps its keys, database and logs; made when missing.
             nodes: how many SuperNodes.
             on_step: told what was done.
-            swift: hold nodes' calls until there are messages, keep what serves them warm; False: as Flower does.
 
         Raises:
             ConfigError: a number of nodes out of range.
@@ -87,7 +81,6 @@ class Federation:
                 f"a federation already runs in {folder}: stop it with `fedrec federation down`"
             )
         federation = cls(Parts(folder, Record.plan(nodes)))
-        federation.record.swift = swift
         federation.forget()
         federation.parts.write()
         try:
@@ -330,8 +323,7 @@ class Federation:
 
     def _start_node(self, k: int) -> None:
         home = self.parts.node_home(k)
-        extra = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS} if self.record.swift else {}
-        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower", extra))
+        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower"))
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         self.record.started[name] = time.time()

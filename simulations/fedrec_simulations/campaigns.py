@@ -24,6 +24,7 @@ from fedrec.models.serving import check_serves
 from fedrec.privacy.statement import StatementFacts, statement, write_statement
 from fedrec.ranking.serving import ServingModel
 from fedrec.secagg.roster import Member
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.files import write_json
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
@@ -211,6 +212,7 @@ class Campaign:
             "node": {name: part and part.model_dump(mode="json") for name, part in parts.items()},
             "superlink": f"127.0.0.1:{federation.record.gateway_port}",
             "superlink_ca": federation.parts.ca.read_text(),
+            "bundle": BUNDLE,
             "rounds": build(task.model).fixed_rounds or task.rounds.rounds,
         }
 

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrec.errors import BadContent, Expired
+from fedrec.errors import BadContent, Expired, ProtocolError
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import check_named
 from fedrec.wire.signing import TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
@@ -148,8 +149,11 @@ class Session:
             for name, kind in (("superlink", str), ("superlink_ca", str), ("rounds", int), ("node", dict)):
                 if not isinstance(task[name], kind):
                     raise TypeError(name)
+            check_named(task["bundle"])
         except (KeyError, TypeError) as error:
             raise BadContent(f"a task without what it needs ({error!s:.60}): update the app") from error
+        except ProtocolError as error:
+            raise BadContent(str(error)) from error
         return task
 
     def _refuse(self, campaign: str, reasons: list[str]) -> None:
