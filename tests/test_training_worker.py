@@ -234,7 +234,7 @@ class Broken(Node):
 
 def test_a_bug_is_told_by_its_type_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listener = listen(tmp_path)
-    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path))
+    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path, lambda: None))
     thread.start()
     with pytest.raises(NodeFailed, match=r"^ValueError$"):
         forward(tmp_path, Request("train", 1))

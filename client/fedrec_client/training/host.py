@@ -1,8 +1,9 @@
 """The node of one session: one person, everything in this process's memory, nothing of it in any file.
 
-What is written is what was sent: kind, round and bytes of every answer, before it leaves. Secrets of secure
-aggregation, promises and answers die with the process, and the identity dies with the session, so that nobody can
-ask for anything a second time. Out of scope: starting processes (`worker`), the charge that came before (`session`).
+Here is the one place where answers leave this process: the first release is charged before it does (`charging`), and
+kind, round and bytes of every answer are written down. Secrets of secure aggregation, promises and answers die with
+the process, and the identity dies with the session, so that nobody can ask for anything a second time. Out of scope:
+starting processes (`worker`), how a charge is made (`session`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fedrec.wire.messages import decode, encode
 from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node
 from fedrec_client.private_releases import PaidReleases
+from fedrec_client.training.charging import Charge, is_release
 from fedrec_client.training.forward import SENT, receive, send
 
 log = logging.getLogger(__name__)
@@ -75,8 +77,12 @@ def _split(wanted: Mapping[str, Any]) -> Split:
     return Split(train, None, None, user_key=np.array([wanted["user_key"]], dtype=np.int64))
 
 
-def serve(node: Node, listener: socket.socket, folder: Path) -> None:
-    """Answer until the socket is closed, one question at a time."""
+def serve(node: Node, listener: socket.socket, folder: Path, charge: Charge) -> None:
+    """Answer until the socket is closed, one question at a time.
+
+    Raises:
+        NotCharged: the first release was not charged; nothing of it has left, and nothing more is answered.
+    """
     while True:
         try:
             line, _ = listener.accept()
@@ -84,27 +90,34 @@ def serve(node: Node, listener: socket.socket, folder: Path) -> None:
             return
         with line:
             try:
-                _answer(node, line, folder)
+                _answer(node, line, folder, charge)
             except (OSError, ProtocolError) as error:
                 log.warning("a question was dropped: %s", error)
 
 
-def _answer(node: Node, line: socket.socket, folder: Path) -> None:
+def _answer(node: Node, line: socket.socket, folder: Path, charge: Charge) -> None:
     header, arrays = receive(line)
+    request: Request | None = None
+    reply: Reply | None = None
+    out: dict[str, np.ndarray[Any, Any]] = {}
     try:
         request = decode(arrays, header, Request)
         reply = node.handle(request)
         out, head = encode(reply)
-        note_sent(folder, request, reply)
+        head |= {"ok": True}
     except FedrecError as error:
         reason = error.reason if isinstance(error, AggregationRefused) else ""
-        send(line, {}, {"refused": type(error).__name__, "text": str(error), "reason": reason})
+        head = {"refused": type(error).__name__, "text": str(error), "reason": reason}
     except Exception as error:
         # The text of an unexpected error may quote the person's data: it stays here, and its place is told only here.
         log.error("the node failed: %s", type(error).__name__)
-        send(line, {}, {"broken": type(error).__name__})
-    else:
-        send(line, out, {**head, "ok": True})
+        head = {"broken": type(error).__name__}
+    # A question that could not be read was not put to the node.
+    if request is not None and is_release(request.kind, refused=reply is None):
+        charge()
+    if request is not None and reply is not None:
+        note_sent(folder, request, reply)
+    send(line, out, head)
 
 
 def note_sent(folder: Path, request: Request, reply: Reply) -> None:

@@ -2,7 +2,8 @@
 
 Started by `run_task`. What it needs comes as one line over its standard input, so that nothing personal stands in a
 command line, an environment or a file; the line stays open, and when it closes because the app has died, the whole
-session dies with it. It ends when it is killed: a session has no orderly end of its own.
+session dies with it. The first release is charged over a socket pair that no other process has; when that fails,
+the session ends here. Else it ends when it is killed: a session has no orderly end of its own.
 
     FOLDER/node/socket       of the node, for this session's own processes
     FOLDER/node/sent.jsonl   one line per answer that left: kind, round, bytes
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,9 +42,10 @@ def main() -> None:
         supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
     threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
+    from fedrec_client.training.charging import AskedCharge
     from fedrec_client.training.host import make_node, serve
 
-    serve(make_node(wanted), listener, node_folder)
+    serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
 
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from fedrec.errors import FedrecError, RegistryError
+from fedrec.errors import CampaignOver, FedrecError, RegistryError
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_server.service.handlers import ModelService, Refused
 from fedrec_server.service.limits import Buckets, Limits, Places, network
@@ -63,6 +63,7 @@ class Calls:
             "GetManifest": (answers.manifest, messages.ManifestRequest),
             "Enrol": (answers.enrol, messages.EnrolRequest),
             "GetTask": (answers.task, messages.TaskRequest),
+            "Leave": (answers.leave, messages.LeaveRequest),
             "SendMetrics": (answers.send_metrics, messages.MetricsRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
@@ -140,6 +141,8 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str, bool]:
         return error.code, error.text, error.retry
     if isinstance(error, grpc.RpcError):  # of gRPC itself, when a call is over before its time
         return grpc.StatusCode.CANCELLED, "cancelled", False
+    if isinstance(error, CampaignOver):
+        return grpc.StatusCode.ABORTED, "the campaign is over", False
     if isinstance(error, RegistryError):
         log.info("refused: %s", error)
         return grpc.StatusCode.FAILED_PRECONDITION, "not possible now", False
