@@ -25,6 +25,8 @@ from pathlib import Path
 from fedrec.processes import program
 from fedrec_client.training.forward import SENT, listen
 
+_ending = threading.Lock()
+
 
 def main() -> None:
     """Read the session from standard input and serve it until killed."""
@@ -42,10 +44,13 @@ def main() -> None:
         supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
     threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
-    from fedrec_client.training.charging import AskedCharge
+    from fedrec_client.training.charging import AskedCharge, NotCharged
     from fedrec_client.training.host import make_node, serve
 
-    serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
+    try:
+        serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
+    except NotCharged:
+        _end(folder)
 
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
@@ -62,6 +67,12 @@ def _die_with_the_app(folder: Path) -> None:
     """The line closes when the app's process is gone, however it went."""
     while sys.stdin.buffer.read(1):
         pass
+    _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """The whole session, its files first; who comes second waits for the kill."""
+    _ending.acquire()
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
