@@ -48,6 +48,8 @@ from fedrec_simulations.run_folder import environment
 Event = dict[str, Any]
 Finish = Callable[[ServingModel, Package], ServingModel]
 POLL_SECONDS = 0.5
+#: A sum whose vectors were in before too many devices left can be opened within this time.
+LAST_SUM_SECONDS = 5.0
 TASK_LIFETIME_SECONDS = 6 * 3600
 
 
@@ -198,18 +200,20 @@ class Campaign:
         self, task: Task, devices: list[Enrolled], on_step: Callable[[str], None]
     ) -> Callable[[], bool]:
         """Asked while devices train; raises RegistryError when no sum can be opened any more, and tells who left."""
-        terms, told = task.aggregation, 0
+        terms, told, few_since = task.aggregation, 0, float("inf")
         assert isinstance(terms, SecaggTerms)
 
         def watch() -> bool:
-            nonlocal told
+            nonlocal told, few_since
             self._expect_no_stop()
             gone = self.book.left(self.id)
             stay = [device for device in devices if device.identity not in gone]
             if len(gone) != told:
                 told = len(gone)
                 on_step(f"{told} of {len(devices)} devices have left")
-            if len(stay) < terms.min_nodes or sum(device.users for device in stay) < terms.min_users:
+            enough = len(stay) >= terms.min_nodes and sum(device.users for device in stay) >= terms.min_users
+            few_since = float("inf") if enough else min(few_since, time.monotonic())
+            if time.monotonic() - few_since > LAST_SUM_SECONDS:
                 raise RegistryError(
                     f"{told} of {len(devices)} devices have left: a sum needs {terms.min_nodes} devices and "
                     f"{terms.min_users:g} users; open a new campaign"
