@@ -153,7 +153,9 @@ class Campaign:
         try:
             yield
         except BaseException as error:
-            self.end(str(error) or type(error).__name__)
+            # Told to stop, it may end by whatever the stop broke.
+            stopped = self.stop() or isinstance(error, KeyboardInterrupt)
+            self.end("stopped" if stopped else str(error) or type(error).__name__)
             raise
 
     def _expect_no_stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -186,7 +186,7 @@ def _alike(person: Person) -> list[Values]:
 
 def _privacy(person: Person) -> Values:
     report = person.client.privacy_report()
-    rounds = sum(int(entry.get("rounds", 0)) for entry in report.left)
+    rounds = sum(int(entry["rounds"]) for entry in report.left if entry["what"] == "sent")
     return {
         "report": report,
         "rounds": rounds,
@@ -208,8 +208,17 @@ def _privacy(person: Person) -> Values:
         "demonstration": DEMONSTRATION,
         "real": CAREFUL,
         "receipt": person.receipt and asdict(person.receipt) | {"clock": _moment(person.receipt.time)},
-        "sent": _bytes(report.bytes_up) if report.bytes_up else "Something",
+        "sent": _sum(report.left, report.bytes_up),
     }
+
+
+def _sum(left: Sequence[Values], counted: int) -> str:
+    """How much left in all, as far as it is counted."""
+    if all("bytes" in entry for entry in left):
+        return _bytes(counted)
+    if counted:
+        return f"At least {_bytes(counted)}"
+    return "Not yet counted" if any(entry["what"] == "under way" for entry in left) else "Not known"
 
 
 def _left(entry: Values) -> Values:
@@ -228,7 +237,7 @@ def _left(entry: Values) -> Values:
             text = f"Encrypted shares of keys in campaign {campaign}, no update"
         case _:
             text = f"Encrypted training updates in {entry['rounds']} rounds of campaign {campaign}"
-    size = _bytes(entry["bytes"]) if "bytes" in entry else "?"
+    size = _bytes(entry["bytes"]) if "bytes" in entry else "not known"
     return {"time": _moment(entry["time"]), "size": size, "text": text}
 
 
