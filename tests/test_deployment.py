@@ -18,9 +18,9 @@ import pytest
 from small_models import ALL, FEATURES, model_of
 
 from fedrec.errors import ConfigError, FederationError, RunError
+from fedrec.learning.refusals import FOREIGN, REFUSED
 from fedrec.learning.settings import RoundSettings
 from fedrec.processes import is_alive, marked
-from fedrec_client.flower_tasks import FOREIGN, FOREIGN_TEXT
 from fedrec_server.federation import Federation, _point
 from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
@@ -96,7 +96,7 @@ def test_an_app_of_the_operators_own_is_refused_by_every_node(federation: Federa
     for k in range(NODES):
         _point(federation.parts.node_home(k) / "data", run / "nodes" / str(k))
     answers = foreign_app.ask(federation, foreign_app.write(tmp_path / "app", look=run), tmp_path)
-    assert answers == [{"code": FOREIGN, "reason": FOREIGN_TEXT}] * NODES
+    assert answers == [{"code": REFUSED, "reason": FOREIGN}] * NODES
     for k in range(NODES):
         log = federation.parts.log(f"node-{k}").read_text()
         assert log.count("refused a message") == 1 and "nothing of it was run" in log

@@ -39,9 +39,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.errors import FederationError, ProtocolError, RunError
+from fedrec.learning.refusals import FOREIGN, REFUSED
 from fedrec.processes import free_ports
 from fedrec.wire.bundle import BUNDLE, FILE, check_bundle, check_named, read_expected, write_expected
-from fedrec_client.flower_tasks import FOREIGN, FOREIGN_TEXT, Server, Tasks
+from fedrec_client.flower_tasks import Server, Tasks
 from fedrec_simulations.engines.folders import app_folder
 
 NODE = 7
@@ -278,7 +279,7 @@ def test_another_bundle_is_refused_in_one_line(
     bundle = FOREIGN_BUNDLES[name]
     node.send(bundle)
     reply = node.serve()
-    assert (reply.error.code, reply.error.reason) == (FOREIGN, FOREIGN_TEXT)
+    assert (reply.error.code, reply.error.reason) == (REFUSED, FOREIGN)
     assert node.answered == []
     (line,) = lines
     assert hashlib.sha256(bundle).hexdigest() in line and BUNDLE in line and "nothing of it was run" in line
@@ -309,7 +310,7 @@ def test_a_bundle_that_changes_between_two_messages_is_refused(node: Node, untou
     held = node.state.fab_store  # type: ignore[attr-defined]
     held[BUNDLE] = Fab(BUNDLE, other, {})
     node.send(other, "again", run=run)
-    assert node.serve().error.code == FOREIGN and node.answered == ["hello"]
+    assert node.serve().error.reason == FOREIGN and node.answered == ["hello"]
     held[BUNDLE] = Fab(BUNDLE, OURS, {})
     node.send(OURS, "once more", run=run)
     assert not node.serve().has_error() and node.answered == ["hello", "once more"]
@@ -321,7 +322,7 @@ def test_a_task_for_another_program_of_flowers_is_refused(
 ) -> None:
     """SuperLink decides of which kind a run is; for one kind Flower starts a program that runs agents."""
     node.send(bundle, kind=TaskType.AGENT_APP)
-    assert node.serve().error.code == FOREIGN and node.answered == []
+    assert node.serve().error.reason == FOREIGN and node.answered == []
     (line,) = lines
     assert "flwr-agentapp" in line and "expected flwr-clientapp" in line
 
@@ -336,7 +337,7 @@ def test_a_node_whose_folder_names_no_bundle_of_its_own_serves_nothing(
     path.unlink() if content is None else path.write_text(content)
     node.send(OURS)
     reply = node.serve()
-    assert (reply.error.code, reply.error.reason) == (FOREIGN, FOREIGN_TEXT) and node.answered == []
+    assert (reply.error.code, reply.error.reason) == (REFUSED, FOREIGN) and node.answered == []
     assert len(lines) == 1 and "nothing of it was run" in lines[0]
 
 

@@ -237,7 +237,7 @@ class Broken(Node):
 
 def test_a_bug_is_told_by_a_code_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listener = listen(tmp_path)
-    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path))
+    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path, lambda: None))
     thread.start()
     with pytest.raises(NodeRefused) as caught:
         forward(tmp_path, Request("train", 1))

@@ -32,12 +32,11 @@ from fedrec_client.results import Status
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.store.vault import open_vault
+from fedrec_client.training import enrolments
 
 #: Time that retention believes in moves at most so far at once: a clock that jumps ahead deletes nothing for it.
 MAX_CLOCK_STEP_SECONDS = 7 * 86_400.0
 CLOCK = "clock"
-#: Beginning of the records that hold keys of a campaign.
-CAMPAIGN_KEYS = "training/"
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,7 @@ class ClientState:
         events = self.store.events()
         self.profile = Profile(events)
         self._newest_event = max((event.time for event in events), default=float("-inf"))
+        self._end_what_was_cut_off()
         self.tidy_up()
 
     def served(self) -> Served:
@@ -160,8 +160,7 @@ class ClientState:
             with self.store.transaction():
                 write_consent(self.store, consent, self.setup.now())
                 if not consent.train:
-                    for name in self.store.names(CAMPAIGN_KEYS):
-                        self.store.remove(name)
+                    enrolments.leave_all(self.store)
                 if not consent.metrics:
                     self.store.remove(PENDING)
             self.consent = consent
@@ -229,6 +228,15 @@ class ClientState:
                 self.store.put(CLOCK, repr(believed).encode())
             except StoreError as error:  # a full disk must not keep an app from opening
                 self.last_error = str(error)
+
+    def _end_what_was_cut_off(self) -> None:
+        """Keys of a training session that was cut off go as soon as the store is opened."""
+        try:
+            enrolments.give_up_cut_off(self.store, self.setup.now())
+        except (
+            StoreError
+        ) as error:  # a full disk must not keep an app from opening; the next session tries again
+            self.last_error = str(error)
 
     def status(self, *, connected: bool) -> Status:
         """See `Client.status`."""

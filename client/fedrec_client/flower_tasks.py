@@ -40,15 +40,10 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedrec.errors import FederationError, FedrecError, ProtocolError
+from fedrec.learning.refusals import FAILED, FOREIGN, REFUSED
 from fedrec.wire.bundle import BUNDLE, check_bundle, read_expected
-from fedrec_client.flower_app import BROKEN, app
+from fedrec_client.flower_app import app
 
-#: Beside the codes of `flower_app`: the task asked for something else than the installed component.
-FOREIGN = 1003
-FOREIGN_TEXT = (
-    "the node runs its installed component only, and this app bundle is not the one that belongs to it"
-)
-BROKEN_TEXT = "the node failed; see its log"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 Component = Callable[[Message, Context], Message]
 
@@ -108,7 +103,7 @@ class Server:
         except FedrecError as error:
             # One line: what was sent is named by its digest alone.
             log(ERROR, "refused a message: %s; nothing of it was run", error)
-            return Message(Error(FOREIGN, FOREIGN_TEXT), reply_to=message)
+            return Message(Error(REFUSED, FOREIGN), reply_to=message)
         return self._answer(message, context)
 
     def admit(self, kind: str, bundle: bytes) -> None:
@@ -127,7 +122,7 @@ class Server:
         except Exception as error:
             # The text of an unexpected error may quote somebody's data: it stays here.
             log(ERROR, "the node failed", exc_info=error)
-            return Message(Error(BROKEN, BROKEN_TEXT), reply_to=message)
+            return Message(Error(REFUSED, FAILED), reply_to=message)
 
 
 class Tasks:

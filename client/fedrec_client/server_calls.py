@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fedrec import __version__
-from fedrec.errors import DataError
+from fedrec.errors import DataError, ServiceError
 from fedrec_client import counter_reports, metrics
 from fedrec_client.client_state import ClientState
 from fedrec_client.results import ModelInfo, TrainingReport
+from fedrec_client.training import enrolments
 from fedrec_client.transport import CheckIn, CheckInAnswer, Transport
 
 TOKEN = "token"
@@ -39,6 +41,7 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
 def update(state: ClientState, transport: Transport) -> ModelInfo | None:
     """See `Client.check_for_update`."""
     answer = _check_in(state, transport, trains=False)
+    _say_goodbyes(state, transport)
     info = state.models.update(transport, answer.model_version) if answer.model_version else None
     counter_reports.send(state, transport)
     return info
@@ -54,6 +57,7 @@ def train(
     """See `Client.train_if_eligible`."""
     from fedrec_client.training.session import Session
 
+    _say_goodbyes(state, transport)
     return Session(
         store=state.store,
         transport=transport,
@@ -68,6 +72,7 @@ def train(
         now=state.models.now,
         stopped=stopped,
         enrolment_token=enrolment_token,
+        lock=state.lock,
     ).run(deadline_seconds)
 
 
@@ -75,6 +80,14 @@ def _check_in(state: ClientState, transport: Transport, *, trains: bool) -> Chec
     return transport.check_in(
         CheckIn(state.setup.population, _token(state), __version__, state.version, trains)
     )
+
+
+def _say_goodbyes(state: ClientState, transport: Transport) -> None:
+    """Tell the service of campaigns that this device left while it could not be told."""
+    for campaign, public, signature in enrolments.goodbyes(state.store):
+        with suppress(ServiceError):  # said again at the next call
+            transport.leave(campaign, public, signature)
+            enrolments.forget_goodbye(state.store, campaign)
 
 
 def _token(state: ClientState) -> str:

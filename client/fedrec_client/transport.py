@@ -81,11 +81,27 @@ class Transport(Protocol):
         ...
 
     def enrol(self, enrolment: Enrolment) -> None:
-        """Join a campaign; the same keys again change nothing."""
+        """Join a campaign; the same keys again change nothing.
+
+        Raises:
+            CampaignOver: its roster is closed or full.
+        """
         ...
 
     def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """The signed task of a campaign for an enrolled device; None while the roster is open."""
+        """The signed task of a campaign for an enrolled device; None while the roster is open.
+
+        Raises:
+            CampaignOver: it has ended.
+        """
+        ...
+
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
+        """Whether a campaign in which this device takes part has not ended."""
+        ...
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """This device has left a campaign; `signature` as in `fedrec.wire.leaving`. Not tried again."""
         ...
 
     def send_metrics(

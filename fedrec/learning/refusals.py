@@ -12,7 +12,7 @@ from __future__ import annotations
 from fedrec.errors import AggregationRefused, FedrecError, ProtocolError
 from fedrec.secagg.reasons import Reason
 
-PROTOCOL, DECLINED, FAILED, OVER = "protocol", "declined", "failed", "over"
+PROTOCOL, DECLINED, FAILED, OVER, FOREIGN = "protocol", "declined", "failed", "over", "foreign"
 _SECAGG = "secagg-"
 #: Number of the error by which Flower's messages carry a code; Flower's own numbers end at 8.
 REFUSED = 1001
@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     DECLINED: "the node declines by its own terms (budget, promises, ledger or folder); its own log says more",
     FAILED: "the node failed; its own log says more",
     OVER: "the node's session is over",
+    FOREIGN: "the node runs its installed component only, and the app bundle that came is another",
 } | {
     _SECAGG + reason.value: f"the node refused a step of secure aggregation ({reason.value})"
     for reason in Reason

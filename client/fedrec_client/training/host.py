@@ -1,8 +1,9 @@
 """The node of one session: one person, everything in this process's memory, nothing of it in any file.
 
-What is written is what was sent: kind, round and bytes of every answer, before it leaves. Secrets of secure
-aggregation, promises and answers die with the process, and the identity dies with the session, so that nobody can
-ask for anything a second time. Out of scope: starting processes (`worker`), the charge that came before (`session`).
+Here is the one place where answers leave this process: the first release is charged before it does (`charging`), and
+kind, round and bytes of every answer are written down. Secrets of secure aggregation, promises and answers die with
+the process, and the identity dies with the session, so that nobody can ask for anything a second time. Out of scope:
+starting processes (`worker`), how a charge is made (`session`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node
 from fedrec_client.outgoing import emit
 from fedrec_client.private_releases import PaidReleases
-from fedrec_client.training.forward import SENT, Arrays, receive, send
+from fedrec_client.training.charging import Charge, is_release
+from fedrec_client.training.forward import SENT, receive, send
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,12 @@ def _split(wanted: Mapping[str, Any]) -> Split:
     return Split(train, None, None, user_key=np.array([wanted["user_key"]], dtype=np.int64))
 
 
-def serve(node: Node, listener: socket.socket, folder: Path) -> None:
-    """Answer until the socket is closed, one question at a time."""
+def serve(node: Node, listener: socket.socket, folder: Path, charge: Charge) -> None:
+    """Answer until the socket is closed, one question at a time.
+
+    Raises:
+        NotCharged: the first release was not charged; nothing of it has left, and nothing more is answered.
+    """
     while True:
         try:
             line, _ = listener.accept()
@@ -85,26 +91,31 @@ def serve(node: Node, listener: socket.socket, folder: Path) -> None:
             return
         with line:
             try:
-                _answer(node, line, folder)
+                _answer(node, line, folder, charge)
             except (OSError, ProtocolError) as error:
                 log.warning("a question was dropped: %s", error)
 
 
-def _answer(node: Node, line: socket.socket, folder: Path) -> None:
+def _answer(node: Node, line: socket.socket, folder: Path, charge: Charge) -> None:
     header, arrays = receive(line)
-    outcome = emit(lambda: _reply(node, header, arrays, folder), quiet=True)
+    request: Request | None = None
+
+    def reply() -> Reply:
+        nonlocal request
+        request = decode(arrays, header, Request)
+        return node.handle(request)
+
+    outcome = emit(reply, quiet=True)
+    # A question that could not be read was not put to the node.
+    if request is not None and is_release(request.kind, refused=isinstance(outcome, str)):
+        charge()
     if isinstance(outcome, str):
         send(line, {}, {"refused": outcome})
-    else:
-        out, head = encode(outcome)
-        send(line, out, {**head, "ok": True})
-
-
-def _reply(node: Node, header: dict[str, Any], arrays: Arrays, folder: Path) -> Reply:
-    request = decode(arrays, header, Request)
-    reply = node.handle(request)
-    note_sent(folder, request, reply)
-    return reply
+        return
+    if request is not None:
+        note_sent(folder, request, outcome)
+    out, head = encode(outcome)
+    send(line, out, {**head, "ok": True})
 
 
 def note_sent(folder: Path, request: Request, reply: Reply) -> None:

@@ -2,7 +2,8 @@
 
 Started by `run_task`. What it needs comes as one line over its standard input, so that nothing personal stands in a
 command line, an environment or a file; the line stays open, and when it closes because the app has died, the whole
-session dies with it. It ends when it is killed: a session has no orderly end of its own.
+session dies with it. The first release is charged over a socket pair that no other process has; when that fails,
+the session ends here. Else it ends when it is killed: a session has no orderly end of its own.
 
     FOLDER/node/socket       of the node, for this session's own processes
     FOLDER/node/sent.jsonl   one line per answer that left: kind, round, bytes
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +25,8 @@ from pathlib import Path
 
 from fedrec.wire.bundle import write_expected
 from fedrec_client.training.forward import SENT, listen
+
+_ending = threading.Lock()
 
 
 def main() -> None:
@@ -42,9 +46,13 @@ def main() -> None:
         supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
     threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
+    from fedrec_client.training.charging import AskedCharge, NotCharged
     from fedrec_client.training.host import make_node, serve
 
-    serve(make_node(wanted), listener, node_folder)
+    try:
+        serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
+    except NotCharged:
+        _end(folder)
 
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
@@ -59,6 +67,12 @@ def _die_with_the_app(folder: Path) -> None:
     """The line closes when the app's process is gone, however it went."""
     while sys.stdin.buffer.read(1):
         pass
+    _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """The whole session, its files first; who comes second waits for the kill."""
+    _ending.acquire()
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

@@ -83,12 +83,28 @@ class EnrolReply(_message.Message):
     def __init__(self) -> None: ...
 
 class TaskRequest(_message.Message):
-    __slots__ = ("campaign", "identity")
+    __slots__ = ("campaign", "identity", "known")
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     campaign: str
     identity: bytes
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
+    known: bool
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., known: bool = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("campaign", "identity", "signature")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    identity: bytes
+    signature: bytes
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ("population", "model_version", "counters", "token")

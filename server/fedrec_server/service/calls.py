@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from fedrec.errors import FedrecError, RegistryError
+from fedrec.errors import CampaignOver, FedrecError, RegistryError
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_server.service.handlers import ModelService
 from fedrec_server.service.limits import Buckets, Limits, Places
@@ -66,6 +66,7 @@ class Calls:
             "CheckIn": (answers.check_in, messages.CheckInRequest),
             "GetManifest": (answers.manifest, messages.ManifestRequest),
             "GetTask": (answers.task, messages.TaskRequest),
+            "Leave": (answers.leave, messages.LeaveRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
         methods["Enrol"] = self._unary(answers.enrol, messages.EnrolRequest, addressed=True)
@@ -156,6 +157,8 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str, bool]:
         return error.code, error.text, error.retry
     if isinstance(error, grpc.RpcError):  # of gRPC itself, when a call is over before its time
         return grpc.StatusCode.CANCELLED, "cancelled", False
+    if isinstance(error, CampaignOver):
+        return grpc.StatusCode.ABORTED, "the campaign is over", False
     if isinstance(error, RegistryError):
         log.info("refused: %s", error)
         return grpc.StatusCode.FAILED_PRECONDITION, "not possible now", False

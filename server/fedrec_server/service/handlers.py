@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from fedrec.wire.counters import checked
+from fedrec.wire.leaving import SIGNATURE_BYTES
 from fedrec.wire.manifest import MANIFEST_FILE, Manifest
 from fedrec.wire.package import delta_name
 from fedrec.wire.proto import model_service_pb2 as messages
@@ -115,7 +116,16 @@ class ModelService:
         """The signed task of a campaign; empty while its roster is open."""
         _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
         _expect(len(request.identity) == 32, "identity: expected 32 bytes")
-        return messages.Document(content=self._campaigns.task(request.campaign, request.identity) or b"")
+        task = self._campaigns.task(request.campaign, request.identity)
+        return messages.Document(content=b"" if request.known else task or b"")
+
+    def leave(self, request: messages.LeaveRequest) -> messages.LeaveReply:
+        """Note that a device has left a campaign."""
+        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
+        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
+        _expect(len(request.signature) == SIGNATURE_BYTES, "signature: expected 64 bytes")
+        self._campaigns.leave(request.campaign, request.identity, request.signature)
+        return messages.LeaveReply()
 
     def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
         """Add counters to the sums, within the quota of an address; a report that was counted is not again."""
