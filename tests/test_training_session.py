@@ -404,11 +404,11 @@ def test_noise_that_would_not_add_up_is_refused() -> None:
     def sealed(parts: Any) -> None:
         parts["aggregation"] = {"kind": "sealed", "run": "x", "public": "00"}
 
-    assert any("noise: sized for 750 people" in reason for reason in judged(for_a_thousand))
+    assert any("noise: sized for 750 users" in reason for reason in judged(for_a_thousand))
     assert any("another privacy plan" in reason for reason in judged(for_a_thousand))
-    assert judged(for_two) == ["noise: sized for 3 people together, a sum of 2 may be opened"]
+    assert judged(for_two) == ["noise: sized for 3 users together, a sum of 2 may be opened"]
     allows = JudgedBy(min_cohort=1, aggregators=("sealed",), max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
-    assert any("hides nobody" in reason for reason in judged(sealed, allows))
+    assert any("hides no one" in reason for reason in judged(sealed, allows))
 
 
 def test_judging_and_preparing_import_no_torch() -> None:
