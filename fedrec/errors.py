@@ -8,7 +8,7 @@
     ├── RoundAbandoned               exit 7   fewer nodes answered than the minimum, too many times in a row
     ├── ProtocolError                exit 8   a message does not follow the round protocol
     ├── FederationError              exit 9   the deployment could not be started, reached or stopped
-    ├── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
+    ├── EnvironmentProblem           exit 10  something is missing or should not be there (`fedrec doctor` says what)
     ├── BudgetExhausted              exit 11  the next release would exceed the privacy budget; nothing was released
     ├── LedgerTampered               exit 12  the privacy ledger does not hold together; nothing is released
     ├── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false

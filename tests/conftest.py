@@ -58,3 +58,19 @@ def interactions() -> Interactions:
 @pytest.fixture(scope="session")
 def split(interactions: Interactions) -> Split:
     return last_out(interactions)
+
+
+def split_of(user: int, history: np.ndarray, n_items: int) -> Split:
+    """One user's node: the last event of the history is held out as the test part."""
+
+    def part(items: np.ndarray) -> Interactions:
+        return Interactions(
+            np.zeros(len(items), np.int64),
+            items.astype(np.int64),
+            np.ones(len(items), np.float32),
+            np.arange(len(items), dtype=np.int64),
+            np.array([f"u{user}"]),
+            np.array([f"i{k}" for k in range(n_items)]),
+        )
+
+    return Split(part(history[:-1]), None, part(history[-1:]), user_key=np.array([user], dtype=np.int64))

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import foreign_app
 import numpy as np
 import pytest
 from session_helpers import Sessions, own_sessions
+from training_helpers import ITEM_IDS, node_parts
 
 from fedrec.errors import ConfigError, RegistryError
+from fedrec.learning.refusals import FOREIGN, REFUSED
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import TASK, RootKey, RoundKey
@@ -25,8 +29,10 @@ from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.participation import Book
 from fedrec_client.testing import FakePlatform
 from fedrec_client.training.forward import SENT
+from fedrec_client.training.run_task import run_task
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
+from fedrec_server.federation import Federation
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Service
 from fedrec_simulations.campaigns import Campaign
@@ -35,7 +41,7 @@ from fedrec_simulations.config import Config, parse_config
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 5, 30
 #: Five people cannot hide among each other: a real app's policy refuses this, and so does the test below.
-FOR_FIVE = Policy(min_cohort=DEVICES, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
+FOR_FIVE = Policy(min_cohort=DEVICES, dishonest=0.0, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
 NOW_CONDITIONS = Conditions(min_events=3)
 
 
@@ -289,6 +295,7 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
         },
         "superlink": "127.0.0.1:1",
         "superlink_ca": "",
+        "bundle": BUNDLE,
         "rounds": 2,
     }
     items = "\0".join(place.registry.open(payload["model_version"]).items.ids).encode()  # type: ignore[arg-type]
@@ -351,3 +358,41 @@ def test_a_campaign_without_secure_aggregation_is_refused(place: Place) -> None:
     )
     with pytest.raises(ConfigError, match="nobody should see"):
         Campaign.open(place.book, place.registry, plain, place.key)
+
+
+def test_a_device_runs_no_app_of_the_operators(sessions: Sessions, tmp_path: Path) -> None:
+    """SuperLink has another bundle than the signed task names: nothing of it runs beside the person's store."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "store.key").write_bytes(b"the person's")
+    public = make_node_key(tmp_path / "key").read_text()
+    identities = [Identity.create() for _ in range(4)]
+    federation = Federation.admit(tmp_path / "federation", [public])
+    task = {
+        "node": node_parts(4, identities),
+        "superlink": f"127.0.0.1:{federation.record.gateway_port}",
+        "superlink_ca": federation.parts.ca.read_text(),
+        "bundle": BUNDLE,
+        "rounds": 2,
+    }
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            app = foreign_app.write(tmp_path / "app", look=store)
+            asked = pool.submit(foreign_app.ask, federation, app, tmp_path, look=store)
+            outcome = run_task(
+                task,
+                item_ids=ITEM_IDS,
+                history=[1, 2, 3],
+                identity=identities[0].secret,
+                node_key=(tmp_path / "key").read_text(),
+                deadline_seconds=150,
+                stopped=asked.done,
+            )
+            assert asked.result() == [{"code": REFUSED, "reason": FOREIGN}]
+    finally:
+        federation.down()
+        federation.forget()
+    assert outcome.bytes_up == 0 and outcome.rounds == 0
+    assert outcome.log.count("refused a message") == 1 and "nothing of it was run" in outcome.log
+    assert [path.name for path in store.iterdir()] == ["store.key"]
+    assert not sessions.processes() and not sessions.folders()

@@ -32,6 +32,7 @@ from fedrec.errors import (
 )
 from fedrec.ranking.items import Items
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.signing import MANIFEST, TASK, RootKey, RoundKey
 from fedrec_client import Client, Conditions, Consent, Policy
 from fedrec_client.participation import Book
@@ -42,7 +43,7 @@ from fedrec_client.testing import NOW, FakeService, make_client, small_model
 from fedrec_client.training import session
 
 #: Four people cannot hide among each other: an app's own policy refuses this.
-FOR_FOUR = Policy(min_cohort=4, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
+FOR_FOUR = Policy(min_cohort=4, dishonest=0.0, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
 CAMPAIGN, DAY = "ab" * 16, 86_400.0
 READY = Conditions(min_events=2)
 
@@ -78,6 +79,7 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
         "node": node_parts(4, [Public(), *others]),  # type: ignore[list-item]
         "superlink": "127.0.0.1:9",
         "superlink_ca": "",
+        "bundle": BUNDLE,
         "rounds": PLANNED_ROUNDS,
     }
     return plain | changed
@@ -339,6 +341,8 @@ def rogue(service: FakeService) -> RoundKey:
         ({"rounds": "2"}, BadContent),
         ({"node": []}, BadContent),
         ({"node": {"model": {}}}, BadContent),
+        ({"bundle": "00" * 32}, BadContent),
+        ({"bundle": None}, BadContent),
     ],
     ids=str,
 )

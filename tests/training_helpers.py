@@ -23,10 +23,11 @@ from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity, Member, Roster
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
 from fedrec_client.node import Node, config_hash
 from fedrec_client.training.charging import AskedCharge, NotCharged, Till
-from fedrec_client.training.forward import SENT, SOCKET, NodeFailed, forward, listen
+from fedrec_client.training.forward import SENT, SOCKET, forward, listen
 from fedrec_client.training.host import make_node, serve
 from fedrec_server.task import Task
 
@@ -63,6 +64,7 @@ def terms_for(people: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms
         clip_norm=plan.clip_norm,
         min_users=SETTINGS.survivors * people,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
+        schedule=Schedule(final_rounds=PLANNED_ROUNDS, guarded=()),
     )
     return privacy, secagg, settings
 
@@ -183,7 +185,7 @@ class Devices:
             return Failure("no answer")
         try:
             reply = forward(device.folder, request)
-        except (FedrecError, NodeFailed) as error:
+        except FedrecError as error:
             return Failure(str(error))
         if self._fate(place, request.kind, request.round, "after"):
             device.vanish()

@@ -263,13 +263,21 @@ class Client:
             return eligible(state.device(), book, state.setup.policy, conditions or Conditions())
 
     def train_if_eligible(
-        self, conditions: Conditions | None = None, deadline_seconds: float = 60.0
+        self,
+        conditions: Conditions | None = None,
+        deadline_seconds: float = 60.0,
+        enrolment_token: str = "",
     ) -> TrainingReport:
         """Take part in a training campaign, if there is one, this device may, and the app's policy allows it.
 
         Blocks for at most the deadline; `stop_training`, withdrawing consent and `close` end it within 100 ms. The
         budget is charged when the first share or vector is about to leave; a session that ends before that costs
         nothing, and says so in its report.
+
+        Args:
+            conditions: under which the device trains; None: the usual ones.
+            deadline_seconds: for the whole call.
+            enrolment_token: of the app's own login, where the operator asks for one to enrol; single use.
 
         Raises:
             ConsentRequired: the person has not agreed to training.
@@ -289,6 +297,7 @@ class Client:
                 transport,
                 deadline_seconds,
                 lambda: self._closed or self._stop.is_set() or not self.consent.train,
+                enrolment_token,
             )
 
     def stop_training(self) -> None:

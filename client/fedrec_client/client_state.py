@@ -20,6 +20,8 @@ from fedrec.wire.signing import KEY_BYTES, read_public
 from fedrec_client.consent import Consent, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
+from fedrec_client.metrics_budget import CARRIED, PENDING
+from fedrec_client.metrics_budget import carry as carry_metrics
 from fedrec_client.model_updates import RECORD as MODELS_RECORD
 from fedrec_client.model_updates import Models, Served
 from fedrec_client.participation import Book
@@ -159,6 +161,8 @@ class ClientState:
                 write_consent(self.store, consent, self.setup.now())
                 if not consent.train:
                     enrolments.leave_all(self.store)
+                if not consent.metrics:
+                    self.store.remove(PENDING)
             self.consent = consent
 
     def add(self, event: Event) -> None:
@@ -193,6 +197,7 @@ class ClientState:
         now = self.setup.now()
         with self.lock:
             carried = Book(self.store).carry(now)
+            reported = carry_metrics(Book(self.store), now)
             models = self.store.get(MODELS_RECORD)
             receipt = self.store.destroy(now)
             self.store = self._fresh_store()
@@ -201,9 +206,11 @@ class ClientState:
                     self.store.put(MODELS_RECORD, models)
                 if carried is not None:
                     Book(self.store).note("carried", now, **carried)
+                if reported is not None:
+                    Book(self.store).note(CARRIED, now, **reported)
             self.begin()
         kept = ["the public model"]
-        if carried is not None:
+        if carried is not None or reported is not None:
             kept.append(
                 "the sum of the privacy budget that was spent: sums that were published cannot be recalled"
             )

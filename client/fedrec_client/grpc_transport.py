@@ -118,6 +118,7 @@ class GrpcTransport:
             identity=enrolment.identity,
             node_key=enrolment.node_key,
             users=enrolment.users,
+            token=enrolment.token,
         )
         self._call("Enrol", request, messages.EnrolReply)
 
@@ -140,12 +141,14 @@ class GrpcTransport:
         request = messages.LeaveRequest(campaign=campaign, identity=identity, signature=signature)
         self._call("Leave", request, messages.LeaveReply, tries=1, seconds=LEAVE_SECONDS)
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
-        """See `Transport`; never twice, because sums would count it twice."""
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
+        """See `Transport`."""
         request = messages.MetricsRequest(
-            population=population, model_version=model_version, counters=dict(counters)
+            population=population, model_version=model_version, counters=dict(counters), token=token
         )
-        self._call("SendMetrics", request, messages.MetricsReply, tries=1)
+        self._call("SendMetrics", request, messages.MetricsReply)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -185,6 +188,8 @@ class GrpcTransport:
             return ServiceError(
                 f"{what}; check the address, the certificates and the network, then try again"
             )
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return ServiceError(f"{what}; get a new token from the app's login")
         if code is grpc.StatusCode.ABORTED:
             return CampaignOver("the campaign is over: wait for another")
         if code is grpc.StatusCode.FAILED_PRECONDITION:

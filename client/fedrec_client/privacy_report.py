@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedrec_client.consent import Consent, consent_history
+from fedrec_client.metrics_budget import spent as metrics_spent
 from fedrec_client.participation import Book, Spent
 from fedrec_client.policy import Policy
 from fedrec_client.store.base import Store
@@ -28,8 +29,9 @@ class PrivacyReport:
         charged: campaigns that were paid for, with unit, epsilon, delta and aggregator.
         refused: tasks that this device would not take part in, with the reasons.
         period, lifetime: what was spent.
-        limits: of the app's policy: epsilon per period and lifetime, days of a period.
-        metrics_epsilon: spent on counters over the lifetime, apart from training.
+        limits: of the app's policy: epsilon per period and lifetime, for training and counters, days of a period.
+        metrics_epsilon, metrics_epsilon_period: spent on counters, apart from training, over the lifetime and in
+            the period.
         key: how the data on this device is protected.
         events: how many are kept here.
     """
@@ -44,6 +46,7 @@ class PrivacyReport:
     lifetime: Spent
     limits: dict[str, float]
     metrics_epsilon: float
+    metrics_epsilon_period: float
     key: str
     events: int
 
@@ -84,7 +87,11 @@ class PrivacyReport:
             f"(delta {self.lifetime.delta:.1e}, {self.lifetime.campaigns} campaigns).",
         ]
         if self.metrics_epsilon:
-            lines.append(f"Counters: epsilon {_number(self.metrics_epsilon)} in all.")
+            lines.append(
+                f"Counters: epsilon {_number(self.metrics_epsilon_period)} of {self.limits['metrics_period']:g} in "
+                f"the last {days:g} days, {_number(self.metrics_epsilon)} of {self.limits['metrics_lifetime']:g} "
+                "for life; no more leave beyond."
+            )
         return "\n".join(lines)
 
 
@@ -104,9 +111,12 @@ def make_report(store: Store, consent: Consent, policy: Policy, now: float) -> P
         {
             "period": policy.max_epsilon_period,
             "lifetime": policy.max_epsilon_lifetime,
+            "metrics_period": policy.max_metrics_epsilon_period,
+            "metrics_lifetime": policy.max_metrics_epsilon_lifetime,
             "period_days": policy.period_seconds / 86_400,
         },
-        sum(entry["epsilon"] for entry in book.entries("metrics")),
+        metrics_spent(book),
+        metrics_spent(book, now - policy.period_seconds),
         str(state["key"]),
         int(state["events"]),
     )

@@ -93,6 +93,7 @@ class FakeService:
         broken: by file name, bytes sent in the place of the true ones.
         cut_after: downloads are cut off after so many bytes.
         metrics: counters that came.
+        report_tokens: of these.
         check_ins: requests that came.
         campaign: id of a campaign to be offered; empty: none.
         enrolments: that came.
@@ -111,6 +112,7 @@ class FakeService:
         self.broken: dict[str, bytes] = {}
         self.cut_after: int | None = None
         self.metrics: list[Mapping[str, float]] = []
+        self.report_tokens: list[str] = []
         self.check_ins: list[CheckIn] = []
         self.campaign = ""
         self.enrolments: list[Enrolment] = []
@@ -215,10 +217,14 @@ class FakeService:
             raise ServiceError("a device that left has not signed it")
         self.left.append((campaign, identity))
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
         """See `Transport`."""
         self._answers()
-        self.metrics.append(dict(counters))
+        if token not in self.report_tokens:
+            self.report_tokens.append(token)
+            self.metrics.append(dict(counters))
 
     def close(self) -> None:
         """See `Transport`; the service stays for other clients."""

@@ -27,11 +27,13 @@ from typing import Any
 import httpx
 
 from fedrec.errors import ConfigError, FederationError
+from fedrec.privacy.durable import make_private
 from fedrec.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record
 from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
 from fedrec_server.flower_run import FlowerRun, check_nodes
+from fedrec_server.superlink_state import database_of, drop_deleted
 
 MAX_NODES = 64
 START_SECONDS = 120.0
@@ -42,9 +44,6 @@ WAIT_SECONDS = 30.0
 #: How long the process of a run that has ended may take to leave.
 LEAVE_SECONDS = 20.0
 POLL_SECONDS = 0.5
-#: How often a node looks for a message to start a process for; Flower's own interval is a second. Much shorter
-#: costs: the process comes before the message's content, and then waits for a second.
-TASK_POLL_SECONDS = "0.5"
 Event = dict[str, Any]
 Step = Callable[[str], None]
 
@@ -60,16 +59,13 @@ class Federation:
     # Up and down ---------------------------------------------------------------------------------------
 
     @classmethod
-    def up(
-        cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None, swift: bool = True
-    ) -> Federation:
+    def up(cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None) -> Federation:
         """Start a federation and wait until all its nodes are there.
 
         Args:
             folder: where it keeps its keys, database and logs; made when missing.
             nodes: how many SuperNodes.
             on_step: told what was done.
-            swift: hold nodes' calls until there are messages, keep what serves them warm; False: as Flower does.
 
         Raises:
             ConfigError: a number of nodes out of range.
@@ -85,7 +81,6 @@ class Federation:
                 f"a federation already runs in {folder}: stop it with `fedrec federation down`"
             )
         federation = cls(Parts(folder, Record.plan(nodes)))
-        federation.record.swift = swift
         federation.forget()
         federation.parts.write()
         try:
@@ -142,8 +137,12 @@ class Federation:
         return cls(Parts.read(folder))
 
     def down(self) -> None:
-        """Stop every process of the federation; keys, database and logs stay until `forget` or the next `up`."""
+        """Stop every process of the federation and remove its database, through which every message went.
+
+        Keys and logs stay until `forget` or the next `up`.
+        """
         end(self.record.mark, self.record.pids.values())
+        shutil.rmtree(self.parts.home("superlink"), ignore_errors=True)
         self.record.pids = {}
         self.parts.write()
 
@@ -237,7 +236,10 @@ class Federation:
         Raises:
             FedrecError: whatever ended the coordinator.
         """
-        return self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        finished = self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        self._await_leaving()
+        drop_deleted(database_of(self.parts.home("superlink")))
+        return finished
 
     def kill_coordinator(self) -> None:
         """Kill the process in which Flower runs the coordinator.
@@ -274,14 +276,19 @@ class Federation:
         A run whose coordinator was killed stays "running" at Flower for a minute, and nodes wait for the rest of
         what it was sending; they are free again when Flower is told that it is over.
         """
+        self._await_leaving()
+        for run_id, status in self.cli.run_status().items():
+            if not status.startswith("finished"):
+                self.cli.stop_run(run_id)
+
+        drop_deleted(database_of(self.parts.home("superlink")))
+
+    def _await_leaving(self) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
         while self._coordinators():
             if time.monotonic() > deadline:
                 raise FederationError("a run is going on in this federation: wait for its end, or stop it")
             time.sleep(POLL_SECONDS)
-        for run_id, status in self.cli.run_status().items():
-            if not status.startswith("finished"):
-                self.cli.stop_run(run_id)
 
     # Parts ---------------------------------------------------------------------------------------------
 
@@ -318,12 +325,13 @@ class Federation:
 
     def _start_superlink(self) -> None:
         home = self.parts.home("superlink")
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(home)
         self._start("superlink", self.parts.superlink(), flower_environment(home / "flower"))
 
     def _start_node(self, k: int) -> None:
         home = self.parts.node_home(k)
-        extra = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS} if self.record.swift else {}
-        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower", extra))
+        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower"))
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         self.record.started[name] = time.time()

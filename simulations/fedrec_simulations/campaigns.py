@@ -28,6 +28,7 @@ from fedrec.privacy.statement import StatementFacts, statement, write_statement
 from fedrec.ranking.serving import ServingModel
 from fedrec.secagg.roster import Member
 from fedrec.secagg.terms import SecaggTerms
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.files import write_json
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
@@ -39,11 +40,12 @@ from fedrec_server.registry import Registry
 from fedrec_server.task import Task
 from fedrec_simulations.config import Config
 from fedrec_simulations.engines.folders import app_folder, read_outcome
-from fedrec_simulations.enrolment import secagg_terms
+from fedrec_simulations.enrolment import schedule_of, secagg_terms
 from fedrec_simulations.privacy_terms import terms_of
 from fedrec_simulations.publishing import served, statement_of, summary
 from fedrec_simulations.report.privacy_facts import ledger_facts
 from fedrec_simulations.run_folder import environment
+from fedrec_simulations.sections import NoPrivacy
 
 Event = dict[str, Any]
 Finish = Callable[[ServingModel, Package], ServingModel]
@@ -98,6 +100,14 @@ class Campaign:
             raise ConfigError(
                 f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because nobody "
                 "should see a device's own update"
+            )
+        if config.evaluation.held_data:
+            raise ConfigError(
+                "evaluation.held_data is true: a campaign's data is on people's devices; drop it"
+            )
+        if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
+            raise ConfigError(
+                f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be judged; leave it out"
             )
         check_serves(config.model)
         read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]
@@ -233,7 +243,8 @@ class Campaign:
             Member(name=str(k), key=device.identity, users=device.users) for k, device in enumerate(devices)
         ]
         name = privacy.run if privacy else self.id
-        terms = secagg_terms(self.config, members, name, privacy)
+        schedule = schedule_of(self.config, privacy, has_validation=False, has_test=False)
+        terms = secagg_terms(self.config, members, name, privacy, schedule)
         settings, evaluation = self.config.node_settings(), EvaluationSettings()
         fingerprint = config_hash(self.config.model, settings, evaluation, items, privacy, terms)
         task = Task(
@@ -273,6 +284,7 @@ class Campaign:
             "node": {name: part and part.model_dump(mode="json") for name, part in parts.items()},
             "superlink": f"127.0.0.1:{federation.record.gateway_port}",
             "superlink_ca": federation.parts.ca.read_text(),
+            "bundle": BUNDLE,
             "rounds": build(task.model).fixed_rounds or task.rounds.rounds,
         }
 

@@ -87,7 +87,9 @@ def good_messages(population: str) -> dict[str, bytes]:
         "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
         "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
         "Leave": messages.LeaveRequest(campaign="ab" * 8, identity=bytes(32), signature=bytes(64)),
-        "SendMetrics": messages.MetricsRequest(population=population, counters={"clicks": 1.0}),
+        "SendMetrics": messages.MetricsRequest(
+            population=population, counters={"clicks": 1.0}, token="ab" * 16
+        ),
     }
     return {name: message.SerializeToString() for name, message in built.items()}
 

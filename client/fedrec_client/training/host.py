@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
-from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, ProtocolError
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.errors import PrivacyRefused, ProtocolError
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.models.registry import parse
@@ -31,6 +31,7 @@ from fedrec.secagg.terms import parse_terms
 from fedrec.wire.messages import decode, encode
 from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node
+from fedrec_client.outgoing import emit
 from fedrec_client.private_releases import PaidReleases
 from fedrec_client.training.charging import Charge, is_release
 from fedrec_client.training.forward import SENT, receive, send
@@ -55,12 +56,12 @@ def make_node(wanted: Mapping[str, Any]) -> Node:
         _split(wanted),
         parse(parts["model"]),
         NodeSettings.model_validate(parts["settings"]),
-        EvaluationSettings.model_validate(parts["evaluation"]),
+        parse_evaluation(parts["evaluation"]),
         LocalStore(None),
         privacy=terms,
         aggregation=parse_terms(parts["aggregation"]),
         identity=Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["identity"]))),
-        releases=PaidReleases(terms.plan.rounds),
+        releases=PaidReleases(terms.plan.charges),
     )
 
 
@@ -98,26 +99,23 @@ def serve(node: Node, listener: socket.socket, folder: Path, charge: Charge) -> 
 def _answer(node: Node, line: socket.socket, folder: Path, charge: Charge) -> None:
     header, arrays = receive(line)
     request: Request | None = None
-    reply: Reply | None = None
-    out: dict[str, np.ndarray[Any, Any]] = {}
-    try:
+
+    def reply() -> Reply:
+        nonlocal request
         request = decode(arrays, header, Request)
-        reply = node.handle(request)
-        out, head = encode(reply)
-        head |= {"ok": True}
-    except FedrecError as error:
-        reason = error.reason if isinstance(error, AggregationRefused) else ""
-        head = {"refused": type(error).__name__, "text": str(error), "reason": reason}
-    except Exception as error:
-        # The text of an unexpected error may quote the person's data: it stays here, and its place is told only here.
-        log.error("the node failed: %s", type(error).__name__)
-        head = {"broken": type(error).__name__}
+        return node.handle(request)
+
+    outcome = emit(reply, quiet=True)
     # A question that could not be read was not put to the node.
-    if request is not None and is_release(request.kind, refused=reply is None):
+    if request is not None and is_release(request.kind, refused=isinstance(outcome, str)):
         charge()
-    if request is not None and reply is not None:
-        note_sent(folder, request, reply)
-    send(line, out, head)
+    if isinstance(outcome, str):
+        send(line, {}, {"refused": outcome})
+        return
+    if request is not None:
+        note_sent(folder, request, outcome)
+    out, head = encode(outcome)
+    send(line, out, {**head, "ok": True})
 
 
 def note_sent(folder: Path, request: Request, reply: Reply) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from fedrec.errors import ServiceError
 from fedrec.processes import CUT_SECONDS, MARK, flower_environment, free_ports, kill, marked
+from fedrec.wire.bundle import check_named
 from fedrec_client.training.charging import Charge, Till, no_charge
 from fedrec_client.training.watch import Watch
 
@@ -37,8 +38,6 @@ TICK_SECONDS = 0.02
 LAST_SECONDS = 3.0
 RAM = Path("/dev/shm")
 KILL_POLL_SECONDS = 0.005
-#: How often the SuperNode looks for a message to start a process for; Flower's own interval is a second.
-POLL = "0.5"
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,17 @@ def run_task(
         goes_on: whether the campaign does, by the model service; asked from another thread while nothing comes.
 
     Raises:
+        ProtocolError: the task names another app bundle than belongs to this installation.
         ServiceError: the session cannot be started.
     """
+    check_named(task.get("bundle"))
     folder = Path(tempfile.mkdtemp(prefix="fedrec-", dir=RAM if os.access(RAM, os.W_OK) else None))
     mark = f"session-{secrets.token_hex(8)}"
     wanted = {
         "node": task["node"],
         "superlink": task["superlink"],
         "superlink_ca": task["superlink_ca"],
+        "bundle": task.get("bundle"),
         "item_ids": list(item_ids),
         "history": list(history),
         "user_key": secrets.randbits(62),
@@ -140,12 +142,10 @@ def end_group(worker: subprocess.Popen[bytes], mark: str) -> None:
 def _start(
     folder: Path, mark: str, wanted: Mapping[str, Any], line: socket.socket
 ) -> subprocess.Popen[bytes]:
-    environment = flower_environment(folder / "home", {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL}) | {
-        MARK: mark
-    }
+    environment = flower_environment(folder / "home") | {MARK: mark}
     with (folder / "log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "fedrec_client.training.worker", str(folder), str(line.fileno())],
+            [sys.executable, "-P", "-m", "fedrec_client.training.worker", str(folder), str(line.fileno())],
             pass_fds=[line.fileno()],
             env=environment,
             stdin=subprocess.PIPE,

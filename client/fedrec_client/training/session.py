@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
@@ -24,10 +24,12 @@ from fedrec.errors import (
     CampaignOver,
     Expired,
     FedrecError,
+    ProtocolError,
     ServiceError,
     StoreError,
 )
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import check_named
 from fedrec.wire.signing import TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
@@ -69,6 +71,7 @@ class Session:
     now: Callable[[], float]
     stopped: Callable[[], bool]
     lock: AbstractContextManager[Any]
+    enrolment_token: str = field(default="", repr=False)
 
     def run(self, deadline_seconds: float) -> TrainingReport:
         """See `Client.train_if_eligible`."""
@@ -136,7 +139,9 @@ class Session:
             public = loaded.public_key().public_bytes(
                 serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
             )
-            self.transport.enrol(Enrolment(campaign, _public(keys), public.decode()))
+            self.transport.enrol(
+                Enrolment(campaign, _public(keys), public.decode(), token=self.enrolment_token)
+            )
             keys["state"] = ENROLLED
             enrolments.write_keys(self.store, campaign, keys)
         return keys
@@ -170,8 +175,11 @@ class Session:
             for name, kind in (("superlink", str), ("superlink_ca", str), ("rounds", int), ("node", dict)):
                 if not isinstance(task[name], kind):
                     raise TypeError(name)
+            check_named(task["bundle"])
         except (KeyError, TypeError) as error:
             raise BadContent(f"a task without what it needs ({error!s:.60}): update the app") from error
+        except ProtocolError as error:
+            raise BadContent(str(error)) from error
         return task
 
     # The session -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the session ends here. Else it ends when it is killed: a session has no orderly 
 
     FOLDER/node/socket       of the node, for this session's own processes
     FOLDER/node/sent.jsonl   one line per answer that left: kind, round, bytes
+    FOLDER/node/bundle.json  which app bundle the signed task names
     FOLDER/key               of the SuperNode, made for this campaign alone
 """
 
@@ -22,7 +23,7 @@ import sys
 import threading
 from pathlib import Path
 
-from fedrec.processes import program
+from fedrec.wire.bundle import write_expected
 from fedrec_client.training.forward import SENT, listen
 
 _ending = threading.Lock()
@@ -35,6 +36,7 @@ def main() -> None:
     node_folder = folder / "node"
     node_folder.mkdir(mode=0o700)
     (node_folder / SENT).touch(0o600)
+    write_expected(node_folder, wanted["bundle"])
     (folder / "superlink.crt").write_text(wanted["superlink_ca"])
     (folder / "key").touch(0o600)
     (folder / "key").write_text(wanted["node_key"])
@@ -54,13 +56,11 @@ def main() -> None:
 
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
-    """Command of the SuperNode, its messages served by forks of a warm process; paths and addresses only."""
-    command = [sys.executable, "-m", "fedrec_client.warm_start", "--elsewhere"]
-    command += ["--folder", str(folder / "warm"), "--", program("flower-supernode"), "--superlink", superlink]
-    command += ["--root-certificates", str(folder / "superlink.crt")]
-    command += ["--auth-supernode-private-key", str(folder / "key")]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    return [*command, "--node-config", f"node-dir={json.dumps(str(folder / 'node'))}"]
+    """Command of the SuperNode and of what serves its messages; paths and addresses only."""
+    command = [sys.executable, "-P", "-m", "fedrec_client.node_program", "--elsewhere"]
+    command += ["--folder", str(folder / "supernode"), "--node-dir", str(folder / "node")]
+    command += ["--superlink", superlink, "--root-certificates", str(folder / "superlink.crt")]
+    return [*command, "--key", str(folder / "key"), "--port", str(port)]
 
 
 def _die_with_the_app(folder: Path) -> None:
