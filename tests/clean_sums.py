@@ -34,10 +34,12 @@ class Search:
     Attributes:
         sums: by name, [P] each.
         public: models that everybody has seen, whose differences to what is found are looked at, too.
+        numbers: single values that follow from a sum without noise, by name.
     """
 
     sums: dict[str, Floats]
     public: list[Floats] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
     _seen: dict[bytes, list[str]] = field(default_factory=dict)
 
     def in_folder(self, folder: Path) -> list[str]:
@@ -77,8 +79,8 @@ class Search:
         return [name for name, total in self.sums.items() if _correlation(values, total) > FOUND]
 
     def _numbers(self, data: bytes) -> Iterator[str]:
-        """The norm or the total of a sum, spelled out."""
-        exact = {
+        """The norm or the total of a sum, or another number that follows from one, spelled out."""
+        exact = self.numbers | {
             f"{what} of {name}": value
             for name, total in self.sums.items()
             for what, value in (("norm", np.linalg.norm(total)), ("total", total.sum()))
@@ -86,7 +88,7 @@ class Search:
         for text in set(_NUMBER.findall(data)):
             for what, value in exact.items():
                 if abs(float(text) - value) < 1e-9 * abs(value):
-                    yield f"the {what}"
+                    yield what
 
 
 def _correlation(values: Floats, total: Floats) -> float:

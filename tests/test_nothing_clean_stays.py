@@ -26,6 +26,7 @@ from fedrec.learning.settings import RoundSettings
 from fedrec.models.mf import MfConfig
 from fedrec.models.popularity import PopularityConfig
 from fedrec.models.registry import ModelConfig, build
+from fedrec.privacy.adaptive import AdaptiveClipState
 from fedrec.privacy.central import Central
 from fedrec.privacy.durable import durable_write, remove_durably
 from fedrec.privacy.plan import AdaptiveClip, make_plan
@@ -118,10 +119,15 @@ def truth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     search = Search({})
     real = Central.release
 
-    def release(self: Central, total: Any, users: int, round_: int, *rest: Any) -> Any:
-        values = np.asarray(total, dtype=np.float64)
+    def release(self: Central, total: Any, users: int, round_: int, clip_norm: float, *rest: Any) -> Any:
+        values, rule = np.asarray(total, dtype=np.float64), self.plan.adaptive
+        if rule is not None:
+            told = values[-1], self.plan.denominator, rule.quantile, rule.learning_rate
+            search.numbers[f"clip norm after round {round_}"] = (
+                AdaptiveClipState(clip_norm).update(*told).clip_norm
+            )
         search.sums[f"the sum of round {round_}"] = values[:-1] if self.plan.adaptive else values
-        out = real(self, total, users, round_, *rest)
+        out = real(self, total, users, round_, clip_norm, *rest)
         search.public.append(np.asarray(out[: len(values) - (self.plan.adaptive is not None)]))
         return out
 
@@ -143,14 +149,15 @@ def snapshots(run: Run, into: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshot
 # The search finds what it is to find --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["float", "residues", "json"])
+@pytest.mark.parametrize("kind", ["float", "residues", "norm", "clip norm"])
 def test_the_search_finds_a_sum_that_lies_about(tmp_path: Path, truth: Search, kind: str) -> None:
     run = Run.lay_out(tmp_path, "plain")
     run.go()
     total = truth.sums["the sum of round 2"]
     assert not truth.in_folder(run.coordinator)
-    if kind == "json":
-        (run.coordinator / "log").write_text(json.dumps({"norm": float(np.linalg.norm(total))}))
+    if "norm" in kind:
+        value = np.linalg.norm(total) if kind == "norm" else truth.numbers["clip norm after round 2"]
+        (run.coordinator / "log").write_text(json.dumps({"value": float(value)}))
     else:
         values = total if kind == "float" else np.rint(total * 1e6).astype(np.int64).astype("<u4")
         (run.coordinator / ".x.tmp").write_bytes(b"abc" + values.tobytes() + b"de")

@@ -59,9 +59,13 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def temporaries(path: Path) -> list[Path]:
-    """What writers of this file left beside it when they were killed."""
-    return sorted(path.parent.glob(f".{path.name}.*"))
+def remove_half_written(folder: Path) -> None:
+    """Remove what writers in this folder left when they were killed; nobody else may be writing in it.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    remove_durably(folder.glob(".*.tmp"))
 
 
 def remove_durably(paths: Iterable[Path]) -> None:

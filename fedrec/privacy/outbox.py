@@ -15,7 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedrec.errors import PrivacyRefused
-from fedrec.privacy.durable import durable_write, make_folder, make_private, remove_durably
+from fedrec.privacy.durable import (
+    durable_write,
+    make_folder,
+    make_private,
+    remove_durably,
+    remove_half_written,
+)
 
 #: Rounds of one run that can be asked for again.
 KEPT_ROUNDS = 1
@@ -38,7 +44,7 @@ class Outbox:
         try:
             make_folder(self._folder)
             make_private(self._folder)
-            remove_durably(self._folder.glob(".*.tmp"))
+            remove_half_written(self._folder)
             durable_write(kept, payload)
             newest = max(number for number, _ in self._staged(run))
             remove_durably(

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedrec.errors import BudgetExhausted, FedrecError, LedgerTampered, RunError
 from fedrec.learning.updates import State
-from fedrec.privacy.durable import durable_write, remove_durably, sync_folder, temporaries
+from fedrec.privacy.durable import durable_write, remove_durably, remove_half_written, sync_folder
 from fedrec.wire.files import arrays_bytes, atomic_write, read_arrays
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.task import Progress
@@ -74,7 +74,7 @@ class Checkpoints:
 
     def load(self) -> Standing | None:
         """The last checkpoint; None, and no records of an earlier attempt, when there is none."""
-        remove_durably(temporaries(self._staged) + temporaries(self._path))
+        remove_half_written(self._path.parent)
         if self._private is not None:
             self._settle(self._private)
         if not self._path.exists():

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.errors import RunError
-from fedrec.privacy.durable import durable_write, remove_durably, temporaries
+from fedrec.privacy.durable import durable_write, remove_durably
 from fedrec.wire.files import arrays_bytes, read_arrays
 
 SUM_FILE = "secagg-sum.safetensors"
@@ -55,7 +55,7 @@ class KeptSum:
         return self._read() if self._head() == (label, noised) else None
 
     def forget(self, but: Collection[str] = (), *, noised_only: bool = False) -> None:
-        """Remove the file, and what a killed writer left of it; synced when this returns.
+        """Remove the file; synced when this returns.
 
         Args:
             but: labels of sums that may still be needed.
@@ -63,7 +63,8 @@ class KeptSum:
         """
         label, noised = self._head() if but else (None, False)
         needed = label in but and (noised or not noised_only)
-        remove_durably(temporaries(self._path) + ([] if needed else [self._path]))
+        if not needed:
+            remove_durably([self._path])
 
     def _head(self) -> tuple[str | None, bool]:
         found = self._read()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fedrec.errors import AggregationAborted, AggregationRefused, ProtocolError
 from fedrec.learning.protocol import Exchange, Failure, Kind, Reply, Request
+from fedrec.privacy.durable import durable_write
 from fedrec.secagg.context import Context
 from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
@@ -31,7 +32,6 @@ from fedrec.secagg.schedule import Group
 from fedrec.secagg.server import Server
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import SecaggTerms
-from fedrec.wire.files import write_json
 from fedrec_server.collectors import Answers, Question, format_of, read_sum
 from fedrec_server.kept_sum import KeptSum
 from fedrec_server.replies import Host, check_envelope
@@ -79,6 +79,7 @@ class SecureCollector:
 
         Raises:
             AggregationAborted: there is no sum.
+            PrivacyRefused: `Question.release` refused the sum, which is gone then.
         """
         request, form = question.request, format_of(self._terms, question)
         label = label_of(request.kind, request.phase, request.round)
@@ -241,13 +242,13 @@ class Diary:
         """A number larger than all before it."""
         notes = self._read()
         attempt = int(notes["attempt"]) + 1
-        write_json(self._notes, notes | {"attempt": attempt})
+        self._write(notes | {"attempt": attempt})
         return attempt
 
     def give_away(self, label: str) -> None:
         """Note that shares of this sum are being asked for."""
         notes = self._read()
-        write_json(self._notes, notes | {"given": [*notes["given"], label]})
+        self._write(notes | {"given": [*notes["given"], label]})
 
     def keep_group(self, group: Group) -> None:
         """Note who takes part in guarded sums, before nodes know it."""
@@ -261,6 +262,9 @@ class Diary:
     def given_away(self, label: str) -> bool:
         """Whether they were."""
         return label in self._read()["given"]
+
+    def _write(self, notes: dict[str, Any]) -> None:
+        durable_write(self._notes, (json.dumps(notes, sort_keys=True) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
         return json.loads(self._notes.read_text()) if self._notes.exists() else _NO_NOTES
