@@ -38,7 +38,9 @@ def private_terms(
     rounds: int, n_users: int, n_items: int, trust: Trust, model: ModelConfig = MODEL
 ) -> PrivacyTerms:
     """A plan whose noise is seeded, so that engines can be compared."""
-    settings = PrivacySettings(unit="user", trust=trust, epsilon=8.0, force=True, noise_seed=11)
+    settings = PrivacySettings(
+        unit="user", trust=trust, epsilon=8.0, force=True, metrics="noised", noise_seed=11
+    )
     recommender = build(model)
     rounds = recommender.fixed_rounds or rounds
     plan = make_plan(

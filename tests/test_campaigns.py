@@ -318,6 +318,34 @@ def test_a_model_that_devices_could_not_use_is_refused_before_they_enrol(
     assert not [*tmp_path.rglob(ENROLMENTS)]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reason"),
+    [
+        (
+            "evaluation",
+            "held_data",
+            True,
+            r"evaluation\.held_data is true: a campaign's data is on people's devices",
+        ),
+        ("privacy", "metrics", "noised", "devices hold nothing out"),
+    ],
+)
+def test_a_campaign_judges_nobody(
+    book: CampaignBook, tmp_path: Path, section: str, key: str, value: object, reason: str
+) -> None:
+    values: dict[str, dict[str, object]] = {
+        "model": {"kind": "dp_ease"},
+        "privacy": {"unit": "user", "epsilon": 3.0, "trust": "distributed"},
+        "evaluation": {},
+    }
+    values[section][key] = value
+    root, round_key = keys()
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    with pytest.raises(ConfigError, match=reason):
+        Campaign.open(book, registry, parse_config(values), round_key)
+    assert not [*tmp_path.rglob(ENROLMENTS)]
+
+
 def test_a_campaign_without_a_champion_or_devices_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -391,6 +391,21 @@ def judged(change: Any, policy: JudgedBy = FOR_FOUR) -> list[str]:
     return against
 
 
+def test_a_device_lets_nobody_judge_it() -> None:
+    """Nothing is held out on it: a release of metrics, and exact ones of a simulation, have no place in its task."""
+
+    def releasing(parts: Any) -> None:
+        integers = parts["privacy"]["plan"]["distributed"] | {"rotation_seed": None}
+        release = {"names": ["full/hr@10"], "noise_multiplier": 9.0, "integers": integers}
+        parts["privacy"]["plan"]["metrics"] = release
+
+    def measuring(parts: Any) -> None:
+        parts["evaluation"]["held_data"] = True
+
+    assert any("holds nothing out" in why for why in judged(releasing))
+    assert any("belongs to simulations" in why for why in judged(measuring))
+
+
 def test_noise_that_would_not_add_up_is_refused() -> None:
     """The operator plans for a thousand and lets four be summed: each device's share would be far too small."""
     assert not judged(lambda parts: None)

@@ -222,8 +222,8 @@ class Ledger:
         if not (epsilon <= self._limit.epsilon and delta <= self._limit.delta):
             raise BudgetExhausted(
                 f"budget of {account}: {rounds} of {plan.charges} charges of run {run!r} on top of {len(others)} "
-                f"other runs make epsilon {epsilon:.4g} at delta {delta:.3g}, the limit is {self._limit.epsilon:.4g} at "
-                f"{self._limit.delta:.3g}; nothing was released. Plan a smaller epsilon or fewer rounds"
+                f"other runs make epsilon {epsilon:.4g} at delta {delta:.3g}, the limit is {self._limit.epsilon:.4g} "
+                f"at {self._limit.delta:.3g}; nothing was released. Plan a smaller epsilon or fewer rounds"
             )
 
     def _used(self, account: Account, without: str | None = None) -> list[tuple[PrivacyPlan, int]]:

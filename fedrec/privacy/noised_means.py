@@ -1,8 +1,8 @@
 """Reading a noised sum of metrics: means over the judged users, with intervals that speak of noise and of sampling.
 
 Everything here is computed from what was released, so it costs nothing. The interval of a mean m = S / n adds the
-variance of the noise, by the delta method (1 + m²) σ² / n², to that of having judged these n users and not others, which
-is at most m (1 - m) / n for values in [0, 1] (Bhatia and Davis 2000), and exactly that for a hit rate: other
+variance of the noise, by the delta method (1 + m²) σ² / n², to that of having judged these n users and not others.
+For values in [0, 1] the latter is m (1 - m) / n at most (Bhatia and Davis 2000), and exactly so for a hit rate: other
 intervals are a little too wide, since the users' own variance is not released.
 
 Letters: K metrics, σ standard deviation of the noise on each value of the sum.
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 WIDTH = 1.959964
 #: Said beside every private figure.
 TUNING_NOT_COVERED = (
-    "How settings were chosen is not covered: epsilon speaks of this run alone, and runs on the same people's data, by "
-    "which settings were picked, are not charged to it."
+    "How settings were chosen is not covered: epsilon speaks of this run alone, and other runs on the same people's "
+    "data, by which settings were picked, are not charged to it."
 )
 #: Said beside what is computed on data that somebody holds himself.
 HELD_DATA = "computed on data that the researcher holds; not a release, not covered by epsilon"

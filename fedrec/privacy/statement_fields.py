@@ -189,7 +189,7 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
     if plan.metrics is not None:
         text.append(
             f"Metrics: {len(plan.metrics.names)} values in [0, 1] and a 1 for each judged user, a vector of norm at "
-            f"most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that, added likewise."
+            f"most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that."
         )
     for name in ("adaptive", "distributed", "interaction", "metrics"):
         part = getattr(plan, name)

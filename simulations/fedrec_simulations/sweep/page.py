@@ -20,8 +20,8 @@ from fedrec_simulations.sweep.table import CAVEAT, SLICES, Point
 
 COLUMNS = (
     "method and epsilon", "seeds", "all people", "worst to best seed", "HR", "sampled NDCG", "short histories",
-    "long tail", "as released", "epsilon per person", "epsilon per interaction", "noise multiplier", "noise to signal",
-    "seconds",
+    "long tail", "as released", "epsilon per person", "epsilon per interaction", "noise multiplier",
+    "noise to signal", "seconds",
 )  # fmt: skip
 
 
