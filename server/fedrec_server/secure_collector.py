@@ -252,7 +252,7 @@ class Diary:
 
     def keep_group(self, group: Group) -> None:
         """Note who takes part in guarded sums, before nodes know it."""
-        write_json(self._notes, self._read() | {"group": asdict(group)})
+        self._write(self._read() | {"group": asdict(group)})
 
     def group(self) -> Group:
         """Who took part in guarded sums."""
