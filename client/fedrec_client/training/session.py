@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrec.errors import BadContent, Expired
 from fedrec.secagg.roster import Identity
-from fedrec.wire.signing import TASK, SignedDocument
+from fedrec.wire.signing import CLOCK_SKEW_SECONDS, TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
 from fedrec_client.platform import Platform
@@ -30,6 +30,7 @@ from fedrec_client.results import TrainingReport
 from fedrec_client.store.base import Store
 from fedrec_client.training.run_task import Outcome, run_task
 from fedrec_client.transport import CheckInAnswer, Enrolment, Transport
+from fedrec_client.trusted_time import TrustedTime
 
 PREFIX = "training/"
 POLL_SECONDS = 1.0
@@ -142,11 +143,15 @@ class Session:
                     f"the task is for the items of model version {task['model_version']}, "
                     f"{self.served.version} is in use: check for an update first"
                 )
+            if now < (created := float(task.get("created", 0))) - CLOCK_SKEW_SECONDS:
+                raise BadContent(f"the task of campaign {campaign[:8]} is from the future: set the clock")
             for name, kind in (("superlink", str), ("superlink_ca", str), ("rounds", int), ("node", dict)):
                 if not isinstance(task[name], kind):
                     raise TypeError(name)
         except (KeyError, TypeError) as error:
             raise BadContent(f"a task without what it needs ({error!s:.60}): update the app") from error
+        if created:
+            TrustedTime(self.store).accept(created)
         return task
 
     def _refuse(self, campaign: str, reasons: list[str]) -> None:
