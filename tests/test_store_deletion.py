@@ -125,9 +125,7 @@ def test_expired_events_are_gone_when_the_app_opens(tmp_path: Path) -> None:
     with Client.open(tmp_path, platform=platform, **settings_) as client:
         ids = [client.log_event("like", item=f"film-{k}") for k in range(5)]
     platform.pass_time(6 * DAY)
-    with Client.open(
-        tmp_path, platform=platform, retention=Retention(5 * DAY, None), **settings_
-    ) as client:
+    with Client.open(tmp_path, platform=platform, retention=Retention(5 * DAY, None), **settings_) as client:
         assert client.events() == [] and left(tmp_path, ids) == {}
 
 
@@ -212,9 +210,7 @@ FILES = [DATABASE, f"{DATABASE}-wal", "store.key", "store.lock", "vault.json"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kept"), [("half", 3), ("age", 3), ("all", 0)])
-def test_killed_at_any_step_a_deletion_is_done_or_was_not_begun(
-    tmp_path: Path, what: str, kept: int
-) -> None:
+def test_killed_at_any_step_a_deletion_is_done_or_was_not_begun(tmp_path: Path, what: str, kept: int) -> None:
     base = tmp_path / "base"
     store = opened(base)
     for k in range(6):

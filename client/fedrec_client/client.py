@@ -209,7 +209,7 @@ class Client:
         event = Event.of(
             type,
             item,
-            self._state.setup.now() if time is None else time,
+            self._state.now() if time is None else time,
             stamped=time is None,
             value=value,
             recommendation=rec,

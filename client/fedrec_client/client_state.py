@@ -26,10 +26,11 @@ from fedrec_client.participation import LOG as BOOK
 from fedrec_client.participation import Book, entry
 from fedrec_client.platform import Platform, SystemPlatform
 from fedrec_client.policy import Policy
-from fedrec_client.profile import Profile, in_order
+from fedrec_client.profile import Profile
 from fedrec_client.results import Status
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.sqlite import SqliteStore
+from fedrec_client.store.timeline import in_order
 from fedrec_client.trusted_time import RECORD as CLOCK
 from fedrec_client.trusted_time import STEP_SECONDS, TrustedTime
 
@@ -132,7 +133,7 @@ class ClientState:
         self.models = Models(
             setup.folder / "models", setup.root, setup.population, self.store, __version__, self.now
         )
-        self.profile = Profile()
+        self.profile, self._newest_event = Profile(), float("-inf")
         self._read_profile()
         self.tidy_up()
 

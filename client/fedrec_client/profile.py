@@ -3,34 +3,16 @@
 The last word on an item decides: what was hidden or disliked is not history and is never shown; a like after that
 brings it back. Impressions and custom events say nothing.
 
-Words that this device's clock has stamped follow each other in the order in which they were told (`in_order`): a word
-told while the clock was ahead does not beat a later one, nor one told before it was put back. A time that the app
-gives is the app's word on where an event belongs.
+Which word is the last is told by `fedrec_client.store.timeline.in_order`, not by clocks alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import History
 from fedrec_client.events import Event
-
-
-def in_order(arrived: Iterable[Event], now: float) -> list[tuple[float, Event]]:
-    """Events in the order in which they count, each with the time that gives it its place.
-
-    Args:
-        arrived: in the order in which they came.
-        now: seconds since 1970; what was stamped later than that is placed with the stamped event before it.
-    """
-    placed, latest = [], -math.inf
-    for event in arrived:
-        if event.stamped:
-            latest = max(latest, event.time) if event.time <= now else latest
-        placed.append((latest if event.stamped else event.time, event))
-    return sorted(placed, key=lambda each: each[0])
 
 
 class Profile:

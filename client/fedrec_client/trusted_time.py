@@ -79,7 +79,8 @@ class TrustedTime:
     def _write(self, times: Times) -> None:
         known = self.times
         moved = any(
-            abs(getattr(times, name) - getattr(known, name)) >= _GRAIN_SECONDS for name in ("floor", "believed")
+            abs(getattr(times, name) - getattr(known, name)) >= _GRAIN_SECONDS
+            for name in ("floor", "believed")
         )
         if moved or times.signed != known.signed:
             plain = {name: time for name, time in asdict(times).items() if math.isfinite(time)}
@@ -100,4 +101,6 @@ def read_times(store: Store) -> Times:
     try:
         return Times(**{name: float(time) for name, time in json.loads(store.get(RECORD) or b"{}").items()})
     except (ValueError, TypeError, AttributeError) as error:
-        raise StoreCorrupt("the record of the clock cannot be read: open the store with repair=True") from error
+        raise StoreCorrupt(
+            "the record of the clock cannot be read: open the store with repair=True"
+        ) from error

@@ -1,7 +1,7 @@
 """Files that are on the disk, not on their way to it, when a function returns.
 
-A ledger also needs the *name* of a file and of its folders to survive a power cut, which takes an fsync of the folder.
-Out of scope: what is in the files.
+A ledger also needs the *name* of a file and of its folders to survive a power cut, which takes an fsync of each
+folder. Out of scope: what is in the files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the SDK keeps on a device: events, a few named records, append-only logs.
 
 A store is the only place where personal data lies. What a call has acknowledged survives a killed process, a full
-disk, a power cut; what it has not is not there at all. What a call has deleted is gone: no file, and no copy of a file
-from before, opens to it under the key that the store has afterwards. Two kinds: `SqliteStore` on disk, every row sealed, and
-`MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
+disk, a power cut; what it has not is not there at all. What a call has deleted is gone: no file, and no copy of a
+file from before, opens to it under the key that the store has afterwards. Two kinds: `SqliteStore` on disk, every row
+sealed, and `MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class Store(Protocol):
         """Delete events, those from `since` on, or all, and of one item, or of any; how many."""
         ...
 
-    def erase(
-        self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]
-    ) -> Receipt:
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
         """Delete everything, and go on with these records and logs alone."""
         ...
 

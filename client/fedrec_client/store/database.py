@@ -64,7 +64,12 @@ def draft(path: Path) -> sqlite3.Connection:
     remove(path)
     os.close(create(path))
     connection = sqlite3.connect(path, isolation_level=None)
-    for setting in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF", "temp_store = MEMORY"):
+    for setting in (
+        "locking_mode = EXCLUSIVE",
+        "journal_mode = OFF",
+        "synchronous = OFF",
+        "temp_store = MEMORY",
+    ):
         connection.execute(f"PRAGMA {setting}")
     return connection
 
@@ -148,4 +153,6 @@ def file_trouble(error: OSError) -> str:
     """File and reason in one line."""
     if error.errno == errno.ELOOP:
         return f"{error.filename} is a symbolic link: remove it, none is followed"
-    return f"{error.filename or 'a file'} ({error.strerror}): give a folder that this account owns and can write"
+    return (
+        f"{error.filename or 'a file'} ({error.strerror}): give a folder that this account owns and can write"
+    )

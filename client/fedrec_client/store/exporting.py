@@ -1,6 +1,7 @@
 """Everything in a store as JSON lines, for the person whose data it is; and events back into another store.
 
-An export is the person's own copy: no later deletion reaches it, and the receipt of one says so. Each line is an object with "kind": "event" (its fields), "record" (name and value) or "entry" (log, number, value).
+An export is the person's own copy: no later deletion reaches it, and the receipt of one says so.
+Each line is an object with "kind": "event" (its fields), "record" (name and value) or "entry" (log, number, value).
 A value that is JSON stands as it is under "json"; any other as base64 under "bytes".
 """
 

@@ -69,9 +69,7 @@ class MemoryStore(AnswersFromMemory):
             chosen = self._contents.timeline.select(since, None)
             return self._contents.timeline.drop([event.id for event in chosen if item in (None, event.item)])
 
-    def erase(
-        self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]
-    ) -> Receipt:
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
         """See `Store`."""
         with self._used():
             gone = self._contents

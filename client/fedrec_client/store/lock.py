@@ -7,6 +7,7 @@ would get a file that nothing names any more. Out of scope: threads of one proce
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Self
@@ -55,7 +56,7 @@ class FolderLock:
 
 def _locked(handle: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

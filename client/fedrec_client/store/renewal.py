@@ -104,11 +104,13 @@ def find_root(connection: sqlite3.Connection, held: Held, what: str) -> tuple[Ro
     rows = connection.execute("SELECT key, sealed FROM root").fetchall()
     for key in reversed(held.keys):
         for _, sealed in rows:
-            with contextlib.suppress(StoreCorrupt, TypeError):
+            try:
                 root = Root.open(Sealer(key), held.store, sealed)
-                if root.counter < held.counter:
-                    raise stale(f"{what} is at change {root.counter}, the vault at {held.counter}")
-                return root, key
+            except (StoreCorrupt, TypeError):
+                continue
+            if root.counter < held.counter:
+                raise stale(f"{what} is at change {root.counter}, the vault at {held.counter}")
+            return root, key
     if {name for name, _ in rows} != {held.store} and _foreign(connection, held):
         raise StoreLocked(f"{what} was written under another key: restore the key that made it")
     raise stale(f"the root of {what} cannot be opened")
@@ -125,4 +127,3 @@ def _foreign(connection: sqlite3.Connection, held: Held) -> bool:
                     sealer.open(table, key, sealed)
                     return False
     return rows > 0
-

@@ -62,7 +62,10 @@ class Root:
 
     def seal(self, sealer: Sealer, store: bytes) -> bytes:
         """For the file."""
-        plain = [self.counter, *([total.count, hex(total.total)] for total in map(self.sums.get, TABLES) if total)]
+        plain = [
+            self.counter,
+            *([total.count, hex(total.total)] for total in map(self.sums.get, TABLES) if total),
+        ]
         return sealer.seal(TABLE, store, json.dumps(plain).encode())
 
     @classmethod
@@ -73,12 +76,14 @@ class Root:
             StoreCorrupt: it was sealed for another store, under another key, or is damaged.
         """
         counter, *sums = json.loads(sealer.open(TABLE, store, sealed))
-        return cls(counter, {name: Sum(n, int(total, 16)) for name, (n, total) in zip(TABLES, sums, strict=True)})
+        return cls(
+            counter, {name: Sum(n, int(total, 16)) for name, (n, total) in zip(TABLES, sums, strict=True)}
+        )
 
 
 def stale(what: str) -> StoreCorrupt:
     """For a store that is not the one that was left here."""
     return StoreCorrupt(
-        f"{what}: it was damaged, or an older copy was put in its place; open it with repair=True, which keeps what is "
-        "sound and counts the privacy budget as spent and consent as withdrawn"
+        f"{what}: it was damaged, or an older copy was put in its place; open it with repair=True, which keeps what "
+        "is sound and counts the privacy budget as spent and consent as withdrawn"
     )

@@ -33,7 +33,9 @@ def make_tables(connection: sqlite3.Connection) -> None:
         connection.execute(
             f"CREATE TABLE {table} (row INTEGER PRIMARY KEY, key BLOB NOT NULL, sealed BLOB NOT NULL)"
         )
-    connection.execute("CREATE TABLE root (key BLOB PRIMARY KEY NOT NULL, sealed BLOB NOT NULL) WITHOUT ROWID")
+    connection.execute(
+        "CREATE TABLE root (key BLOB PRIMARY KEY NOT NULL, sealed BLOB NOT NULL) WITHOUT ROWID"
+    )
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 

@@ -28,7 +28,7 @@ from fedrec_client.store.contents import AnswersFromMemory, Contents
 from fedrec_client.store.database import DATABASE, connect, guard, translated, translated_files
 from fedrec_client.store.held import Held
 from fedrec_client.store.lock import FolderLock
-from fedrec_client.store.root import Root, stale
+from fedrec_client.store.root import stale
 from fedrec_client.store.rows import (
     SCHEMA,
     entry_row,
@@ -80,7 +80,9 @@ class SqliteStore(AnswersFromMemory):
         """
         with translated_files():
             if private_folder(folder):
-                log.warning("others could look into store folder %s: it is its owner's alone from now on", folder)
+                log.warning(
+                    "others could look into store folder %s: it is its owner's alone from now on", folder
+                )
             lock = FolderLock.take(folder, WAIT_SECONDS)
         try:
             vault = vault or open_vault(folder, passphrase)
@@ -193,9 +195,7 @@ class SqliteStore(AnswersFromMemory):
             chosen = self._contents.timeline.select(since, None)
             return self._drop([event.id for event in chosen if item in (None, event.item)])
 
-    def erase(
-        self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]
-    ) -> Receipt:
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
         """See `Store`."""
         with self._writing():
             contents = self._renewed()
@@ -354,4 +354,3 @@ class SqliteStore(AnswersFromMemory):
         opening; until then an older copy from before it would not be noticed."""
         self._vault.write(held)
         self._held = held
-

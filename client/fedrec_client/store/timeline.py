@@ -6,10 +6,33 @@ Out of scope: where they came from and whether they are on disk.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Collection, Iterable
 
 from fedrec_client.events import Event, EventType
 from fedrec_client.store.base import Retention
+
+
+def in_order(arrived: Iterable[Event], now: float) -> list[tuple[float, Event]]:
+    """Events in the order in which they count, each with the time that gives it its place.
+
+    Events that this device's clock has stamped keep the order in which they came: none is placed before an earlier
+    one, although the clock was put back, and one from the future is placed with the next that is not. So a word told
+    while the clock was wrong neither beats a later one nor is lost. A time that the app gives is the app's own word.
+
+    Args:
+        arrived: in the order in which they came.
+        now: seconds since 1970.
+    """
+    events, latest, after = list(arrived), -math.inf, now
+    times = [event.time for event in events]
+    for place, event in enumerate(events):
+        if event.stamped and event.time <= now:
+            times[place] = latest = max(latest, event.time)
+    for place in reversed(range(len(events))):
+        if events[place].stamped:
+            times[place] = after = min(times[place], after)
+    return sorted(zip(times, events, strict=True), key=lambda each: each[0])
 
 
 class Timeline:
@@ -62,21 +85,12 @@ class Timeline:
         return list(self._arrived.values())
 
     def expired(self, retention: Retention, now: float) -> list[str]:
-        """Ids of those that retention does not keep.
-
-        An event that a clock set ahead has stamped is as old as the next one that came after it and lies in the past;
-        without one it is of now.
-        """
-        ages, after = list[tuple[float, int, str]](), now
-        for number, event in reversed(list(enumerate(self._arrived.values()))):
-            if event.time <= now and event.stamped:
-                after = event.time
-            ages.append((event.time if event.time <= now else after, number, event.id))
-        ages.sort()
+        """Ids of those that retention does not keep, by the times of `in_order`."""
+        placed = in_order(self._arrived.values(), now)
         oldest = -float("inf") if retention.max_age_seconds is None else now - retention.max_age_seconds
-        old = bisect.bisect_left(ages, (oldest,))
-        surplus = 0 if retention.max_events is None else len(ages) - retention.max_events
-        return [name for _, _, name in ages[: max(old, surplus, 0)]]
+        old = bisect.bisect_left(placed, oldest, key=lambda each: each[0])
+        surplus = 0 if retention.max_events is None else len(placed) - retention.max_events
+        return [event.id for _, event in placed[: max(old, surplus, 0)]]
 
     def drop(self, ids: Collection[str]) -> int:
         """Take events out; how many were there."""

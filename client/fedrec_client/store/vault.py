@@ -4,10 +4,10 @@
 unwrapped without it; changing the passphrase leaves the rows alone. The file is the last resort and says so in a
 warning and in every status: whoever can read the account's files can read the events.
 
-A deletion changes the key, which makes every copy of the file from before it unreadable, also those in backups, unless
-the key was in them too. The counter tells an older copy of the database from the one that was left here. In the
-keychain it lies outside the folder, so that an older copy of the whole folder is noticed; with a passphrase or a file
-it lies inside, and a whole folder put back, key and all, is not.
+A deletion changes the key, which makes every copy of the file from before it unreadable, also those in backups,
+unless the key was in them too. The counter tells an older copy of the database from the one that was left here. In
+the keychain it lies outside the folder, so that an older copy of the whole folder is noticed; with a passphrase or a
+file it lies inside, and a whole folder put back, key and all, is not.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class PassphraseVault:
     def write(self, held: Held) -> None:
         """See `Vault`."""
         if self._stretched is None:
-            settings = {"passes": PASSES, "memory_kib": MEMORY_KIB, "lanes": LANES}
+            settings: dict[str, Any] = {"passes": PASSES, "memory_kib": MEMORY_KIB, "lanes": LANES}
             fresh = settings | {"salt": secrets.token_bytes(16).hex()}
             self._stretched = (fresh, _stretch(fresh, self._passphrase))
         settings, key = self._stretched
@@ -260,7 +260,9 @@ class FileVault:
         try:
             self._known = Held.parse(read_private(path), str(path))
         except OSError as error:
-            raise StoreLocked(f"{path} cannot be read ({_why(error)}): without it the store is lost") from error
+            raise StoreLocked(
+                f"{path} cannot be read ({_why(error)}): without it the store is lost"
+            ) from error
         return self._known
 
     def write(self, held: Held) -> None:
@@ -368,9 +370,11 @@ def _replace(path: Path, content: bytes, *, shred: bool) -> None:
     except OSError as error:
         kind = StoreFull if error.errno in NO_ROOM else StoreError
         raise kind(
-            f"{path} cannot be written ({_why(error)}): what was acknowledged is kept; make room or remove the obstacle"
+            f"{path} cannot be written ({_why(error)}): what was acknowledged is kept; make room there"
         ) from error
 
 
 def _why(error: OSError) -> str:
-    return "it is a symbolic link, and none is followed" if error.errno == errno.ELOOP else str(error.strerror)
+    return (
+        "it is a symbolic link, and none is followed" if error.errno == errno.ELOOP else str(error.strerror)
+    )
