@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -122,7 +122,7 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without fields that are empty."""
-        plain = asdict(self) | {"type": self.type.value, "context": dict(self.context)}
+        plain = vars(self) | {"type": self.type.value, "context": dict(self.context)}
         if not self.stamped:
             del plain["stamped"]
         return {name: value for name, value in plain.items() if value not in (None, {})}

@@ -25,6 +25,7 @@ from fedrec_client.store.timeline import Timeline
 
 SCHEMA = 3
 Row = tuple[int, bytes, bytes]
+_INSERT = "INSERT INTO {} (row, key, sealed) VALUES (?, ?, ?)"
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
@@ -47,11 +48,14 @@ def write_all(
     connection.execute("BEGIN")
     make_tables(connection)
     for table, texts in _texts(contents):
+        rows = [
+            (number, *sealed_row(sealer, table, name, text))
+            for number, (name, text) in enumerate(texts, start=1)
+        ]
+        connection.executemany(_INSERT.format(table), rows)
         sums = Sum()
-        for number, (name, text) in enumerate(texts, start=1):
-            key, sealed = sealed_row(sealer, table, name, text)
-            insert(connection, table, (number, key, sealed))
-            sums = sums.add(sealer.digest(table, number, key, sealed))
+        for row in rows:
+            sums = sums.add(sealer.digest(table, *row))
         root = root.with_sum(table, sums)
     write_root(connection, root, sealer, store)
     connection.execute("COMMIT")
@@ -121,7 +125,7 @@ def sealed_row(sealer: Sealer, table: str, name: str, text: bytes) -> tuple[byte
 
 def insert(connection: sqlite3.Connection, table: str, row: Row) -> None:
     """A row more."""
-    connection.execute(f"INSERT INTO {table} (row, key, sealed) VALUES (?, ?, ?)", row)
+    connection.execute(_INSERT.format(table), row)
 
 
 def write_root(connection: sqlite3.Connection, root: Root, sealer: Sealer, store: bytes) -> None:

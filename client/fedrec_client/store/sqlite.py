@@ -28,7 +28,7 @@ from fedrec_client.store.contents import AnswersFromMemory, Contents
 from fedrec_client.store.database import DATABASE, connect, guard, translated, translated_files
 from fedrec_client.store.held import Held
 from fedrec_client.store.lock import FolderLock
-from fedrec_client.store.root import stale
+from fedrec_client.store.root import Root, stale
 from fedrec_client.store.rows import (
     SCHEMA,
     entry_row,
@@ -123,18 +123,22 @@ class SqliteStore(AnswersFromMemory):
         connection = connect(self.path, WAIT_SECONDS)
         try:
             root, key = renewal.find_root(connection, self._held, f"store {self.path}")
-            sealer = Sealer(key)
-            self._contents = read_all(connection, sealer, root, f"store {self.path}")
-            rows = connection.execute("SELECT row, key, sealed FROM records").fetchall()
+            self._contents = read_all(connection, Sealer(key), root, f"store {self.path}")
+            self._work_on(connection, key, root)
         except BaseException:
             connection.close()
             raise
-        self._connection, self._sealer, self._root = connection, sealer, root
-        self._record_rows = {row[1]: (row[0], sealer.digest("records", *row)) for row in rows}
         if len(self._held.keys) > 1 or root.counter != self._held.counter:
             # A crash came between the database and the vault, at the end of a change or of a deletion.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._tell_vault(self._held.settled(key, root.counter))
+
+    def _work_on(self, connection: sqlite3.Connection, key: bytes, root: Root) -> None:
+        """A file whose contents are in memory."""
+        sealer = Sealer(key)
+        rows = connection.execute("SELECT row, key, sealed FROM records").fetchall()
+        self._connection, self._sealer, self._root = connection, sealer, root
+        self._record_rows = {row[1]: (row[0], sealer.digest("records", *row)) for row in rows}
 
     def add_event(self, event: Event) -> bool:
         """See `Store`."""
@@ -341,7 +345,7 @@ class SqliteStore(AnswersFromMemory):
             self._connection.close()
             with translated_files():
                 self._held = renewal.complete(self._folder, self._vault, self._held, key, root)
-                self._read()
+            self._work_on(connect(self.path, WAIT_SECONDS), key, root)
         except BaseException:
             # The next opening finishes: the new file is whole, and the vault knows its key.
             self._closed = "was cut off in a deletion, which goes on when it is opened"
