@@ -286,7 +286,7 @@ CHANGES: dict[str, Callable[[SqliteStore], object]] = {
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_crash_beside_the_keychain_locks_nobody_out(
+def test_a_crash_beside_the_keychain_locks_no_user_out(
     tmp_path: Path, change: str, at: int, before: bool
 ) -> None:
     """Before or after each write of the counter: the store opens, with the change or without, and is whole."""
@@ -332,6 +332,18 @@ def test_a_keychain_that_cannot_be_written_is_told_and_caught_up_with(tmp_path: 
     store.close()
     store = SqliteStore.open(tmp_path, open_vault(tmp_path, keychain=ring))
     assert store.get("a") == b"2" and store.events() == []
+    store.close()
+
+
+def test_a_keychain_that_is_behind_and_cannot_be_written_keeps_no_app_from_opening(tmp_path: Path) -> None:
+    ring = Ring()
+    store = SqliteStore.open(tmp_path, open_vault(tmp_path, keychain=ring))
+    ring.fails = True
+    with pytest.raises(StoreLocked):
+        store.put("a", b"1")
+    store.close()
+    store = SqliteStore.open(tmp_path, open_vault(tmp_path, keychain=ring))
+    assert store.get("a") == b"1"
     store.close()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +155,29 @@ def test_without_room_nothing_is_deleted_and_nothing_is_lost(
     store.close()
 
 
+BEHIND = """
+import os, signal, sys
+from pathlib import Path
+from fedrec_client import Client
+from fedrec_client.testing import NOW, FakePlatform
+client = Client.open(Path(sys.argv[1]), population="a", trust=bytes(32), platform=FakePlatform())
+for k in range(40):
+    client.log_event("play", item=f"item-{k}", time=NOW + k, event_id=f"event-{k}")
+client.delete_data(since=NOW) if sys.argv[2] == "since" else client.delete_data()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["since", "all"])
+def test_killed_right_behind_the_call_nothing_opens(tmp_path: Path, how: str) -> None:
+    run = subprocess.run([sys.executable, "-c", BEHIND, str(tmp_path), how], check=False, capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-500:]
+    assert left(tmp_path, IDS) == {}, "before the store is opened again"
+    store = opened(tmp_path)
+    assert store.events() == [] and left(tmp_path, IDS) == {}
+    store.close()
+
+
 #: Kills a deletion before each call that touches a file, then opens the store again and tells what is left.
 KILLED = """
 import json, logging, os, shutil, signal, sys
@@ -185,11 +211,11 @@ while killed:
     shutil.copytree(base, work)
     child = os.fork()
     if child == 0:
-        if what != "repair":
+        if what not in ("repair", "create"):
             store = opened(work)
         die_at(step)
-        if what == "repair":
-            store = opened(work, repair=True)
+        if what in ("repair", "create"):
+            store = opened(work, repair=what == "repair")
         else:
             delete(store)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -227,6 +253,17 @@ def test_killed_at_any_step_a_deletion_is_done_or_was_not_begun(tmp_path: Path, 
         numbers.append(len(each["kept"]))
     assert set(numbers) == {6, kept} and numbers == sorted(numbers, reverse=True)
     assert not steps[-1]["killed"] and numbers[-1] == kept  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_of_its_making_a_store_is_made_in_the_end(tmp_path: Path) -> None:
+    """And no half-made one is taken for one that was robbed of its database."""
+    (tmp_path / "base").mkdir()
+    steps = ran(KILLED, str(tmp_path / "base"), "create")
+    assert len(steps) > 30
+    for each in steps:
+        assert isinstance(each, dict)
+        assert each["kept"] == [] and each["logs"] == [] and set(each["files"]) <= set(FILES), each
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Clocks that anybody can set: put back, they revive nothing; once ahead, they do not outlive a later word."""
+"""Clocks that can be set at will: put back, they revive nothing; once ahead, they do not outlive a later word."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_model_that_has_expired_is_not_revived_by_a_clock_put_back(tmp_path: P
     assert client.status().model_state == "good"
 
 
-def test_a_clock_that_was_ahead_once_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_clock_that_was_ahead_once_locks_no_device_out(tmp_path: Path) -> None:
     platform, service, store = FakePlatform(), FakeService("test"), MemoryStore()
     service.publish(lifetime_days=30)
     make_client(tmp_path, service, platform, store).check_for_update()

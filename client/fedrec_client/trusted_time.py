@@ -1,4 +1,4 @@
-"""Which time it is at least, on a device whose clock anybody can set.
+"""Which time it is at least, on a device whose clock can be set at will.
 
 Three times lie in the store, in one record:
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import DataError
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import create, sync_folder
 from fedrec_client.events import Event
 from fedrec_client.store.base import Store
 
@@ -41,13 +41,24 @@ def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Into a new file, for its owner only; nothing is left where that cannot be.
 
+    It is written under its own name: a kill leaves half a file where the person looks for it, not one that is hidden.
+
     Raises:
         DataError: the file exists or cannot be written.
     """
     if os.path.lexists(path):
         raise DataError(f"{path} is there already: give a new file")
     try:
-        atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+        handle = create(path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): give another") from error
 

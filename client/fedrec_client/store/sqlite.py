@@ -131,7 +131,13 @@ class SqliteStore(AnswersFromMemory):
         if len(self._held.keys) > 1 or root.counter != self._held.counter:
             # A crash came between the database and the vault, at the end of a change or of a deletion.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._tell_vault(self._held.settled(key, root.counter))
+            try:
+                self._tell_vault(self._held.settled(key, root.counter))
+            except StoreError as error:
+                if len(self._held.keys) > 1:  # what was deleted would still open under the older one
+                    connection.close()
+                    raise
+                log.warning("the counter of store %s is behind: %s", self._folder, error)
 
     def _work_on(self, connection: sqlite3.Connection, key: bytes, root: Root) -> None:
         """A file whose contents are in memory."""
