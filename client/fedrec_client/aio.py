@@ -137,9 +137,9 @@ class AsyncClient:
         """See `Client`."""
         return await asyncio.to_thread(self._client.export_data, path)
 
-    async def delete_data(self, since: float | None = None) -> Receipt:
+    async def delete_data(self, since: float | None = None, item: str | None = None) -> Receipt:
         """See `Client`."""
-        return await asyncio.to_thread(self._client.delete_data, since)
+        return await asyncio.to_thread(self._client.delete_data, since, item)
 
     async def status(self) -> Status:
         """See `Client`."""

@@ -221,7 +221,8 @@ class Client:
         event = Event.of(
             type,
             item,
-            self._state.setup.now() if time is None else time,
+            self._state.now() if time is None else time,
+            stamped=time is None,
             value=value,
             recommendation=rec,
             name=name,
@@ -323,19 +324,28 @@ class Client:
         write_lines(Path(path).expanduser(), lines)
         return len(lines)
 
-    def delete_data(self, since: float | None = None) -> Receipt:
-        """Delete everything kept about the person, with the key, or the events from a time on.
+    def delete_data(self, since: float | None = None, item: str | None = None) -> Receipt:
+        """Delete everything kept about the person, or the events from a time on, of one item, or both.
 
-        What stays: the public model, and the sum of what was spent of the privacy budget, which no deletion can take
-        back; the receipt says so.
+        What is deleted was sealed under a key that is destroyed: once this returns, no file of the store and no copy
+        of one from before opens to it. What stays: the public model, and the sum of what was spent of the privacy
+        budget, which no deletion can take back; the receipt says so.
+
+        Args:
+            since: seconds since 1970; None: from the beginning.
+            item: the app's id; None: of any.
+
+        Raises:
+            StoreFull: there is no room for what stays; nothing was deleted.
+            StoreError: it was cut off; it goes on when the client is opened again.
         """
         self._stop.set()
         with self._state.lock:
-            if since is not None:
+            if since is not None or item is not None:
                 self._lists.forget_person()
-                return self._state.delete_since(since)
+                return self._state.delete_events(since, item)
             self._lists.forget()
-            return self._state.destroy()
+            return self._state.erase()
 
     def status(self) -> Status:
         """For bug reports: versions and states; no item, no event."""

@@ -105,5 +105,6 @@ def _check(reply: Reply, forms: tuple[Form, ...] | None, meta: Mapping[str, type
     for name, value in reply.meta.items():
         kind = meta.get(name)
         wanted = (int, float) if kind is float else kind
-        if wanted is None or not isinstance(value, wanted) or (kind is float and not math.isfinite(value)):
+        broken = isinstance(value, float) and not math.isfinite(value)
+        if wanted is None or not isinstance(value, wanted) or broken:
             raise WrongForm(f"{reply.kind} has a field {name}")

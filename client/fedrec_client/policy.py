@@ -64,7 +64,7 @@ class Policy:
             yield "budget: the book of what was spent was damaged; nothing more is spent"
         elif book.spent().epsilon >= self.max_epsilon_lifetime:
             yield f"budget: epsilon {book.spent().epsilon:.3g} of {self.max_epsilon_lifetime:.3g} for life is spent"
-        elif book.spent(now - self.period_seconds).epsilon >= self.max_epsilon_period:
+        elif book.spent_within(self.period_seconds, now).epsilon >= self.max_epsilon_period:
             yield f"budget: the epsilon of this period ({self.max_epsilon_period:.3g}) is spent"
 
     def judge(self, task: Mapping[str, Any], book: Book, now: float) -> tuple[list[str], float, float]:
@@ -101,7 +101,7 @@ class Policy:
         if plan.delta > self.max_delta:
             yield f"delta: {plan.delta:.1e}, this app allows {self.max_delta:.1e}"
         for what, spent, limit in (
-            ("this period", book.spent(now - self.period_seconds).epsilon, self.max_epsilon_period),
+            ("this period", book.spent_within(self.period_seconds, now).epsilon, self.max_epsilon_period),
             ("a lifetime", book.spent().epsilon, self.max_epsilon_lifetime),
         ):
             if not spent + epsilon <= limit * (1 + _SLACK):

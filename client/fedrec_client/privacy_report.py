@@ -106,7 +106,7 @@ def make_report(store: Store, consent: Consent, policy: Policy, now: float) -> P
         tuple(book.entries("ended")),
         tuple(book.entries("charged")),
         tuple(book.entries("refused")),
-        book.spent(now - policy.period_seconds),
+        book.spent_within(policy.period_seconds, now),
         book.spent(),
         {
             "period": policy.max_epsilon_period,

@@ -1,23 +1,29 @@
 """Files that are on the disk, not on their way to it, when a function returns, and that only their owner can read.
 
-`fedrec.wire.files` protects against half-written files; a ledger also needs the *name* to survive a power cut, which
-takes an fsync of the folder. The same holds for a removal: without the fsync a power cut can bring a file back. A
-removed file's blocks are not overwritten: on journaling file systems and flash that would reach other blocks anyway.
-Out of scope: what is in the files.
+A ledger also needs the *name* of a file and of its folders to survive a power cut, which takes an fsync of each
+folder. The same holds for a removal: without the fsync a power cut can bring a file back. A removed file's blocks are
+not overwritten: on journaling file systems and flash that would reach other blocks anyway. Out of scope: what is in
+the files.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedrec.errors import RunError
+from fedrec.wire.files import PRIVATE, PRIVATE_FOLDER, atomic_write, sync_folder
 
-#: Only the owner reads or writes: a ledger's key, and updates that were not sent yet.
-PRIVATE = 0o600
-PRIVATE_FOLDER = 0o700
+__all__ = [
+    "PRIVATE",
+    "PRIVATE_FOLDER",
+    "durable_write",
+    "make_folder",
+    "make_private",
+    "remove_durably",
+    "remove_half_written",
+    "sync_folder",
+]
 
 
 def durable_write(path: Path, content: bytes) -> None:
@@ -28,18 +34,7 @@ def durable_write(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, PRIVATE)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    atomic_write(path, content, PRIVATE)
 
 
 def make_folder(path: Path) -> None:
@@ -48,15 +43,6 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
         sync_folder(each.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_half_written(folder: Path) -> None:

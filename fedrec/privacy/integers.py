@@ -64,7 +64,8 @@ class Integers(BaseModel):
     def _some_are_honest(self) -> Self:
         if self.corrupted >= self.survivors:
             raise ValueError(
-                f"corrupted is {self.corrupted:g} and survivors is {self.survivors:g}: expected less, or no noise is left"
+                f"corrupted is {self.corrupted:g} and survivors is {self.survivors:g}: expected less, or no noise is "
+                "left"
             )
         return self
 

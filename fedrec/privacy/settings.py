@@ -65,8 +65,8 @@ class PrivacySettings(BaseModel):
         population: N, public; None: the number of users in the data.
         accountant: "pld" or "rdp"; trust "distributed" always takes "rdp".
         adaptive: let the clip norm follow a quantile; trust "central" only.
-        scale, bits, survivors, corrupted: of trust "distributed", see `integers.Integers`; scale None: chosen so that rounding
-            costs 1 % of noise, or up to 25 % where there is no room for that.
+        scale, bits, survivors, corrupted: of trust "distributed", see `integers.Integers`; scale None: chosen so that
+            rounding costs 1 % of noise, or up to 25 % where there is no room for that.
         rotate: of trust "distributed": sums are rotated before they become integers, which saves bits; None: up to
             20 bits.
         interaction: of unit "interaction".

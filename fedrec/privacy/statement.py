@@ -32,7 +32,7 @@ from fedrec.privacy.statement_fields import (
     whole_user_epsilon,
 )
 from fedrec.privacy.trust import adversary, local_epsilon, uncovered
-from fedrec.wire.files import write_json
+from fedrec.wire.files import PUBLIC, write_json
 
 #: Names of the fields, in the order in which they are read.
 FIELDS = (
@@ -186,7 +186,7 @@ def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
 def write_statement(folder: Path, made: Statement) -> Path:
     """Write `privacy.json` into a run folder."""
     path = folder / "privacy.json"
-    write_json(path, made)
+    write_json(path, made, PUBLIC)
     return path
 
 

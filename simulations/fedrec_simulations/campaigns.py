@@ -278,6 +278,7 @@ class Campaign:
         items = "\0".join(self._item_ids().tolist()).encode()
         return {
             "campaign": self.id,
+            "created": int(time.time()),
             "expires": int(time.time()) + TASK_LIFETIME_SECONDS,
             "model_version": self.registry.aliases.champion,
             "items": hashlib.sha256(items).hexdigest(),

@@ -3,6 +3,7 @@
 A *task* is the payload of a signed document of kind "task":
 
     population, campaign    whose, and which
+    created                 seconds since 1970: by a newer signature an older charge can leave its period
     expires                 seconds since 1970; refused afterwards
     model_version           whose items are the model's
     items                   SHA-256 in hex of the item ids, joined by NUL

@@ -30,7 +30,7 @@ from fedrec.errors import (
 )
 from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import check_named
-from fedrec.wire.signing import TASK, SignedDocument
+from fedrec.wire.signing import CLOCK_SKEW_SECONDS, TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
 from fedrec_client.platform import Platform
@@ -42,6 +42,7 @@ from fedrec_client.training import enrolments
 from fedrec_client.training.enrolments import CHARGED, ENROLLED, MADE, STARTED
 from fedrec_client.training.run_task import Outcome, run_task
 from fedrec_client.transport import CheckInAnswer, Enrolment, Transport
+from fedrec_client.trusted_time import TrustedTime
 
 POLL_SECONDS = 1.0
 #: So long a device waits for a campaign that it enrolled in.
@@ -172,6 +173,8 @@ class Session:
                     f"the task is for the items of model version {task['model_version']}, "
                     f"{self.served.version} is in use: check for an update first"
                 )
+            if now < (created := float(task.get("created", 0))) - CLOCK_SKEW_SECONDS:
+                raise BadContent(f"the task of campaign {campaign[:8]} is from the future: set the clock")
             for name, kind in (("superlink", str), ("superlink_ca", str), ("rounds", int), ("node", dict)):
                 if not isinstance(task[name], kind):
                     raise TypeError(name)
@@ -180,6 +183,8 @@ class Session:
             raise BadContent(f"a task without what it needs ({error!s:.60}): update the app") from error
         except ProtocolError as error:
             raise BadContent(str(error)) from error
+        if created:
+            TrustedTime(self.store).accept(created)
         return task
 
     # The session -----------------------------------------------------------------------------------------

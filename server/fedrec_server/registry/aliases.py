@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from fedrec.errors import RegistryError
-from fedrec.wire.files import write_json
+from fedrec.wire.files import PUBLIC, write_json
 
 ALL_TRAFFIC = 1000
 
@@ -53,7 +53,7 @@ class Aliases:
 
     def write(self, path: Path) -> None:
         """Take the place of those of a file in one step."""
-        write_json(path, asdict(self))
+        write_json(path, asdict(self), PUBLIC)
 
     @property
     def named(self) -> dict[str, int]:

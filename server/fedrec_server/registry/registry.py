@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import BadContent, RegistryError, UpdateRejected
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec.wire.manifest import MANIFEST_FILE, MAX_VERSION, Manifest, check_population, verify_manifest
 from fedrec.wire.package import Package, Terms, open_package, read_file, write_package
 from fedrec.wire.signing import MANIFEST, RoundKey, SignedDocument, parse_json, read_public
@@ -75,7 +75,7 @@ class Registry:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, (public_root.hex() + "\n").encode())
+            atomic_write(path, (public_root.hex() + "\n").encode(), PUBLIC)
         except OSError as error:
             raise RegistryError(
                 f"{folder} cannot be written ({error.strerror}): give another folder"

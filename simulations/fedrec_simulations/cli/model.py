@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.errors import ConfigError, RegistryError, RunError, UpdateRejected
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.signing import RootKey, RoundKey
 from fedrec_simulations.cli.answer import Answer, notice, table
@@ -49,7 +49,7 @@ def root(
         )
     key = RootKey.generate()
     key.save(path, _passphrase())
-    atomic_write(public, (key.public.hex() + "\n").encode())
+    atomic_write(public, (key.public.hex() + "\n").encode(), PUBLIC)
     notice("keep the root key offline: it is needed only to delegate")
     return Answer(
         {"root": path, "public": public, "key": key.public.hex()}, [f"pin {escape(str(public))} in apps"]

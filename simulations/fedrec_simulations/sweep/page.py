@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fedrec.errors import RunError
 from fedrec.privacy.noised_means import HELD_DATA
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec_simulations.report import html
 from fedrec_simulations.report.tables import DASH
 from fedrec_simulations.sweep import plots
@@ -41,7 +41,7 @@ def write_page(folder: Path, spec: SweepSpec, points: Sequence[Point], facts: Ma
     page = html.render("sweep.html", _contents(spec, points, facts, panels), "fedrec_simulations.sweep")
     try:
         for name, (title, draw) in panels.items():
-            atomic_write(folder / f"{name}.png", plots.png(draw, f"{title} ({CAVEAT})"))
+            atomic_write(folder / f"{name}.png", plots.png(draw, f"{title} ({CAVEAT})"), PUBLIC)
     except OSError as error:
         raise RunError(
             f"page in {folder} cannot be written ({error.strerror}): give another --out"
