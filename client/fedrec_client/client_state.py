@@ -188,7 +188,9 @@ class ClientState:
     def delete_since(self, since: float) -> Receipt:
         """Delete the events from a time on."""
         with self.lock:
-            count = self.store.delete_events(since)
+            with self.store.transaction():
+                count = self.store.delete_events(since)
+                self.store.remove(PENDING)  # it was made of events that may be among these
             self._read_profile()
         kept = ("events before that time",)
         return Receipt(secrets.token_hex(8), self.setup.now(), count, 0, 0, False, kept)

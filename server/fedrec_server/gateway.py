@@ -40,8 +40,6 @@ from fedrec_server.front import Front, allow_files, listen
 from fedrec_server.http_connection import Answer, Caller, Head, HttpServer, TimeLimits, tls
 from fedrec_server.patience import HOLD_SECONDS, Patience
 
-log = logging.getLogger(__name__)
-
 FLEET_PATH = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
 HEALTH_PATH = b"/health"
 PULL_PATH = b"/v1/fleet/pull-messages"
