@@ -174,6 +174,17 @@ def test_withdrawing_drops_what_waits_and_deleting_does_not_refill_the_budget(
     client.close()
 
 
+def test_deleting_some_events_drops_a_report_that_was_made_of_them(
+    tmp_path: Path, service: FakeService
+) -> None:
+    client = make(tmp_path, service, FakePlatform(NOON))
+    service.send_metrics = lambda *_: (_ for _ in ()).throw(ServiceError("cut"))  # type: ignore[method-assign]
+    client.check_for_update()
+    assert client._store.get(PENDING) is not None
+    client.delete_data(since=NOON - 2 * DAY)
+    assert client._store.get(PENDING) is None and client.privacy_report().metrics_epsilon == EPSILON
+
+
 def test_a_damaged_book_allows_no_report(tmp_path: Path, service: FakeService) -> None:
     client = make(tmp_path, service, FakePlatform(NOON))
     client._store.append("repairs", json.dumps({"lost": {"entries": 1}}).encode())

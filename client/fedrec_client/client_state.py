@@ -198,6 +198,8 @@ class ClientState:
     def delete_events(self, since: float | None, item: str | None) -> Receipt:
         """Delete the events from a time on, of one item, or both."""
         with self.lock:
+            # A report that waits was made of events that may be among these; the deletion writes the file anew.
+            self.store.remove(PENDING)
             count = self.store.delete_events(since, item)
             self._read_profile()
         kept = [] if since is None else ["events before that time"]

@@ -1,6 +1,6 @@
 """The only address that nodes are given: a TLS proxy that lets Flower's node API through and nothing else.
 
-Flower serves its node API and its control API on one port, and the control API knows no authentication: whoever
+Flower serves its node API and its control API on one port, and the control API knows no authentication: a caller that
 reaches it can run code on the server and on every node. The target is compared as it came over the wire, before any
 decoding, against a pattern without dots, escapes or doubled slashes, so that no trick can mean another path
 upstream. Node authentication itself is Flower's and passes through unchanged.
@@ -40,12 +40,10 @@ from fedrec_server.front import Front, allow_files, listen
 from fedrec_server.http_connection import Answer, Caller, Head, HttpServer, TimeLimits, tls
 from fedrec_server.patience import HOLD_SECONDS, Patience
 
-log = logging.getLogger(__name__)
-
 FLEET_PATH = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
 HEALTH_PATH = b"/health"
 PULL_PATH = b"/v1/fleet/pull-messages"
-#: A node that nobody knows could be let in here; success does not authenticate.
+#: Open to keys that are not registered, where SuperLink allows it: success there does not authenticate.
 REGISTER_PATH = b"/v1/fleet/register-node"
 #: Flower cuts arrays into pieces of 5 MiB.
 MAX_BODY_BYTES = 16 << 20

@@ -10,7 +10,6 @@ Parsing is h11's. Out of scope: which connections are kept (`admission`), what i
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import Sequence
@@ -23,8 +22,6 @@ import h11
 
 from fedrec.errors import ServiceError
 from fedrec_server.admission import Admission, Entry
-
-log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 << 10
 MAX_HEADERS = 64

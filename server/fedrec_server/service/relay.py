@@ -11,7 +11,6 @@ a certificate of an app, where one is asked for. Out of scope: limits on calls (
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from contextlib import suppress
@@ -19,8 +18,6 @@ from contextlib import suppress
 from fedrec_server.admission import Admission, ConnectionLimits, Entry
 from fedrec_server.front import Front, allow_files
 from fedrec_server.service.limits import Limits
-
-log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
 CONNECT_SECONDS = 5.0
