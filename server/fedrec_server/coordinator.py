@@ -35,16 +35,16 @@ from fedrec.learning.shards import keep_outside, round_layout, spell_rows
 from fedrec.learning.updates import Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
-from fedrec.privacy.durable import make_private, remove_durably
+from fedrec.privacy.private_files import make_private, remove_durably
 from fedrec.secagg.sums import label_of
 from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_server.attendance import Attendance
 from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
-from fedrec_server.make_collector import SEALED_KEY, make_collector
+from fedrec_server.make_collector import make_collector
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.replies import NUMBERS, read_update
-from fedrec_server.task import FEATURES_FILE, Progress, Task
+from fedrec_server.task import FEATURES_FILE, SEALED_KEY, Progress, Task
 
 Event = dict[str, Any]
 
@@ -364,8 +364,9 @@ class Coordinator:
         progress = self._progress
         if progress.done:
             return ()
-        rounds = {"train": progress.round + 1, "evaluate": progress.round}
-        return tuple(label_of(kind, progress.phase, number) for kind, number in rounds.items())
+        now, later = progress.round, progress.round + 1
+        asked = (("train", later), ("evaluate", now), ("evaluate", later))
+        return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
 
     def _fresh(self) -> tuple[State, State]:
         public = self._folder / FEATURES_FILE
