@@ -154,7 +154,14 @@ def serve(folder: Path, told: Connection) -> None:
     logging.getLogger("fedrec_server").setLevel(logging.ERROR)
     registry, tls = made(folder)
     files = (tls / name for name in ("server.pem", "server.key", "apps.crt"))
-    limits = Limits(calls_per_second=1e9, burst=10**9, app_calls_per_second=1e9, app_burst=10**9)
+    limits = Limits(
+        calls_per_second=1e9,
+        burst=10**9,
+        app_calls_per_second=1e9,
+        app_burst=10**9,
+        opened_per_second=1e9,
+        opened_burst=10**9,
+    )
     with Service.start([registry], Certificates(*files), limits=limits) as service:
         told.send(service.port)
         told.recv()

@@ -24,9 +24,18 @@ from fedrec_server.service.server import Certificates, Service
 
 NOW = time.time()
 TOKEN = "0123456789abcdef"
+REPORT = "cd" * 16
 NODE_KEY = "ecdsa-sha2-nistp384 " + "A" * 120
 #: Tests ask faster than devices.
-QUICK = Limits(calls_per_second=1e6, burst=10**6, app_calls_per_second=1e6, app_burst=10**6)
+QUICK = Limits(
+    calls_per_second=1e6,
+    burst=10**6,
+    app_calls_per_second=1e6,
+    app_burst=10**6,
+    enrolments_per_address=10**6,
+    opened_per_second=1e6,
+    opened_burst=10**6,
+)
 
 
 @dataclass
@@ -59,9 +68,10 @@ class Place:
         files = pack_model(model, known or items(), PRIVACY)
         return self.registry.publish(files, Terms(0, int(NOW)), self.key).version
 
-    def start(self, limits: Limits = QUICK, campaigns: Any = None) -> Service:
+    def start(self, limits: Limits = QUICK, campaigns: Any = None, tokens: Any = None) -> Service:
         files = (self.certificates / name for name in ("server.pem", "server.key", "apps.crt"))
-        return Service.start([self.registry], Certificates(*files), limits=limits, campaigns=campaigns)
+        settings = {"limits": limits, "campaigns": campaigns, "tokens": tokens}
+        return Service.start([self.registry], Certificates(*files), **settings)
 
     def connect(self, service: Service, app: Path | None = None) -> GrpcTransport:
         folder = app or self.certificates

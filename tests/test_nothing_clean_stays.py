@@ -108,7 +108,7 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
             schedule=recommender.noise_schedule(rounds),
             parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
         )
-        return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=0.5, metrics="none")
+        return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=0.5)
 
     monkeypatch.setattr(flower_helpers, "private_terms", terms)
 

@@ -167,6 +167,7 @@ def test_merging_sums_is_the_sum_over_all(seed: int, parts: int) -> None:
         "examples": 2.0 * parts,
         "clipped": parts // 2,
         "norm": sum(range(parts)),
+        "zeroed": 0,
     }
     assert dict(merged.numbers()) == pytest.approx(expected)
 

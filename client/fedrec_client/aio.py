@@ -111,11 +111,16 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.eligible, conditions)
 
     async def train_if_eligible(
-        self, conditions: Conditions | None = None, deadline_seconds: float = 60.0
+        self,
+        conditions: Conditions | None = None,
+        deadline_seconds: float = 60.0,
+        enrolment_token: str = "",
     ) -> TrainingReport:
         """See `Client`."""
         try:
-            return await asyncio.to_thread(self._client.train_if_eligible, conditions, deadline_seconds)
+            return await asyncio.to_thread(
+                self._client.train_if_eligible, conditions, deadline_seconds, enrolment_token
+            )
         except asyncio.CancelledError:
             self._client.stop_training()
             raise

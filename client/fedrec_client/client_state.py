@@ -20,6 +20,8 @@ from fedrec.wire.signing import KEY_BYTES, read_public
 from fedrec_client.consent import Consent, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
+from fedrec_client.metrics_budget import CARRIED, PENDING
+from fedrec_client.metrics_budget import carry as carry_metrics
 from fedrec_client.model_updates import RECORD as MODELS_RECORD
 from fedrec_client.model_updates import Models, Served
 from fedrec_client.participation import Book
@@ -30,12 +32,11 @@ from fedrec_client.results import Status
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.store.vault import open_vault
+from fedrec_client.training import enrolments
 
 #: Time that retention believes in moves at most so far at once: a clock that jumps ahead deletes nothing for it.
 MAX_CLOCK_STEP_SECONDS = 7 * 86_400.0
 CLOCK = "clock"
-#: Beginning of the records that hold keys of a campaign.
-CAMPAIGN_KEYS = "training/"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class ClientState:
         events = self.store.events()
         self.profile = Profile(events)
         self._newest_event = max((event.time for event in events), default=float("-inf"))
+        self._end_what_was_cut_off()
         self.tidy_up()
 
     def served(self) -> Served:
@@ -158,8 +160,9 @@ class ClientState:
             with self.store.transaction():
                 write_consent(self.store, consent, self.setup.now())
                 if not consent.train:
-                    for name in self.store.names(CAMPAIGN_KEYS):
-                        self.store.remove(name)
+                    enrolments.leave_all(self.store)
+                if not consent.metrics:
+                    self.store.remove(PENDING)
             self.consent = consent
 
     def add(self, event: Event) -> None:
@@ -194,6 +197,7 @@ class ClientState:
         now = self.setup.now()
         with self.lock:
             carried = Book(self.store).carry(now)
+            reported = carry_metrics(Book(self.store), now)
             models = self.store.get(MODELS_RECORD)
             receipt = self.store.destroy(now)
             self.store = self._fresh_store()
@@ -202,9 +206,11 @@ class ClientState:
                     self.store.put(MODELS_RECORD, models)
                 if carried is not None:
                     Book(self.store).note("carried", now, **carried)
+                if reported is not None:
+                    Book(self.store).note(CARRIED, now, **reported)
             self.begin()
         kept = ["the public model"]
-        if carried is not None:
+        if carried is not None or reported is not None:
             kept.append(
                 "the sum of the privacy budget that was spent: sums that were published cannot be recalled"
             )
@@ -222,6 +228,15 @@ class ClientState:
                 self.store.put(CLOCK, repr(believed).encode())
             except StoreError as error:  # a full disk must not keep an app from opening
                 self.last_error = str(error)
+
+    def _end_what_was_cut_off(self) -> None:
+        """Keys of a training session that was cut off go as soon as the store is opened."""
+        try:
+            enrolments.give_up_cut_off(self.store, self.setup.now())
+        except (
+            StoreError
+        ) as error:  # a full disk must not keep an app from opening; the next session tries again
+            self.last_error = str(error)
 
     def status(self, *, connected: bool) -> Status:
         """See `Client.status`."""

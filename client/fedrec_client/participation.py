@@ -1,8 +1,18 @@
 """The book of what left this device: written before anything leaves, added to, never taken from.
 
-A campaign is charged in full before its first byte leaves: a device that is lost or killed in the middle has then
-charged at least what was released. Epsilons of campaigns add up (basic composition), deltas too. A book that was
-damaged and repaired counts as exhausted: nobody can tell what was in it.
+A campaign is charged in full before its first release leaves: a device that is lost or killed in the middle has then
+charged at least what was released, and one that released nothing has charged nothing.
+
+    charged   a campaign was paid for: epsilon, delta, unit, trust, aggregator, rounds
+    sent      a charged session is over: bytes, rounds, aggregator, reason
+    cut off   a charged session was cut off: how much of it left is not known
+    ended     a session is over that released nothing: reason, bytes of public keys
+    refused   a task was refused: reasons
+    metrics   counters were sent
+    carried   what a deletion does not forget
+
+Epsilons of campaigns add up (basic composition), deltas too. A book that was damaged and repaired counts as
+exhausted: nobody can tell what was in it.
 """
 
 from __future__ import annotations

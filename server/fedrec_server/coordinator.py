@@ -32,7 +32,7 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compression, choose_rows, note_rows
 from fedrec.learning.protocol import Exchange, Request
 from fedrec.learning.shards import keep_outside, round_layout, spell_rows
-from fedrec.learning.updates import Layout, State, UpdateSum
+from fedrec.learning.updates import NUMBERS, Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
 from fedrec.privacy.private_files import make_private, remove_durably
@@ -42,8 +42,9 @@ from fedrec_server.attendance import Attendance
 from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
 from fedrec_server.make_collector import make_collector
+from fedrec_server.private_metrics import MetricsRound
 from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import NUMBERS, read_update
+from fedrec_server.replies import read_update
 from fedrec_server.task import FEATURES_FILE, SEALED_KEY, Progress, Task
 
 Event = dict[str, Any]
@@ -298,8 +299,10 @@ class Coordinator:
             "totals": progress.totals,
             "model_bytes": sum(values.nbytes for values in self._shared.values()),
         }
-        if self.task.has_test and (self.task.privacy is None or self.task.privacy.metrics == "exact"):
+        if self.task.has_test and self._private is None:
             result |= self._test()
+        elif self.task.has_test and self._private is not None and self._private.plan.metrics is not None:
+            result |= self._release_metrics(MetricsRound(self._private, self._folder))
         write_json(self._folder / "result.json", result)
         progress.done = True
 
@@ -333,6 +336,10 @@ class Coordinator:
             like.to_arrays(),
             (),
         )
+        return functools.reduce(MetricSums.merge, self._ask_evaluation(question).values, like)
+
+    def _ask_evaluation(self, question: Question) -> Answers:
+        """Enough answers to an evaluation; one that is lost is not abandoned."""
         try:
             answers = self._collector.ask(question, self._attendance.meet())
         except AggregationAborted as error:
@@ -344,7 +351,7 @@ class Coordinator:
                 f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); mend the nodes, "
                 "then --resume"
             )
-        return functools.reduce(MetricSums.merge, answers.values, like)
+        return answers
 
     def _test(self) -> Event:
         """The look at the test part, or why it is lost: nodes let the same sum out once."""
@@ -352,6 +359,22 @@ class Coordinator:
             return {"test": self._evaluate().report().as_dict()}
         except AggregationAborted as error:
             return {"test_lost": str(error)}
+
+    def _release_metrics(self, metrics: MetricsRound) -> Event:
+        """The one look of a private run: noised, charged, and said again as it was after a kill."""
+        try:
+            found = metrics.earlier()
+            if found is None:
+                answers = self._ask_evaluation(metrics.question(self._shared))
+                noised = answers.released
+                found = metrics.release(metrics.noised(answers.values) if noised is None else noised)
+            return {"test": found}
+        except AggregationAborted as error:
+            return {"test_lost": str(error)}
+        except PrivacyRefused as error:
+            if self._is_hidden:
+                return {"test_lost": str(error)}
+            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
 
     # Where it stands -----------------------------------------------------------------------------------
 
@@ -395,7 +418,7 @@ def _describe(total: UpdateSum) -> Event:
         "loss": total.loss / max(total.examples, 1.0),
         "clipped_fraction": total.clipped / users,
         "mean_norm": total.norm / users,
-    }
+    } | ({"zeroed_updates": total.zeroed} if total.zeroed else {})
 
 
 def open_coordinator(

@@ -15,18 +15,20 @@ import json
 import math
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationAborted, ProtocolError
+from fedrec.errors import AggregationAborted, AggregationRefused, ProtocolError
 from fedrec.learning.protocol import Exchange, Failure, Kind, Reply, Request
 from fedrec.privacy.durable import durable_write
 from fedrec.secagg.context import Context
 from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
+from fedrec.secagg.schedule import Group
 from fedrec.secagg.server import Server
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import SecaggTerms
@@ -109,6 +111,9 @@ class SecureCollector:
         self, request: Request, label: str, length: int, hosts: Mapping[str, Host]
     ) -> tuple[NDArray[np.unsignedinteger], dict[str, Any]]:
         by_place = {host.place: node for node, host in hosts.items() if host.place is not None}
+        group = self._diary.group() if request.kind in self._terms.schedule.guarded else None
+        if group is not None and group.joined:
+            by_place = {place: node for place, node in by_place.items() if place in group.members}
         context = Context(
             terms=self._terms.digest.hex(),
             kind=request.kind,
@@ -123,8 +128,12 @@ class SecureCollector:
         quick, slow = self._stage_seconds, self._deadline_seconds
         adverts = stages.run("advertise", dict.fromkeys(by_place, _NOTHING), quick)
         shares = stages.run("share", server.adverts(adverts), quick)
-        masked = stages.run(request.kind, server.shares(shares), slow)
-        signatures = stages.run("confirm", server.masked(masked), quick)
+        asked = server.shares(shares)
+        if group is not None:
+            group = _joined(group, server.sharers)
+            self._diary.keep_group(group)
+        masked = stages.run(request.kind, asked, slow)
+        signatures = stages.run("confirm", server.masked(masked, group), quick)
         last = server.signatures(signatures)
         least = max(self._min_nodes, math.ceil(self._min_reply_fraction * len(hosts)))
         if len(server.survivors) < least:
@@ -132,6 +141,8 @@ class SecureCollector:
                 f"{len(server.survivors)} of {len(hosts)} nodes sent a vector, expected at least {least}"
                 f" ({'; '.join(sorted(set(stages.failures.values()))[:5])})"
             )
+        if group is not None:
+            self._diary.keep_group(replace(group, last=server.survivors))
         self._diary.give_away(label)
         total = server.unmask(stages.run("unmask", last, quick))
         survivors = [by_place[place] for place in server.survivors]
@@ -143,6 +154,13 @@ class SecureCollector:
             "failures": failures,
             "record": {"secagg": stages.record() | {"attempt": context.attempt, "nodes": len(survivors)}},
         }
+
+
+def _joined(group: Group, sharers: tuple[int, ...]) -> Group:
+    try:
+        return group.check_sharers(sharers)
+    except AggregationRefused as error:
+        raise AggregationAborted(f"{error}; wait until they are back") from error
 
 
 _NOTHING: Arrays = {}
@@ -211,6 +229,9 @@ def _bytes(message: Request | Reply) -> int:
     return sum(values.nbytes for values in message.arrays.values())
 
 
+_NO_NOTES: dict[str, Any] = {"attempt": 0, "given": [], "group": {"joined": [], "last": None}}
+
+
 class Diary:
     """What a coordinator must not forget when it is killed; see the module's text."""
 
@@ -229,6 +250,15 @@ class Diary:
         notes = self._read()
         self._write(notes | {"given": [*notes["given"], label]})
 
+    def keep_group(self, group: Group) -> None:
+        """Note who takes part in guarded sums, before nodes know it."""
+        self._write(self._read() | {"group": asdict(group)})
+
+    def group(self) -> Group:
+        """Who took part in guarded sums."""
+        plain = self._read()["group"]
+        return Group(tuple(plain["joined"]), None if plain["last"] is None else tuple(plain["last"]))
+
     def given_away(self, label: str) -> bool:
         """Whether they were."""
         return label in self._read()["given"]
@@ -237,4 +267,4 @@ class Diary:
         durable_write(self._notes, (json.dumps(notes, sort_keys=True) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._notes.read_text()) if self._notes.exists() else {"attempt": 0, "given": []}
+        return json.loads(self._notes.read_text()) if self._notes.exists() else _NO_NOTES

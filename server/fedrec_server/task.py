@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedrec.errors import RunError
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.learning.protocol import Phase
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import ModelConfig, parse
@@ -55,6 +55,7 @@ class Task:
 
         Raises:
             RunError: there is none, or it cannot be read.
+            ConfigError: evaluation settings that no coordinator has, such as those of a simulation alone.
         """
         try:
             plain = json.loads((folder / "task.json").read_text())
@@ -64,7 +65,7 @@ class Task:
             parse(plain["model"]),
             NodeSettings.model_validate(plain["settings"]),
             RoundSettings.model_validate(plain["rounds"]),
-            EvaluationSettings.model_validate(plain["evaluation"]),
+            parse_evaluation(plain["evaluation"]),
             plain["n_items"],
             plain["config_hash"],
             plain["has_validation"],

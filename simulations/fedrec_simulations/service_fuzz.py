@@ -14,7 +14,7 @@ import grpc
 
 from fedrec.wire.proto import model_service_pb2 as messages
 
-METHODS = ("CheckIn", "GetManifest", "Download", "Enrol", "GetTask", "SendMetrics")
+METHODS = ("CheckIn", "GetManifest", "Download", "Enrol", "GetTask", "Leave", "SendMetrics")
 INSIDE = (
     "Traceback", 'File "', ".py", "/tmp", "/home", "/root:", "/srv", "site-packages", "fedrec_server",
     "Exception", "Error(", "<class",
@@ -86,7 +86,10 @@ def good_messages(population: str) -> dict[str, bytes]:
         "Download": messages.DownloadRequest(population=population, version=1, file="privacy.json"),
         "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
         "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
-        "SendMetrics": messages.MetricsRequest(population=population, counters={"clicks": 1.0}),
+        "Leave": messages.LeaveRequest(campaign="ab" * 8, identity=bytes(32), signature=bytes(64)),
+        "SendMetrics": messages.MetricsRequest(
+            population=population, counters={"clicks": 1.0}, token="ab" * 16
+        ),
     }
     return {name: message.SerializeToString() for name, message in built.items()}
 

@@ -14,6 +14,8 @@ from fedrec_server.coordinator import Outcome
 from fedrec_server.federation import Federation
 from fedrec_server.flower_run import check_nodes
 from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_simulations.held_data import refuse_elsewhere
+from fedrec_simulations.run_folder import RunFolder
 
 Event = dict[str, Any]
 
@@ -36,9 +38,11 @@ def run_deployment(
         on_step: told what was started.
 
     Raises:
+        ConfigError: the run asks for exact metrics on data that only a simulation holds.
         RunError: the run folder has not as many nodes.
         FedrecError: the federation did not start, or whatever ended the coordinator.
     """
+    _refuse_held_data(run_dir)
     check_nodes(run_dir, n_nodes)
     federation = Federation.up(run_dir / "federation", n_nodes, on_step=on_step)
     try:
@@ -75,9 +79,11 @@ def federation_run(
     """Run (or go on with) a run on the federation of a folder; a SuperLink that died is started again.
 
     Raises:
+        ConfigError: the run asks for exact metrics on data that only a simulation holds.
         FederationError: there is no federation in the folder.
         FedrecError: whatever ended the coordinator.
     """
+    _refuse_held_data(run_dir)
     finished = Federation.open(folder).run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
     return read_outcome(run_dir, finished)
 
@@ -89,3 +95,9 @@ def federation_down(folder: Path) -> None:
         FederationError: there is none.
     """
     Federation.open(folder).down()
+
+
+def _refuse_held_data(run_dir: Path) -> None:
+    """A run of a campaign has no configuration of a simulation, and nothing to refuse."""
+    if (run_dir / "config.json").exists():
+        refuse_elsewhere(RunFolder(run_dir).config, "deployment")

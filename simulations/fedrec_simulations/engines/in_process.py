@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import FedrecError
 from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec.learning.refusals import sentence_of
 from fedrec_client.node import Node, Simulated, open_node
+from fedrec_client.outgoing import emit
 from fedrec_server.coordinator import Outcome, open_coordinator
 from fedrec_server.launch import Launch
 
@@ -33,10 +34,8 @@ class InProcessExchange:
         return {node: self._serve(node, request) for node, request in requests.items()}
 
     def _serve(self, node: str, request: Request) -> Reply | Failure:
-        try:
-            return self._nodes[node].handle(request)
-        except FedrecError as error:
-            return Failure(str(error))
+        outcome = emit(lambda: self._nodes[node].handle(request))
+        return Failure(sentence_of(outcome)) if isinstance(outcome, str) else outcome
 
 
 def run_in_process(
