@@ -104,6 +104,6 @@ def _check(reply: Reply, forms: tuple[Form, ...] | None, meta: Mapping[str, type
         raise WrongForm(f"{reply.kind} has arrays {sorted(found)}")
     for name, value in reply.meta.items():
         kind = meta.get(name)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if kind is None or not (isinstance(value, kind) or (kind is float and number)):
+        wanted = (int, float) if kind is float else kind
+        if wanted is None or not isinstance(value, wanted) or (kind is float and not math.isfinite(value)):
             raise WrongForm(f"{reply.kind} has a field {name}")
