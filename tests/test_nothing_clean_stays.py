@@ -28,11 +28,11 @@ from fedrec.models.popularity import PopularityConfig
 from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.adaptive import AdaptiveClipState
 from fedrec.privacy.central import Central
-from fedrec.privacy.durable import durable_write, remove_durably
 from fedrec.privacy.plan import AdaptiveClip, make_plan
+from fedrec.privacy.private_files import remove_durably, write_private_arrays
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec.wire.files import write_arrays
+from fedrec.wire.files import read_arrays, write_arrays
 from fedrec_server.coordinator import Outcome, open_coordinator
 
 ROUNDS = RoundSettings(rounds=2, min_nodes=3, deadline_seconds=5, max_abandoned=2)
@@ -334,23 +334,15 @@ def test_a_removal_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: p
     assert synced == [(str(tmp_path.resolve()), False)]
 
 
-def test_a_durable_file_follows_no_link_and_leaves_no_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_file_follows_no_link(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"theirs")
     link.symlink_to(target)
-    durable_write(link, b"ours")
-    assert target.read_bytes() == b"theirs" and link.read_bytes() == b"ours" and not link.is_symlink()
+    write_private_arrays(link, {"total": np.ones(3)}, {"label": "x"})
+    assert target.read_bytes() == b"theirs" and not link.is_symlink()
     assert link.stat().st_mode & 0o777 == 0o600
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        durable_write(link, b"more")
-    assert {path.name for path in tmp_path.iterdir()} == {"target", "link"} and link.read_bytes() == b"ours"
+    arrays, header = read_arrays(link)
+    assert header == {"label": "x"} and arrays["total"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_run_without_a_plan_leaves_no_sum_either(tmp_path: Path) -> None:

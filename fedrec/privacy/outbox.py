@@ -15,13 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedrec.errors import PrivacyRefused
-from fedrec.privacy.durable import (
-    durable_write,
-    make_folder,
-    make_private,
-    remove_durably,
-    remove_half_written,
-)
+from fedrec.privacy.durable import durable_write, make_folder
+from fedrec.privacy.private_files import make_private, remove_durably, remove_half_written
 
 #: Rounds of one run that can be asked for again.
 KEPT_ROUNDS = 1

@@ -143,7 +143,8 @@ def write_arrays(
     path: Path, arrays: Arrays, header: dict[str, Any] | None = None, mode: int = PRIVATE
 ) -> None:
     """Write named arrays and a JSON header into one safetensors file, atomically."""
-    atomic_write(path, arrays_bytes(arrays, header), mode)
+    metadata = {"header": json.dumps(header or {}, sort_keys=True, default=float)}
+    atomic_write(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata), mode)
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -161,9 +162,3 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             f"{path} cannot be read ({error}): expected a file written by fedrec; restore or retrain"
         ) from error
     return arrays, header
-
-
-def arrays_bytes(arrays: Arrays, header: dict[str, Any] | None = None) -> bytes:
-    """What `write_arrays` writes."""
-    metadata = {"header": json.dumps(header or {}, sort_keys=True, default=float)}
-    return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)

@@ -18,8 +18,9 @@ from typing import Any
 
 from fedrec.errors import BudgetExhausted, FedrecError, LedgerTampered, RunError
 from fedrec.learning.updates import State
-from fedrec.privacy.durable import durable_write, remove_durably, remove_half_written, sync_folder
-from fedrec.wire.files import arrays_bytes, atomic_write, read_arrays
+from fedrec.privacy.durable import sync_folder
+from fedrec.privacy.private_files import remove_durably, remove_half_written
+from fedrec.wire.files import atomic_write, read_arrays, write_arrays
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.task import Progress
 
@@ -91,7 +92,7 @@ class Checkpoints:
 
     def save(self, standing: Standing) -> None:
         """Write a checkpoint in the place of the last one."""
-        durable_write(self._path, arrays_bytes(standing.arrays(), asdict(standing.progress)))
+        write_arrays(self._path, standing.arrays(), asdict(standing.progress))
         self._forget_sum()
 
     def save_round(self, standing: Standing, record: Event, *, checkpoint: bool) -> None:
@@ -113,7 +114,7 @@ class Checkpoints:
         """Stage the new model, charge for it, and only then let anybody see it; the record lies with it."""
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
-        durable_write(self._staged, arrays_bytes(standing.arrays(), header))
+        write_arrays(self._staged, standing.arrays(), header)
         try:
             private.charge(standing.progress.round, _file_digest(self._staged))
         except (Exception, KeyboardInterrupt) as error:

@@ -35,17 +35,17 @@ from fedrec.learning.shards import keep_outside, round_layout, spell_rows
 from fedrec.learning.updates import NUMBERS, Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
-from fedrec.privacy.durable import make_private, remove_durably
+from fedrec.privacy.private_files import make_private, remove_durably
 from fedrec.secagg.sums import label_of
 from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_server.attendance import Attendance
 from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
-from fedrec_server.make_collector import SEALED_KEY, make_collector
+from fedrec_server.make_collector import make_collector
 from fedrec_server.private_metrics import MetricsRound
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.replies import read_update
-from fedrec_server.task import FEATURES_FILE, Progress, Task
+from fedrec_server.task import FEATURES_FILE, SEALED_KEY, Progress, Task
 
 Event = dict[str, Any]
 
@@ -365,7 +365,9 @@ class Coordinator:
         try:
             found = metrics.earlier()
             if found is None:
-                found = metrics.release(self._ask_evaluation(metrics.question(self._shared)).values)
+                answers = self._ask_evaluation(metrics.question(self._shared))
+                noised = answers.released
+                found = metrics.release(metrics.noised(answers.values) if noised is None else noised)
             return {"test": found}
         except AggregationAborted as error:
             return {"test_lost": str(error)}
@@ -385,8 +387,9 @@ class Coordinator:
         progress = self._progress
         if progress.done:
             return ()
-        rounds = {"train": progress.round + 1, "evaluate": progress.round}
-        return tuple(label_of(kind, progress.phase, number) for kind, number in rounds.items())
+        now, later = progress.round, progress.round + 1
+        asked = (("train", later), ("evaluate", now), ("evaluate", later))
+        return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
 
     def _fresh(self) -> tuple[State, State]:
         public = self._folder / FEATURES_FILE

@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 
 from fedrec.errors import ConfigError, FederationError
-from fedrec.privacy.durable import make_private
+from fedrec.privacy.private_files import make_private
 from fedrec.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.errors import RunError
-from fedrec.privacy.durable import durable_write, remove_durably
-from fedrec.wire.files import arrays_bytes, read_arrays
+from fedrec.privacy.private_files import remove_durably
+from fedrec.wire.files import read_arrays, write_arrays
 
 SUM_FILE = "secagg-sum.safetensors"
 
@@ -48,7 +48,7 @@ class KeptSum:
             noised: whether the values were released by the plan's mechanism.
         """
         header = facts | {"label": label, "noised": noised}
-        durable_write(self._path, arrays_bytes({"total": values}, header))
+        write_arrays(self._path, {"total": values}, header)
 
     def get(self, label: str, *, noised: bool) -> tuple[NDArray[Any], Facts] | None:
         """The sum that is kept, if it is this one and of this kind."""

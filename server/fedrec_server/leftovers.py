@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedrec.errors import FedrecError, RunError
-from fedrec.privacy.durable import make_private, remove_durably
+from fedrec.privacy.private_files import make_private, remove_durably
 from fedrec.processes import marked
 from fedrec.wire.files import read_arrays
-from fedrec_server.checkpoints import STAGED
 from fedrec_server.federation_parts import Parts
 from fedrec_server.kept_sum import SUM_FILE
 from fedrec_server.launch import Launch
-from fedrec_server.make_collector import SEALED_KEY
 from fedrec_server.superlink_state import database_of
+from fedrec_server.task import SEALED_KEY
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ def _in_coordinator(folder: Path) -> list[Leftover]:
     for path in sorted(folder.iterdir()):
         if path.name == SUM_FILE:
             found.append(Leftover(path, _kind_of_sum(path), folder, resumes=not finished))
-        elif path.name == STAGED:
-            what = "a model that may not have been charged"
+        elif path.name.startswith("staged"):
+            what = "a release that may not have been charged"
             found.append(Leftover(path, what, folder, resumes=not finished))
         elif path.name.startswith(".") and path.name.endswith(".tmp"):
             found.append(Leftover(path, "what a killed writer left", folder))

@@ -12,10 +12,7 @@ from fedrec.secagg.sealed import open_, sealed_context, unpack
 from fedrec.secagg.terms import SealedTerms, SecaggTerms
 from fedrec_server.collectors import Collector, IntegerCollector, OpenCollector
 from fedrec_server.secure_collector import SecureCollector
-from fedrec_server.task import Task
-
-#: Private key to which nodes seal their replies, in the coordinator's folder.
-SEALED_KEY = "sealed.key"
+from fedrec_server.task import SEALED_KEY, Task
 
 
 def make_collector(task: Task, exchange: Exchange, folder: Path, *, integers: bool = False) -> Collector:

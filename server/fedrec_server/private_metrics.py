@@ -11,22 +11,24 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import PrivacyRefused, ProtocolError
+from fedrec.errors import FedrecError, PrivacyRefused, ProtocolError
 from fedrec.evaluation.sums import TOLERANCE
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.updates import State
-from fedrec.privacy.durable import durable_write
+from fedrec.privacy.durable import durable_write, sync_folder
 from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import NoisedReport, noised_means
 from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.private_files import remove_durably
 from fedrec_server.collectors import Question
 from fedrec_server.private_rounds import Contribution, PrivateRounds
 
@@ -54,7 +56,7 @@ class MetricsRound:
         """What every node is asked of the final model."""
         example = self._mechanism.zero(self._alone.parameters)
         request = Request("evaluate", self._plan.charges, "final", shared)
-        return Question(request, self._read, {self._name: example}, ())
+        return Question(request, self._read, {self._name: example}, (), lambda summed: self.noised([summed]))
 
     def earlier(self) -> dict[str, Any] | None:
         """What was charged and may have been read already; None: nothing was.
@@ -64,10 +66,10 @@ class MetricsRound:
         """
         digest = self._rounds.charged(self._plan.charges)
         if digest is None:
-            self._staged.unlink(missing_ok=True)
+            remove_durably([self._staged])
             return None
         if self._staged.exists() and _digest(self._staged) == digest:
-            self._staged.replace(self._shown)
+            self._show()
         if not self._shown.exists() or _digest(self._shown) != digest:
             raise PrivacyRefused(
                 f"metrics were charged, and {self._shown} is not what was charged: nothing else is released; "
@@ -75,26 +77,47 @@ class MetricsRound:
             )
         return dict(json.loads(self._shown.read_bytes()))
 
-    def release(self, contributions: Sequence[Contribution]) -> dict[str, Any]:
-        """The noised means, charged before this returns.
+    def noised(self, contributions: Sequence[Contribution]) -> NDArray[np.float64]:
+        """[P + 1] the noised sums, and the number of users whose nodes answered: all that may be kept of the answers.
 
         Args:
             contributions: as read from the answers, with the users behind each.
 
         Raises:
             PrivacyRefused: too few users came for the noise that their shares add up to.
-            BudgetExhausted: the account does not hold enough; nothing may be shown.
         """
         total = self._mechanism.zero(self._alone.parameters)
         for sent, _ in contributions:
             total = self._mechanism.add(total, sent)
         users = sum(count for _, count in contributions)
         flat = self._mechanism.release(total, users, 1, self._alone.clip_norm, self._noise)
-        said = self._report(flat, users).as_dict()
+        return np.append(flat[: self._alone.parameters], float(users))
+
+    def release(self, noised: NDArray[np.float64]) -> dict[str, Any]:
+        """The noised means, charged before this returns.
+
+        Args:
+            noised: what the method of that name returned.
+
+        Raises:
+            BudgetExhausted: the account does not hold enough; nothing may be shown.
+        """
+        said = self._report(noised[:-1], int(noised[-1])).as_dict()
         durable_write(self._staged, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
-        self._rounds.charge(self._plan.charges, _digest(self._staged))
-        self._staged.replace(self._shown)
+        digest = _digest(self._staged)
+        try:
+            self._rounds.charge(self._plan.charges, digest)
+        except (Exception, KeyboardInterrupt):
+            with suppress(FedrecError, OSError):
+                if self._rounds.charged(self._plan.charges) != digest:
+                    remove_durably([self._staged])
+            raise
+        self._show()
         return said
+
+    def _show(self) -> None:
+        self._staged.replace(self._shown)
+        sync_folder(self._shown.parent)
 
     def _report(self, flat: NDArray[np.float64], users: int) -> NoisedReport:
         assert self._plan.metrics is not None

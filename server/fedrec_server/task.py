@@ -14,13 +14,15 @@ from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.learning.protocol import Phase
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import ModelConfig, parse
-from fedrec.privacy.durable import make_private
+from fedrec.privacy.private_files import make_private
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.terms import Terms, parse_terms
 from fedrec.wire.files import write_json
 
 #: Public features of the items [I, F], in the coordinator's folder of a run that has them.
 FEATURES_FILE = "features.safetensors"
+#: Private key to which nodes seal their replies, in the coordinator's folder until the run is finished.
+SEALED_KEY = "sealed.key"
 
 
 @dataclass(frozen=True)

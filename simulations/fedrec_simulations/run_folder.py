@@ -30,7 +30,7 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
-from fedrec.privacy.durable import make_private
+from fedrec.privacy.private_files import make_private
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
