@@ -82,6 +82,18 @@ def test_features_and_personal_parts_find_their_way(
     assert deployed.result["test"] == here.result["test"]
 
 
+def test_a_private_run_releases_noised_metrics_and_no_others(federation: Federation, tmp_path: Path) -> None:
+    rounds = RoundSettings(rounds=2, deadline_seconds=90, min_nodes=NODES)
+    run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, secure=True, trust="distributed")
+    assert federation.run_and_wait(run, app_folder())
+    deployed = read_outcome(run, finished=True)
+    here = run_in_process(
+        flower_helpers.lay_out(tmp_path / "here", NODES, rounds, secure=True, trust="distributed")
+    )
+    test = deployed.result["test"]
+    assert test == here.result["test"] and test["noised"] is True and "lists" not in test
+
+
 def test_killed_node_costs_its_update_and_killed_coordinator_goes_on(
     federation: Federation, tmp_path: Path
 ) -> None:
