@@ -108,6 +108,18 @@ def test_an_app_of_the_operators_own_is_refused_by_every_node(federation: Federa
     assert federation.run_and_wait(run, app_folder())
 
 
+def test_a_private_run_releases_noised_metrics_and_no_others(federation: Federation, tmp_path: Path) -> None:
+    rounds = RoundSettings(rounds=2, deadline_seconds=90, min_nodes=NODES)
+    run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, secure=True, trust="distributed")
+    assert federation.run_and_wait(run, app_folder())
+    deployed = read_outcome(run, finished=True)
+    here = run_in_process(
+        flower_helpers.lay_out(tmp_path / "here", NODES, rounds, secure=True, trust="distributed")
+    )
+    test = deployed.result["test"]
+    assert test == here.result["test"] and test["noised"] is True and "lists" not in test
+
+
 def test_killed_node_costs_its_update_and_killed_coordinator_goes_on(
     federation: Federation, tmp_path: Path
 ) -> None:
