@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_helpers import POPULATION, keys
+from wire_helpers import NOW, POPULATION, keys
 
 from fedrec.errors import CampaignOver, ConfigError, RegistryError, ServiceError
+from fedrec.ranking.items import Items
+from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
 from fedrec.wire.leaving import sign_leaving
+from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import TASK
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.transport import Enrolment
-from fedrec_server.campaigns import DONE, ENROLMENTS, LEFT, CampaignBook
+from fedrec_server.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
 from fedrec_server.registry import Registry
 from fedrec_server.service.campaigns import Campaigns
 from fedrec_server.service.server import Service
@@ -292,6 +297,42 @@ def _listed_state(folder: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert cli(["campaign", "list", "--campaigns", folder, "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["campaigns"]
     return str(told["state"])
+
+
+RUN = """
+import sys; sys.path[:0] = {path!r}
+from fedrec_simulations.cli.app import run
+sys.exit(run({arguments!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_operator_who_interrupts_a_campaign_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+    root, key = keys()
+    key.save(tmp_path / "round.pem")
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    made = registry.publish(
+        pack_model(Popular(np.ones(3, np.float32)), Items.of(["a", "b", "c"]), {}), Terms(0, NOW), key
+    )
+    registry.promote(made.version)
+    arguments = ["campaign", "run", "movietweetings-dp-ease", "--population", POPULATION, "--devices", "3"]
+    arguments += ["--key", str(tmp_path / "round.pem"), "--registry", str(tmp_path / "models")]
+    arguments += ["--campaigns", str(tmp_path / "campaigns")]
+    arguments += ["--set", "privacy.metrics=none", "--set", "evaluation.held_data=false"]
+    code = RUN.format(path=sys.path, arguments=arguments)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as operator:
+        assert operator.stderr is not None
+        while "0 of 3 devices enrolled" not in operator.stderr.readline():
+            assert operator.poll() is None
+        operator.send_signal(number)
+        _, told = operator.communicate(timeout=60)
+    assert operator.returncode == 130 and "Traceback" not in told
+    book = CampaignBook(tmp_path / "campaigns")
+    (campaign,) = [path.parent.name for path in (tmp_path / "campaigns").glob(f"*/{STATE}")]
+    assert book.state(campaign).ended == "stopped" and book.open_for(POPULATION) == ""
 
 
 @pytest.mark.parametrize(
