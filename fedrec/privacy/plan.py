@@ -371,7 +371,9 @@ def _calibrated(
         "noise_seed": settings.noise_seed,
     }
     if settings.metrics == "noised":
-        fields["metrics"] = _metrics(settings, fields)
+        from fedrec.privacy.metrics_budget import metrics_for
+
+        fields["metrics"] = metrics_for(settings, fields)
 
     def at(z: float, integers: Integers | None) -> PrivacyPlan:
         multipliers = tuple(z * each for each in schedule)
@@ -391,50 +393,6 @@ def _calibrated(
     for z in plan.noise_multipliers:
         plan.update_multiplier(z)
     return plan
-
-
-def _metrics(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRelease:
-    """The release of metrics that takes the part of the budget which was asked for.
-
-    A Gaussian that may spend the whole target alone has multiplier z; with z / sqrt(share) it takes that share of the
-    squared mu, which is what Gaussians add up by. With sampling, or by Rényi divergences, this is nearly so.
-    """
-    names = settings.released_metrics
-    like = MetricsRelease(names=names, noise_multiplier=0.0)
-    one: dict[str, Any] = {
-        "sampling": "everyone",
-        "sampling_rate": 1.0,
-        "rounds": 1,
-        "clip_norm": like.bound,
-        "parameters": like.values,
-        "adaptive": None,
-        "interaction": None,
-        "carried": None,
-    }
-
-    def at(z: float, integers: Integers | None) -> PrivacyPlan:
-        return PrivacyPlan(**(fields | one), noise_multipliers=(z,), distributed=integers)
-
-    def kept(integers: Integers | None) -> PrivacyPlan:
-        left = at(0.0, integers).kept_delta
-        alone = calibrate(lambda z: at(z, integers).releases(), settings.epsilon, left, fields["accountant"])
-        return at(alone / math.sqrt(settings.metrics_share), integers)
-
-    if settings.unit == "interaction" or settings.trust != "distributed":
-        # Unit "interaction" has no metrics, which the plan itself says.
-        found = kept(None) if settings.unit == "user" else None
-        return like.model_copy(update={"noise_multiplier": found.noise_multipliers[0]}) if found else like
-    from fedrec.privacy.room import with_room
-
-    own = settings.model_copy(update={"clip_norm": like.bound, "scale": None})
-    integers = integers_of(own, fields["delta"], 1, like.values)
-    try:
-        found = with_room(kept, integers, chosen=False)
-    except PrivacyRefused as error:
-        raise PrivacyRefused(f"metrics: {error}; or set privacy.metrics to 'none'") from error
-    return like.model_copy(
-        update={"noise_multiplier": found.noise_multipliers[0], "integers": found.distributed}
-    )
 
 
 def _check_delta(delta: float, population: int) -> None:
