@@ -7,8 +7,8 @@ damaged and repaired, or put back to an older state, counts as exhausted: what w
 A period is told by two clocks, because the device's own can be set at will. A charge leaves a period only when both
 the device's clock and the newest signature that this device has accepted (`trusted_time`) are a whole period past it:
 a clock set ahead frees nothing. A charge is dated by the clock under which it was written, brought down to any
-earlier time that the book has noted since, but never before the newest signature from before the charge: a clock that was
-ahead once does not lock a device for years, and a clock that was put back does not make a charge old.
+earlier time that the book has noted since, but never before the newest signature from before the charge: a clock that
+was ahead once does not lock a device for years, and a clock that was put back does not make a charge old.
 """
 
 from __future__ import annotations
