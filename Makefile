@@ -22,7 +22,7 @@ test: $(STAMP) lint  ## style, types, import rules, and every test
 
 # The plainest kernels that the libraries have, as on an old processor. A library that knows no such kernel ignores the
 # word, and the run is still a valid one.
-OTHER_KERNELS := MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Sandybridge
+OTHER_KERNELS := MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Sandybridge NUMBA_CPU_NAME=generic
 
 test-portable: $(STAMP)  ## the tests that train, as if on another processor: what they assert must hold on every one
 	$(OTHER_KERNELS) $(BIN)/python -m pytest -n 2 -m "numeric and not deployment"

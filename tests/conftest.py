@@ -10,10 +10,15 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from portability import module_trains
 
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("fedrec", deadline=None)
+settings.load_profile("fedrec")
 
 
 @pytest.hookimpl(tryfirst=True)

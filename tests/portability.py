@@ -19,7 +19,6 @@ from pathlib import Path
 TRAINING = (
     "contract",
     "numba",
-    "opacus",
     "torch",
     "fedrec.learning.batched",
     "fedrec.learning.central",
