@@ -39,7 +39,7 @@ from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.package import Terms, pack_model
-from fedrec.wire.signing import RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.transport import CheckIn
 from fedrec_server.certificates import make_service_certificates
@@ -173,12 +173,11 @@ def quantiles(waits: list[float]) -> str:
 
 def made(folder: Path) -> tuple[Registry, Path]:
     """A registry with one champion, and certificates."""
-    root, now = RootKey.generate(), time.time()
-    key = RoundKey.generate(root, POPULATION, serial=1, not_before=now - 60, not_after=now + 86_400)
-    registry = Registry.create(folder / "models", POPULATION, root.public)
+    keys = OnlineKeys.generate()
+    registry = Registry.create(folder / "models", POPULATION, OfflineKeys.generate(), keys)
     table = FloatTable(np.random.default_rng(0).normal(size=(10_000, 16)))
     files = pack_model(Factors(table, Ridge(0.1, 0.01)), Items.of([f"i{k}" for k in range(10_000)]), {})
-    registry.promote(registry.publish(files, Terms(0, int(now)), key).version)
+    registry.promote(registry.publish(files, Terms(0, int(time.time())), keys).version, keys)
     make_service_certificates(folder / "tls")
     return registry, folder / "tls"
 

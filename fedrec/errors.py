@@ -23,7 +23,8 @@
     │   ├── WrongPopulation                   made for others
     │   └── ClientTooOld                      needs a newer client
     ├── ServiceError                 exit 18  the model service cannot be reached, or refuses
-    │   └── ServerBusy                        come back later (`retry_after_seconds`)
+    │   ├── ServerBusy                        come back later (`retry_after_seconds`)
+    │   └── NotPublished                      there is no such file
     ├── StoreError                   exit 19  a device's store cannot be used
     │   ├── StoreLocked                       the key is missing or wrong, or another process holds it
     │   ├── StoreCorrupt                      what is in it does not hold together
@@ -192,6 +193,10 @@ class ServerBusy(ServiceError):  # noqa: N818
     def __init__(self, message: str, retry_after_seconds: tuple[float, float]) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class NotPublished(ServiceError):  # noqa: N818
+    """The service, or a web server, has no such file."""
 
 
 class StoreError(FedrecError):

@@ -14,10 +14,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from training_helpers import ITEM_IDS, PLANNED_ROUNDS, node_parts
 
-from fedrec.errors import BadContent, BadSignature, Expired, Rollback, UpdateRejected, WrongPopulation
+from fedrec.errors import (
+    BadContent,
+    BadSignature,
+    Expired,
+    RegistryError,
+    Rollback,
+    UpdateRejected,
+    WrongPopulation,
+)
 from fedrec.ranking.items import Items
 from fedrec.secagg.roster import Identity
-from fedrec.wire.signing import MANIFEST, TASK, RootKey, RoundKey
+from fedrec.wire.layout import task_target
+from fedrec.wire.repository import target_of
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
+from fedrec.wire.strict_json import canonical
 from fedrec_client import Client, Conditions, Consent, Policy
 from fedrec_client.participation import Book
 from fedrec_client.policy import Policy as JudgedBy
@@ -68,8 +79,17 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
-def give(service: FakeService, task: dict[str, Any], key: RoundKey | None = None, kind: str = TASK) -> None:
-    service.tasks[CAMPAIGN] = (key or service.key).sign(kind, task).to_bytes()
+def give(service: FakeService, task: dict[str, Any]) -> None:
+    service.give_task(CAMPAIGN, task)
+
+
+def save_keys(service: FakeService, folder: Path) -> None:
+    service.offline_keys.save(folder / "keys", PASSPHRASE)
+    service.online_keys.save(folder / "keys")
+
+
+def load_keys(folder: Path) -> tuple[OfflineKeys, OnlineKeys]:
+    return OfflineKeys.load(folder / "keys", PASSPHRASE), OnlineKeys.load(folder / "keys")
 
 
 def enrolled(service: FakeService, folder: Path, policy: Policy = FOR_FOUR) -> Client:
@@ -88,12 +108,12 @@ def die_at(point: str, folder: Path) -> None:
     import os
 
     service = service_with_items()
-    service.root.save(folder / "root.pem", PASSPHRASE)
+    save_keys(service, folder)
     client = prepared(
         Client.open(
             folder,
             population="films",
-            trust=service.root.public,
+            trust=service.trust,
             server=service,
             platform=FakePlatform(),
             policy=FOR_FOUR,
@@ -126,14 +146,13 @@ def test_a_device_killed_in_a_session_has_charged_what_it_may_have_sent(tmp_path
     assert died.returncode == -signal.SIGKILL, died.stderr
     charged = point != "before charge"
 
-    service = FakeService("films")
-    service.root = RootKey.load(tmp_path / "root.pem", PASSPHRASE)
+    service = FakeService("films", keys=load_keys(tmp_path))
     service.campaign = CAMPAIGN
     platform = FakePlatform()
     with Client.open(
         tmp_path,
         population="films",
-        trust=service.root.public,
+        trust=service.trust,
         server=service,
         platform=platform,
         policy=FOR_FOUR,
@@ -186,10 +205,6 @@ def test_the_charge_is_in_the_book_before_the_session_starts(
 # What is refused -------------------------------------------------------------------------------------------
 
 
-def rogue(service: FakeService) -> RoundKey:
-    return RoundKey.generate(RootKey.generate(), "films", serial=1, not_before=NOW - 60, not_after=NOW + DAY)
-
-
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
@@ -219,27 +234,43 @@ def test_a_task_that_is_not_genuine_is_refused(tmp_path: Path) -> None:
     service = service_with_items()
     client = enrolled(service, tmp_path)
     task = payload(service)
-    give(service, task, rogue(service))
-    with pytest.raises(BadSignature):
+    service.tasks[CAMPAIGN] = canonical(task | {"population": "films"})
+    with pytest.raises(BadSignature, match="no task of campaign"):  # right, and signed by no key
         client.train_if_eligible(READY, 5)
-    give(service, task, kind=MANIFEST)
-    with pytest.raises(BadSignature):
+    give(service, task)
+    genuine = service.tasks[CAMPAIGN]
+    for content in (b"garbage", genuine.replace(b'"rounds":2', b'"rounds":1'), genuine + b" "):
+        service.tasks[CAMPAIGN] = content
+        with pytest.raises(BadContent, match="not the signed one"):
+            client.train_if_eligible(READY, 5)
+    kept, thief = service.keep(), service.online_keys
+    service.rotate()
+    client.check_for_update()
+    before = service.online_keys
+    service.online_keys = OnlineKeys({**before.signers, "tasks": thief.of("tasks")})
+    with pytest.raises(RegistryError, match="devices would refuse"):
+        give(service, task)
+    service.online_keys = before
+    give(service, task | {"expires": NOW - 1})
+    with pytest.raises(Expired):
         client.train_if_eligible(READY, 5)
-    other = RoundKey.generate(service.root, "books", serial=1, not_before=NOW - 60, not_after=NOW + DAY)
-    give(service, task, other)
-    with pytest.raises(WrongPopulation):
-        client.train_if_eligible(READY, 5)
-    give(
-        service,
-        task,
-        RoundKey.generate(service.root, "films", serial=0, not_before=NOW - 60, not_after=NOW + DAY),
-    )
-    with pytest.raises(Rollback):
-        client.train_if_eligible(READY, 5)
-    service.tasks[CAMPAIGN] = b"garbage"
-    with pytest.raises(BadContent):
+    service.replay(kept)
+    with pytest.raises((BadSignature, Rollback)):  # a task that was genuine under keys that were replaced
         client.train_if_eligible(READY, 5)
     assert client.privacy_report().lifetime.epsilon == 0
+
+
+def test_a_task_of_another_population_is_refused(tmp_path: Path) -> None:
+    """Even one that stands under the path of this population's campaign."""
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    give(service, payload(service))
+    content = service.tasks[CAMPAIGN].replace(b'"population":"films"', b'"population":"books"')
+    books = target_of(task_target("films", CAMPAIGN), content)
+    service.repository.change(service.trust, service.online_keys, NOW, tasks=[books])
+    service.tasks[CAMPAIGN] = content
+    with pytest.raises(WrongPopulation):
+        client.train_if_eligible(READY, 5)
 
 
 def judged(change: Any, policy: JudgedBy = FOR_FOUR) -> list[str]:

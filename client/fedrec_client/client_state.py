@@ -16,12 +16,11 @@ from pathlib import Path
 from fedrec import __version__
 from fedrec.errors import DataError, FedrecError, StoreError
 from fedrec.wire.manifest import check_population
-from fedrec.wire.signing import KEY_BYTES, read_public
+from fedrec.wire.pinned_root import check_root, read_root
 from fedrec_client.consent import Consent, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
-from fedrec_client.model_updates import RECORD as MODELS_RECORD
-from fedrec_client.model_updates import Models, Served
+from fedrec_client.model_updates import PUBLIC_RECORDS, Models, Served
 from fedrec_client.participation import Book
 from fedrec_client.platform import Platform, SystemPlatform
 from fedrec_client.policy import Policy
@@ -45,11 +44,12 @@ class Setup:
     Attributes:
         folder: of this app on this device.
         population: whose models.
-        root: public root key.
+        root: root metadata of the repository that the app trusts.
         platform: tells the state of the device.
         policy: limits on training.
         retention: which events are kept.
         passphrase: wraps the store's key.
+        start_model: folder of a signed model that the app brings; None: none.
     """
 
     folder: Path
@@ -59,6 +59,7 @@ class Setup:
     policy: Policy
     retention: Retention
     passphrase: str | None
+    start_model: Path | None = None
 
     @classmethod
     def make(
@@ -71,16 +72,15 @@ class Setup:
         policy: Policy | None,
         retention: Retention | None,
         passphrase: str | None,
+        start_model: str | Path | None = None,
     ) -> Setup:
         """What an app has said, checked, and what it has left open as it is by default.
 
         Raises:
-            DataError: the population or the root key cannot be one.
-            RunError: the root key cannot be read.
+            DataError: the population cannot be one.
+            RunError: the root metadata cannot be read, or is none.
         """
-        root = trust if isinstance(trust, bytes) else read_public(Path(trust).expanduser())
-        if len(root) != KEY_BYTES:
-            raise DataError(f"trust of {len(root)} bytes: expected the {KEY_BYTES} of a public root key")
+        root = check_root(trust) if isinstance(trust, bytes) else read_root(Path(trust).expanduser())
         try:
             check_population(population)
         except FedrecError as error:
@@ -93,6 +93,7 @@ class Setup:
             policy or Policy(),
             retention or Retention(),
             passphrase,
+            None if start_model is None else Path(start_model).expanduser(),
         )
 
     def open_store(self, *, repair: bool = False) -> Store:
@@ -130,6 +131,10 @@ class ClientState:
         self.models = Models(
             setup.folder / "models", setup.root, setup.population, self.store, __version__, setup.now
         )
+        if setup.start_model is not None:
+            from fedrec_client.folder_files import FolderFiles
+
+            self.models.begin_with(FolderFiles(setup.start_model))
         events = self.store.events()
         self.profile = Profile(events)
         self._newest_event = max((event.time for event in events), default=float("-inf"))
@@ -194,12 +199,16 @@ class ClientState:
         now = self.setup.now()
         with self.lock:
             carried = Book(self.store).carry(now)
-            models = self.store.get(MODELS_RECORD)
+            public = {
+                name: self.store.get(name) or b""
+                for kind in PUBLIC_RECORDS
+                for name in self.store.names(kind)
+            }
             receipt = self.store.destroy(now)
             self.store = self._fresh_store()
             with self.store.transaction():
-                if models is not None:
-                    self.store.put(MODELS_RECORD, models)
+                for name, content in public.items():
+                    self.store.put(name, content)
                 if carried is not None:
                     Book(self.store).note("carried", now, **carried)
             self.begin()
@@ -231,6 +240,8 @@ class ClientState:
                 self.setup.population,
                 self.version,
                 self.models.state,
+                self.models.known.sha256(self.version),
+                dict(self.models.known.metadata),
                 asdict(self.consent),
                 self.store.describe(),
                 self.last_error,

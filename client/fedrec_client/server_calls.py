@@ -1,13 +1,12 @@
 """The calls that a client makes to its service, when the app makes them: check-in, a newer model, counters, training.
 
-Who calls is a random token that is new every day. Out of scope: the carrier (`transport`), what is checked of a new
+A call says nothing of who calls: no token, no id. Out of scope: the carrier (`transport`), what is checked of a new
 model (`model_updates`), how training is carried out (`training`).
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from fedrec_client.participation import Book
 from fedrec_client.results import ModelInfo, TrainingReport
 from fedrec_client.transport import CheckIn, CheckInAnswer, Transport
 
-TOKEN, METRICS_DAY = "token", "metrics"
+METRICS_DAY = "metrics"
 
 
 def connect(server: str | Transport | None, connection: dict[str, Any]) -> Transport | None:
@@ -28,19 +27,23 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
     Raises:
         DataError: details of a connection without an address.
     """
+    if isinstance(server, str) and "://" in server:
+        from fedrec_client.https_files import HttpsFiles
+
+        return HttpsFiles(server, **connection)
     if isinstance(server, str):
         from fedrec_client.grpc_transport import GrpcTransport
 
         return GrpcTransport(server, **connection)
     if connection:
-        raise DataError(f"{', '.join(connection)}: only for a server given as 'host:port'")
+        raise DataError(f"{', '.join(connection)}: only for a server given as text")
     return server
 
 
 def update(state: ClientState, transport: Transport) -> ModelInfo | None:
     """See `Client.check_for_update`."""
-    answer = _check_in(state, transport, trains=False)
-    info = state.models.update(transport, answer.model_version) if answer.model_version else None
+    _check_in(state, transport, trains=False)
+    info = state.models.update(transport)
     _send_metrics(state, transport)
     return info
 
@@ -57,36 +60,25 @@ def train(
         platform=state.setup.platform,
         policy=state.setup.policy,
         population=state.setup.population,
-        root=state.setup.root,
         served=state.served(),
         profile=state.profile,
         check_in=lambda: _check_in(state, transport, trains=True),
-        min_serial=state.models.known.serial,
+        verified_task=lambda campaign, task: state.models.verified_task(transport, campaign, task),
         now=state.models.now,
         stopped=stopped,
     ).run(deadline_seconds)
 
 
 def _check_in(state: ClientState, transport: Transport, *, trains: bool) -> CheckInAnswer:
-    return transport.check_in(
-        CheckIn(state.setup.population, _token(state), __version__, state.version, trains)
-    )
-
-
-def _token(state: ClientState) -> str:
-    """Random, anew every day."""
-    day = metrics.day_of(state.setup.now())
-    known = json.loads(state.store.get(TOKEN) or b"{}")
-    if known.get("day") != day:
-        known = {"day": day, "token": secrets.token_hex(16)}
-        state.store.put(TOKEN, json.dumps(known).encode())
-    return str(known["token"])
+    return transport.check_in(CheckIn(state.setup.population, __version__, state.version, trains))
 
 
 def _send_metrics(state: ClientState, transport: Transport) -> None:
     """Counters of yesterday, once, where the person has agreed."""
     today = metrics.day_of(state.setup.now())
-    if not state.consent.metrics or int(state.store.get(METRICS_DAY) or b"-1") >= today:
+    if not transport.takes_counters or not state.consent.metrics:
+        return
+    if int(state.store.get(METRICS_DAY) or b"-1") >= today:
         return
     start = (today - 1) * metrics.DAY
     events = [event for event in state.store.events(since=start) if event.time < start + metrics.DAY]

@@ -2,7 +2,7 @@
 
     ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is closed
     ROOT/<campaign>/enrolments.jsonl   one device per line, in the order of the roster
-    ROOT/<campaign>/task.signed        from the closing of the roster on
+    ROOT/<campaign>/task.json          from the closing of the roster on; its hash is in the signed metadata
 
 The model service serves it, the operator's process opens, closes and runs it (`fedrec campaign run`); both read the
 same files. A device is known by keys that it made for this campaign alone. Out of scope: rounds.
@@ -28,9 +28,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from fedrec.errors import RegistryError
 from fedrec.wire.files import atomic_write, write_json
-from fedrec.wire.signing import SignedDocument
 
-STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.signed"
+STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.json"
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,9 @@ class CampaignBook:
             write_json(self.folder(campaign) / STATE, asdict(state) | {"closed": True})
             return self.roster(campaign)
 
-    def give(self, campaign: str, task: SignedDocument) -> None:
-        """Let the devices of the roster have their task."""
-        atomic_write(self.folder(campaign) / TASK, task.to_bytes())
+    def give(self, campaign: str, task: bytes) -> None:
+        """Let the devices of the roster have their task, once its hash is signed."""
+        atomic_write(self.folder(campaign) / TASK, task)
 
     def open_for(self, population: str) -> str:
         """See `Campaigns`; the newest one."""

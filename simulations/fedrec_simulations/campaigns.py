@@ -27,7 +27,7 @@ from fedrec.secagg.roster import Member
 from fedrec.wire.files import write_json
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
-from fedrec.wire.signing import TASK, RoundKey
+from fedrec.wire.signing import OnlineKeys
 from fedrec_client.node import config_hash
 from fedrec_server.campaigns import CampaignBook, Enrolled
 from fedrec_server.federation import Federation
@@ -56,7 +56,7 @@ class Campaign:
         book: where its enrolments lie.
         registry: whose champion the devices use, and where the result goes.
         config: model, privacy, rounds; its data section is not used: the data are the devices'.
-        key: signs the task and the result.
+        keys: sign the task and the result.
         finish: from what was trained and the champion to what is published, e.g. a layer on a model of public data.
     """
 
@@ -64,12 +64,12 @@ class Campaign:
     book: CampaignBook
     registry: Registry
     config: Config
-    key: RoundKey
+    keys: OnlineKeys
     finish: Finish = lambda trained, champion: trained
 
     @classmethod
     def open(
-        cls, book: CampaignBook, registry: Registry, config: Config, key: RoundKey, max_devices: int = 64
+        cls, book: CampaignBook, registry: Registry, config: Config, keys: OnlineKeys, max_devices: int = 64
     ) -> Campaign:
         """Let devices enrol.
 
@@ -93,7 +93,7 @@ class Campaign:
             raise RegistryError(
                 f"{registry.population} has no champion: promote a model whose items devices know"
             )
-        return cls(book.open(registry.population, max_devices), book, registry, config, key)
+        return cls(book.open(registry.population, max_devices), book, registry, config, keys)
 
     @property
     def folder(self) -> Path:
@@ -138,7 +138,8 @@ class Campaign:
             self.folder / "federation", [d.node_key for d in devices], on_step=on_step
         )
         try:
-            self.book.give(self.id, self.key.sign(TASK, self._payload(task, federation)))
+            signed = self.registry.sign_task(self.id, self._payload(task, federation), self.keys)
+            self.book.give(self.id, signed)
             on_step("task signed: roster, privacy plan and terms are fixed")
             seconds = task.rounds.wait_seconds
             started = federation.start_run(run, app_folder(), wait_seconds=seconds)
@@ -194,7 +195,6 @@ class Campaign:
         }
         items = "\0".join(self._item_ids().tolist()).encode()
         return {
-            "campaign": self.id,
             "expires": int(time.time()) + TASK_LIFETIME_SECONDS,
             "model_version": self.registry.aliases.champion,
             "items": hashlib.sha256(items).hexdigest(),
@@ -239,6 +239,6 @@ class Campaign:
         model = self.finish(served(self.config, shared), before)
         files = pack_model(model, before.items, told)
         facts = summary(self.config, told) | {"campaign": self.id}
-        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.key)
-        self.registry.promote(made.version)
+        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.keys)
+        self.registry.promote(made.version, self.keys)
         return made

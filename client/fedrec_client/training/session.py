@@ -18,9 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrec.errors import BadContent, Expired
+from fedrec.errors import BadContent, Expired, WrongPopulation
 from fedrec.secagg.roster import Identity
-from fedrec.wire.signing import TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
 from fedrec_client.platform import Platform
@@ -46,11 +45,10 @@ class Session:
     platform: Platform
     policy: Policy
     population: str
-    root: bytes
     served: Served
     profile: Profile
     check_in: Callable[[], CheckInAnswer]
-    min_serial: int
+    verified_task: Callable[[str, bytes], dict[str, Any]]
     now: Callable[[], float]
     stopped: Callable[[], bool]
 
@@ -127,11 +125,10 @@ class Session:
 
     def _verified(self, document: bytes, campaign: str) -> dict[str, Any]:
         """The task, once it is genuine, in time, of this campaign and for the items of the model in use."""
-        now = self.now()
-        task = SignedDocument.parse(document).verify(
-            self.root, kind=TASK, population=self.population, now=now, min_serial=self.min_serial
-        )
+        task, now = self.verified_task(campaign, document), self.now()
         try:
+            if task["population"] != self.population:
+                raise WrongPopulation(f"a task of population {task['population']!r:.80}: wait for another")
             items = hashlib.sha256("\0".join(self.served.shelf.items.ids).encode()).hexdigest()
             if task["campaign"] != campaign:
                 raise BadContent("a task of another campaign than was asked for: try again")

@@ -33,6 +33,12 @@ def start(
     campaigns: Annotated[
         Path | None, typer.Option(help="Folder of training campaigns; none: no training.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of all keys: signs timestamp and snapshot anew in time; none: `fedrec model refresh` must."
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; on loopback only.")] = False,
     json_: JsonFlag = False,
 ) -> Answer:
@@ -43,7 +49,9 @@ def start(
     from fedrec_server.campaigns import CampaignBook
     from fedrec_server.registry import Registry
     from fedrec_server.service.limits import Limits
+    from fedrec_server.service.renewal import Renewal
     from fedrec_server.service.server import Certificates, Service
+    from fedrec_simulations.key_folder import KeyFolder
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
@@ -54,11 +62,17 @@ def start(
     registries = [Registry(registry, name) for name in population]
     book = None if campaigns is None else CampaignBook(campaigns)
     limits = Limits(expected_devices=devices)
+    signing = [] if keys is None else [(r, KeyFolder(keys, r.population).online()) for r in registries]
     with (
         StopRequest("stopping") as stop,
+        Renewal(signing),
         Service.start(registries, files, host=host, port=port, limits=limits, campaigns=book) as service,
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
+        if keys is None:
+            notice(
+                "no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week"
+            )
         # Looked at often: a signal may reach a thread of gRPC, and then wakes nobody here.
         while not stop.asked and not service.wait(LOOK_SECONDS):
             pass
