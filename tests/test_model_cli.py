@@ -162,11 +162,10 @@ def test_ceremonies_replace_keys_and_a_cut_off_one_is_completed(
         keyids = Registry(Path("models"), "films").state().root.roles[TIMESTAMP].keyids
         return OnlineKeys.load(folder / "online").of(TIMESTAMP).public_key.keyid in keyids
 
-    threshold = ("--threshold", "2")
-    assert ask(capsys, "keys", "rotate-online", *where, *threshold) == (0, {"root": 2})
+    assert ask(capsys, "keys", "rotate-online", *where) == (0, {"root": 2})
     assert in_force() and OnlineKeys.load(folder / "online.until-2").of(TIMESTAMP) is not None
     assert old.of(TIMESTAMP).public_key != OnlineKeys.load(folder / "online").of(TIMESTAMP).public_key
-    assert ask(capsys, "keys", "renew", *where, *threshold) == (0, {"root": 3})
+    assert ask(capsys, "keys", "renew", *where) == (0, {"root": 3})
     assert ask(capsys, "keys", "rotate-root", *where) == (0, {"root": 4})
     assert len(list((folder / "offline").glob("root*.pem"))) == 1
 

@@ -15,7 +15,8 @@ from fedrec.errors import NotPublished, ServerBusy, ServiceError
 from fedrec_client.transport import CheckIn, CheckInAnswer, Enrolment
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
-PIECE_BYTES = 256 << 10
+#: A connection that breaks loses no more than so much of what came.
+PIECE_BYTES = 16 << 10
 #: Devices come back after a time between these.
 RETRY_SECONDS = (3_600.0, 7_200.0)
 BUSY_SECONDS = (60.0, 120.0)
@@ -59,7 +60,11 @@ class HttpsFiles:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
             answer = self._pool.request(
-                "GET", f"{self._url}/{quote(path)}", headers=headers, preload_content=False, redirect=False
+                "GET",
+                f"{self._url}/{quote(path, safe='/%')}",
+                headers=headers,
+                preload_content=False,
+                redirect=False,
             )
             try:
                 skip = self._judge(answer.status, path, offset)

@@ -228,7 +228,7 @@ class Repository:
                 find nothing that they accept (a second attempt completes it).
             after: keys from now on.
             now: seconds since 1970.
-            threshold: so many root keys must sign from now on.
+            threshold: so many root keys must sign from now on; where the root keys stay, so does the threshold.
 
         Raises:
             RunError: a key is not there, or fewer root keys than the threshold.
@@ -236,7 +236,12 @@ class Repository:
         """
         state = self.state(pinned)
         version = state.root.version + 1
-        root = self._root(version, after[0], after[1], now, threshold)
+        in_force = state.root.roles[ROOT]
+        stay = {signer.public_key.keyid for signer in after[0].root} <= set(in_force.keyids)
+        root = self._root(version, after[0], after[1], now, 1 if stay else threshold)
+        if stay:  # all root keys in force stay so, also those that are not at this ceremony
+            root.roles[ROOT] = in_force
+            root.keys |= {keyid: state.root.keys[keyid] for keyid in in_force.keyids}
         content = _signed(root, [*before[0].root, *after[0].root])
         try:
             state.root.verify_delegate(

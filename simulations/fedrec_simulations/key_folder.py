@@ -56,13 +56,12 @@ class KeyFolder:
         online.save(self.online_folder)
         return offline, online
 
-    def replace_online(self, registry: Registry, passphrase: str, *, threshold: int, lost: bool) -> int:
+    def replace_online(self, registry: Registry, passphrase: str, *, lost: bool) -> int:
         """Fresh online keys in the place of those in force; the version of the new root metadata.
 
         Args:
             registry: of the population.
             passphrase: of the offline keys.
-            threshold: so many root keys must sign.
             lost: those in force are not here any more.
 
         Raises:
@@ -74,7 +73,7 @@ class KeyFolder:
             online = OnlineKeys.generate()
             online.save(folder)
             before = None if lost else self.online()
-            return registry.replace_keys((offline, before), (offline, online), threshold=threshold)
+            return registry.replace_keys((offline, before), (offline, online))
 
         def in_force(folder: Path) -> bool:
             keyid = OnlineKeys.load(folder).of(TIMESTAMP).public_key.keyid

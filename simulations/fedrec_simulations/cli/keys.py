@@ -58,7 +58,6 @@ def rotate_online(
     keys: Keys = HERE,
     registry: Models = MODELS,
     offline: Offline = None,
-    threshold: Threshold = 1,
     lost: Annotated[
         bool, typer.Option("--lost", help="The online keys in force are not here any more.")
     ] = False,
@@ -70,7 +69,7 @@ def rotate_online(
 
     folder = KeyFolder(keys, population, offline)
     books = Registry(registry, population)
-    version = folder.replace_online(books, _passphrase(), threshold=threshold, lost=lost)
+    version = folder.replace_online(books, _passphrase(), lost=lost)
     return Answer({"root": version}, [f"root metadata {version}: new online keys are in force"])
 
 
@@ -102,7 +101,6 @@ def renew(
     keys: Keys = HERE,
     registry: Models = MODELS,
     offline: Offline = None,
-    threshold: Threshold = 1,
     json_: JsonFlag = False,
 ) -> Answer:
     """Sign root and targets anew with the same keys, before they end (a year)."""
@@ -111,7 +109,7 @@ def renew(
 
     folder = KeyFolder(keys, population, offline)
     same = (folder.offline(_passphrase()), folder.online())
-    version = Registry(registry, population).replace_keys(same, same, threshold=threshold)
+    version = Registry(registry, population).replace_keys(same, same)
     return Answer({"root": version}, [f"root metadata {version}: the same keys, for another year"])
 
 

@@ -70,9 +70,7 @@ def start(
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
         if keys is None:
-            notice(
-                "no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week"
-            )
+            notice("no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week")
         # Looked at often: a signal may reach a thread of gRPC, and then wakes nobody here.
         while not stop.asked and not service.wait(LOOK_SECONDS):
             pass
