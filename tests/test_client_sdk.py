@@ -397,6 +397,21 @@ def test_without_a_model_there_is_nothing_to_show(tmp_path: Path) -> None:
     assert client.status().model_state == "none"
 
 
+def test_what_verifies_signatures_is_loaded_by_an_update_and_not_before(tmp_path: Path) -> None:
+    """Importing, opening, recommending and logging need none of it, and no network."""
+    (tmp_path / "root.json").write_bytes(FakeService().trust)
+    lazy = ("tuf", "securesystemslib", "urllib3", "requests", "grpc", "torch")
+    code = (
+        "import sys; from fedrec_client import Client, MemoryStore\n"
+        "client = Client.open('device', population='test', trust='root.json', store=MemoryStore())\n"
+        "client.recommend(5); client.log_event('play', item='x'); client.status(); client.privacy_report()\n"
+        f"print([name for name in {lazy} if name in sys.modules])"
+    )
+    run = [sys.executable, "-c", code]
+    seen = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert seen.stdout.strip() == "[]"
+
+
 def test_importing_the_sdk_is_light() -> None:
     heavy = ("torch", "flwr", "grpc", "scipy", "pydantic", "numba", "opacus")
     code = (

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,19 +18,22 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_helpers import NODE_KEY, NOW, Place, check_in, limits
-from wire_helpers import POPULATION, factors, items
+from wire_helpers import POPULATION, factors, items, keys
 
 from fedrec.errors import NotPublished, RegistryError, ServerBusy, ServiceError
 from fedrec.secagg.roster import Identity
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec.wire.signing import OnlineKeys
 from fedrec_client import Client, Consent, MemoryStore
 from fedrec_client.grpc_transport import BUSY_SECONDS, GrpcTransport
 from fedrec_client.testing import FakePlatform
 from fedrec_client.transport import Enrolment
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
+from fedrec_server.registry import Registry
 from fedrec_server.service.metric_sums import DAY, DAYS_KEPT, MOST, MetricSums
+from fedrec_server.service.renewal import Renewal
 from fedrec_server.service.server import Service
 
 Trailing = tuple[tuple[str, str], ...]
@@ -237,6 +241,24 @@ def test_what_is_promoted_is_handed_out_without_a_restart_and_what_is_not_signed
         with pytest.raises(NotPublished):
             list(transport.fetch(POPULATION, f"targets/{POPULATION}/models/{version}/extra.json"))
         transport.close()
+
+
+def test_a_service_with_keys_signs_anew_before_devices_would_refuse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    offline, online = keys()
+    old = Registry.create(tmp_path, POPULATION, offline, online, now=time.time() - 5 * 86_400)
+    before = old.state()
+    served = OnlineKeys({role: online.of(role) for role in ("snapshot", "timestamp")})
+    with Renewal([(old, served)], look_seconds=0.01):
+        deadline = time.monotonic() + 60
+        while old.state().timestamp.version == before.timestamp.version and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert old.state().expires("timestamp") > before.expires("timestamp")
+    Renewal([(old, keys()[1])]).renew()  # nothing is due
+    late = Registry.create(tmp_path / "late", POPULATION, offline, online, now=time.time() - 5 * 86_400)
+    Renewal([(late, keys()[1])]).renew()
+    assert "could not be renewed" in caplog.text and late.renew(online) == ["timestamp"]
 
 
 # What is kept of reports.

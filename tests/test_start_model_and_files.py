@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +217,34 @@ def test_other_answers_are_one_clear_line(
         with pytest.raises(error) as caught:
             client.check_for_update()
         assert "\n" not in str(caught.value) and client.status().last_error == str(caught.value)
+
+
+def test_the_command_line_for_the_conformance_suite_is_our_client(
+    registry: Registry, web: str, tmp_path: Path
+) -> None:
+    folder, artifacts = tmp_path / "metadata", tmp_path / "artifacts"
+    folder.mkdir(), artifacts.mkdir()
+    script = str(Path(__file__).parent / "tools" / "tuf_client.py")
+    registry.renew(KEYS, time.time())  # the command goes by the clock of this machine
+
+    def run(*arguments: str) -> int:
+        command = [sys.executable, script, "--metadata-dir", str(folder), *arguments]
+        return subprocess.run(command, check=False, capture_output=True).returncode
+
+    assert run("init", str(registry.folder / "root.json")) == 0
+    metadata = ("--metadata-url", f"{web}/metadata/")
+    assert run(*metadata, "refresh") == 0
+    assert {path.name for path in folder.glob("*.json")} == {
+        *("root.json", "timestamp.json", "snapshot.json", "targets.json"),
+    }
+    targets = ("--target-base-url", f"{web}/targets/", "--target-dir", str(artifacts))
+    name = f"{POPULATION}/models/1/{MODEL_FILE}"
+    assert run(*metadata, *targets, "--target-name", name, "download") == 0
+    (got,) = artifacts.iterdir()
+    assert got.read_bytes() == (registry.path(1) / MODEL_FILE).read_bytes()
+    assert run(*metadata, *targets, "--target-name", "none", "download") == 1
+    (registry.repository.folder / "timestamp.json").write_bytes(b"garbage")
+    assert run(*metadata, "refresh") == 1
 
 
 def test_what_a_web_server_changes_is_refused(registry: Registry, web: str, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ r"""Our client of The Update Framework behind the command line of its public con
         --target-dir FOLDER download
 
 What runs is `fedrec_client.trusted_metadata.refreshed` over `HttpsFiles`, with a store whose records are files in
-DIR, because the suite looks at them. One check is off: repositories of the suite do not say whose population they are of.
+DIR, because the suite looks at them. One check is off: repositories of the suite do not say of whose population they
+are.
 """
 
 from __future__ import annotations
