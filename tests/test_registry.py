@@ -19,7 +19,7 @@ from fedrec.wire.layout import METADATA_FOLDER
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OnlineKeys
-from fedrec_server.registry import Aliases, PublicFiles, Registry
+from fedrec_server.registry import Aliases, PublicFiles, Registry, write_bundle
 
 OFFLINE, KEYS = keys()
 
@@ -119,7 +119,7 @@ def test_a_damaged_version_is_named_and_not_promoted(registry: Registry) -> None
         (lambda r: Registry(r.folder.parent, "../up"), "small letters"),
         (lambda r: Registry.create(r.folder.parent, POPULATION, *keys()), "is a registry already"),
         (lambda r: Registry.create(r.folder.parent, "No Name", *keys()), "small letters"),
-        (lambda r: r.bundle(r.folder.parent / "start"), "no champion"),
+        (lambda r: write_bundle(r, r.folder.parent / "start"), "no champion"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(
@@ -250,14 +250,14 @@ def test_a_bundle_has_what_a_new_app_needs_and_nothing_else(registry: Registry, 
     for seed in range(2):
         publish(registry, seed)
     registry.promote(2, KEYS, now=NOW)
-    made = registry.bundle(tmp_path / "start")
+    made = write_bundle(registry, tmp_path / "start")
     assert made.version == 2
     names = {path.name for path in (tmp_path / "start" / METADATA_FOLDER).iterdir()}
     assert {"1.root.json", "timestamp.json"} < names and len(names) == 6
     targets = [p.name for p in (tmp_path / "start" / "targets").rglob("*") if p.is_file()]
     assert {name.partition(".")[2] for name in targets} == {*made.files, "manifest.json"}
     with pytest.raises(RegistryError, match="give a new folder"):
-        registry.bundle(tmp_path / "start")
+        write_bundle(registry, tmp_path / "start")
 
 
 def test_a_damaged_champion_does_not_stop_the_next_version(registry: Registry) -> None:

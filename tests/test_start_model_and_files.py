@@ -24,7 +24,7 @@ from fedrec_client.folder_files import FolderFiles
 from fedrec_client.https_files import HttpsFiles
 from fedrec_client.testing import FakePlatform
 from fedrec_client.transport import CheckIn, Enrolment
-from fedrec_server.registry import Registry
+from fedrec_server.registry import Registry, write_bundle
 
 OFFLINE, KEYS = keys()
 
@@ -53,7 +53,7 @@ def opened(folder: Path, registry: Registry, **settings: Any) -> Client:
 
 @pytest.fixture
 def start(registry: Registry, tmp_path: Path) -> Path:
-    registry.bundle(tmp_path / "start")
+    write_bundle(registry, tmp_path / "start")
     return tmp_path / "start"
 
 
@@ -110,7 +110,7 @@ def test_a_start_model_that_was_changed_is_refused_and_the_app_opens(
 
 def test_a_start_model_of_other_keys_is_refused(registry: Registry, tmp_path: Path) -> None:
     other = make_registry(tmp_path / "others")
-    registry.bundle(tmp_path / "start")
+    write_bundle(registry, tmp_path / "start")
     client = Client.open(
         tmp_path / "device",
         population=POPULATION,

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import RepositoryError
@@ -31,32 +31,29 @@ from tuf.api.metadata import (
     MetaFile,
     Role,
     Root,
-    Signed,
     Snapshot,
     TargetFile,
     Targets,
     Timestamp,
 )
 
-from fedrec.errors import BadSignature, RegistryError, RunError
+from fedrec.errors import RegistryError, RunError
 from fedrec.wire.files import atomic_write
 from fedrec.wire.layout import (
     DELEGATED,
-    MODELS,
     ONLINE,
     POPULATION,
     ROOT,
     SIGNED_AT,
     SNAPSHOT,
     TARGETS,
-    TASKS,
     TIMESTAMP,
     delegated_paths,
 )
+from fedrec.wire.repository_state import State, read_state
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 
 DAY = 86_400
-Kind = TypeVar("Kind", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True)
@@ -79,33 +76,6 @@ class Lifetimes:
     def of(self, role: str) -> float:
         """Of a role, in days."""
         return float(getattr(self, "offline" if role in (ROOT, TARGETS) else role))
-
-
-@dataclass(frozen=True)
-class State:
-    """What `timestamp.json` stands for, every signature and hash verified; whether it expired is for the caller."""
-
-    root: Root
-    timestamp: Timestamp
-    snapshot: Snapshot
-    roles: Mapping[str, Targets] = field(repr=False)
-
-    @property
-    def models(self) -> Mapping[str, TargetFile]:
-        """Targets of the role models, by path."""
-        return self.roles[MODELS].targets
-
-    @property
-    def tasks(self) -> Mapping[str, TargetFile]:
-        """Targets of the role tasks, by path."""
-        return self.roles[TASKS].targets
-
-    def expires(self, role: str) -> float:
-        """Seconds since 1970."""
-        signed: Signed = {ROOT: self.root, TIMESTAMP: self.timestamp, SNAPSHOT: self.snapshot}.get(
-            role
-        ) or self.roles[role]
-        return signed.expires.timestamp()
 
 
 class Repository:
@@ -152,24 +122,7 @@ class Repository:
             BadSignature: something in it is not signed as it must be, or not what it is said to be.
             RegistryError: a file is missing.
         """
-        try:
-            root = self._newest_root(pinned)
-            timestamp = _verified(Timestamp, self._read("timestamp.json"), root)
-            meta = timestamp.snapshot_meta
-            data = self._read(f"{meta.version}.snapshot.json")
-            meta.verify_length_and_hashes(data)
-            snapshot = _verified(Snapshot, data, root)
-            roles: dict[str, Targets] = {}
-            for role in (TARGETS, *DELEGATED):
-                meta = snapshot.meta[f"{role}.json"]
-                data = self._read(f"{meta.version}.{role}.json")
-                meta.verify_length_and_hashes(data)
-                roles[role] = _verified(Targets, data, roles.get(TARGETS, root), role)
-        except (RepositoryError, KeyError, ValueError) as error:
-            raise BadSignature(
-                f"signed metadata in {self.folder} does not hold together ({error!s:.120}): restore it from a backup"
-            ) from error
-        return State(root, timestamp, snapshot, roles)
+        return read_state(self.folder, pinned)
 
     def change(self, pinned: bytes, online: OnlineKeys, now: float, **targets: Iterable[TargetFile]) -> State:
         """Sign new lists of targets: `models=` or `tasks=` or both; what is listed takes the place of what was.
@@ -354,30 +307,11 @@ class Repository:
         )
         self._write("timestamp.json", _signed(timestamp, _all(online, TIMESTAMP)))
 
-    def _newest_root(self, pinned: bytes) -> Root:
-        root = _verified(Root, pinned, None)
-        while (path := self.folder / f"{root.version + 1}.root.json").exists():
-            data = path.read_bytes()
-            after = _verified(Root, data, root)
-            _verified(Root, data, None)
-            if after.version != root.version + 1:
-                raise ValueError(f"{path.name} says it is version {after.version}")
-            root = after
-        return root
-
     def _until(self, role: str, now: float) -> datetime:
         return datetime.fromtimestamp(int(now + self.lifetimes.of(role) * DAY), UTC)
 
     def _is_due(self, state: State, role: str, now: float) -> bool:
         return state.expires(role) - now < self.lifetimes.of(role) * DAY / 2
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise RegistryError(
-                f"{self.folder / name} cannot be read ({error.strerror}): restore it from a backup"
-            ) from error
 
     def _write(self, name: str, content: bytes) -> None:
         try:
@@ -392,22 +326,6 @@ def target_of(path: str, content: bytes, **custom: int | str) -> TargetFile:
     """A target with length and SHA-256."""
     fields = {"custom": custom} if custom else None
     return TargetFile(len(content), {"sha256": hashlib.sha256(content).hexdigest()}, path, fields)
-
-
-def _verified(kind: type[Kind], data: bytes, by: Root | Targets | None, role: str | None = None) -> Kind:
-    """Metadata, once the delegating role's keys have signed it; without one, once its own have.
-
-    Raises:
-        RepositoryError, ValueError: they have not, or it is of another role.
-    """
-    metadata = Metadata[Kind].from_bytes(data)
-    signed = metadata.signed
-    if signed.type != kind.type:
-        raise ValueError(f"expected {kind.type}, got {signed.type}")
-    delegator = by if by is not None else signed
-    assert isinstance(delegator, Root | Targets)
-    delegator.verify_delegate(role or kind.type, metadata.signed_bytes, metadata.signatures)
-    return signed
 
 
 def _check_key(state: State, role: str, online: Sequence[OnlineKeys]) -> None:

@@ -2,7 +2,8 @@
 
 from fedrec.wire.layout import ALL_TRAFFIC
 from fedrec_server.registry.aliases import Aliases
+from fedrec_server.registry.bundle import write_bundle
 from fedrec_server.registry.public_files import PublicFiles
 from fedrec_server.registry.registry import Registry
 
-__all__ = ["ALL_TRAFFIC", "Aliases", "PublicFiles", "Registry"]
+__all__ = ["ALL_TRAFFIC", "Aliases", "PublicFiles", "Registry", "write_bundle"]

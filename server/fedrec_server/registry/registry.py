@@ -41,7 +41,8 @@ from fedrec.wire.layout import (
 from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_population
 from fedrec.wire.package import Package, Terms, delta_name, open_package, read_manifest, write_package
 from fedrec.wire.pinned_root import read_root
-from fedrec.wire.repository import Lifetimes, Repository, State, target_of
+from fedrec.wire.repository import Lifetimes, Repository, target_of
+from fedrec.wire.repository_state import State
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec.wire.strict_json import canonical
 from fedrec_server.registry.aliases import Aliases
@@ -286,35 +287,6 @@ class Registry:
             )
             append_history(self.folder / HISTORY, "task", campaign=campaign)
         return content
-
-    def bundle(self, folder: Path) -> Manifest:
-        """Copy what a new app needs to begin with: metadata and the champion's files, into a new folder.
-
-        Raises:
-            RegistryError: there is no champion, or the folder is there already or cannot be written.
-        """
-        state = self.state()
-        version = Aliases.of(self.population, state.models).champion
-        if not version:
-            raise RegistryError(f"{self.population} has no champion: promote a model first")
-        manifest = self.manifest(version)
-        names = [f"{n}.root.json" for n in range(1, state.root.version + 1)]
-        names += ["timestamp.json", f"{state.snapshot.version}.snapshot.json"]
-        names += [f"{signed.version}.{role}.json" for role, signed in state.roles.items()]
-        wanted = {f"{METADATA_FOLDER}/{name}": self.repository.folder / name for name in names}
-        for name, sha256 in self.hashes(manifest, deltas=False).items():
-            target = hashed_name(sha256, model_target(self.population, version, name))
-            wanted[f"{TARGETS_FOLDER}/{target}"] = self.path(version) / name
-        try:
-            folder.mkdir(parents=True)
-            for name, path in wanted.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, folder / name)
-        except OSError as error:
-            raise RegistryError(
-                f"{folder} cannot be written ({error.strerror}): give a new folder"
-            ) from error
-        return manifest
 
     def history(self) -> list[dict[str, Any]]:
         """Everything that was done, oldest first.

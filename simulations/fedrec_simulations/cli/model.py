@@ -170,9 +170,9 @@ def bundle(
     json_: JsonFlag = False,
 ) -> Answer:
     """Copy the champion with its signed metadata into a new FOLDER, for an app to bring along as its start model."""
-    from fedrec_server.registry import Registry
+    from fedrec_server.registry import Registry, write_bundle
 
-    made = Registry(registry, population).bundle(folder)
+    made = write_bundle(Registry(registry, population), folder)
     hint = f"Client.open(..., start_model={str(folder)!r})"
     return Answer(made.payload() | {"folder": folder}, [*_view(made), escape(hint)])
 
