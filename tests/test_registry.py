@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -132,6 +133,23 @@ def test_what_cannot_be_is_one_clear_line(
     assert registry.aliases == Aliases() and {k: v for k, v in registry.verify().items() if v == "good"} == {
         1: "good"
     }
+
+
+def test_a_writer_that_is_not_done_is_waited_for_but_not_for_ever(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that renews must not make a publication fail, and a hung one must not hang it."""
+    with (registry.folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with monkeypatch.context() as patched:
+            patched.setattr("fedrec_server.registry.registry.WAIT_SECONDS", 0.0)
+            with pytest.raises(RegistryError, match="another process is writing"):
+                publish(registry)
+        waiting = threading.Thread(target=publish, args=(registry,))
+        waiting.start()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        waiting.join()
+    assert registry.versions() == [1]
 
 
 def test_two_writers_do_not_mix(registry: Registry) -> None:

@@ -243,6 +243,9 @@ class Models:
         self.served, self.problem = served, ""
         self._tidy(after)
         manifest = package.manifest
+        log.info(
+            "model version %d in use, manifest %s, metadata %s", version, _sha256(alias), dict(after.metadata)
+        )
         return ModelInfo(
             version,
             manifest.created,

@@ -99,7 +99,9 @@ class Repository:
             RunError: fewer root keys than the threshold.
         """
         if (self.folder / "1.root.json").exists():
-            raise RegistryError(f"{self.folder} has a repository already: give another population or folder")
+            raise RegistryError(
+                f"{self.folder} has a repository already: give another folder, or remove it if no app pins it"
+            )
         root = self._root(1, offline, online, now, threshold)
         content = _signed(root, offline.root)
         try:

@@ -49,6 +49,8 @@ from fedrec_server.registry.aliases import Aliases
 from fedrec_server.registry.checks import UNSIGNED, state_of
 from fedrec_server.registry.history import append_history, read_history
 
+#: How long another writer is waited for.
+WAIT_SECONDS = 10.0
 HISTORY, PINNED, PUBLIC, LOCK = "history.jsonl", "root.json", "public", ".lock"
 #: A package that is being written (`place_folder`).
 _ASIDE = re.compile(r"\.\d+\.[0-9a-f]+\.tmp")
@@ -392,19 +394,31 @@ class Registry:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One writer at a time, in any process."""
+        """One writer at a time, in any process; another one is waited for, but not for long."""
         try:
             with (self.folder / LOCK).open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RegistryError(
-                        f"another process is writing to the registry of {self.population}: try again"
-                    ) from error
+                self._take(file.fileno())
                 self._sweep()
                 yield
         except OSError as error:
             raise RegistryError(f"the registry {self.folder} cannot be written ({error.strerror})") from error
+
+    def _take(self, lock: int) -> None:
+        """Wait for a lock; a service that renews holds it for moments.
+
+        Raises:
+            RegistryError: another process holds it for too long.
+        """
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise RegistryError(
+                        f"another process is writing to the registry of {self.population}: try again"
+                    ) from error
+                time.sleep(0.02)
 
     def _sweep(self) -> None:
         """Remove what a crash left of packages that never became versions."""
