@@ -1,4 +1,4 @@
-"""What the device's store costs: acknowledged events, opening, reading, beside SQLite without seals.
+"""What the device's store costs: acknowledged events, opening, reading, deleting, beside SQLite without seals.
 
 python -m benchmarks.device_store
 """
@@ -43,11 +43,14 @@ def main() -> None:
                 first = time.perf_counter()
                 store.events()
                 again = time.perf_counter()
+                store.delete_events(item="tt0000007")
+                deleted = time.perf_counter()
             size = (where / "events.db").stat().st_size
             print(
                 f"{number:6,} events: open {(ready - start) * 1e3:.1f} ms, "
                 f"first read {(first - ready) * 1e3:.1f} ms, "
-                f"again {(again - first) * 1e3:.2f} ms, {size / number:.0f} bytes each"
+                f"again {(again - first) * 1e3:.2f} ms, one item deleted in {(deleted - again) * 1e3:.0f} ms, "
+                f"{size / number:.0f} bytes each"
             )
 
 

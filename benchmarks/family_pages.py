@@ -21,6 +21,11 @@ MODES = ("central", "federated", "private", "secagg")
 METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10", "sampled/ndcg@10")
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+#: Said beside private figures.
+NOT_COVERED = (
+    "Private rows: measured exactly on data that the researcher holds, which is no release; epsilon covers neither "
+    "that nor how settings were chosen."
+)
 MARK = "<!-- below: python -m benchmarks.family_pages -->\n"
 SETS = {
     "ml-100k": "ML-100K (943 people, 1,682 films; the given split)",
@@ -112,7 +117,8 @@ def overview(folder: Path = RESULTS) -> str:
     head = (
         "## One table to choose by\n",
         "NDCG@10 of the full ranking: central · federated · private · under secure aggregation. kB up (of one person "
-        "in one round), rounds and the model's size are those of the federated run on ML-1M.\n",
+        "in one round), rounds and the model's size are those of the federated run on ML-1M. "
+        f"{NOT_COVERED}\n",
         f"| recommender | {' | '.join(f'[{SHORT[name]}](families/{name}.md)' for name in SETS)} | kB up | rounds "
         "| model kB |",
         f"|{'---|' * (len(SETS) + 4)}",
@@ -156,8 +162,9 @@ def pages(folder: Path = RESULTS) -> dict[Path, str]:
     told = chooser.read_text().split(MARK)[0]
     out = {chooser: "\n".join([told + MARK, overview(folder), peers(folder)])}
     for name, title in SETS.items():
-        back = "How rows came about: [every recommender, four ways of training](../families.md).\n"
-        out[REFERENCE / "families" / f"{name}.md"] = "\n".join([f"# {title}\n", back, table(name, folder)])
+        back = "How rows came about: [every recommender, four ways of training](../families.md)."
+        parts = [f"# {title}\n", back, NOT_COVERED + "\n", table(name, folder)]
+        out[REFERENCE / "families" / f"{name}.md"] = "\n".join(parts)
     return out
 
 

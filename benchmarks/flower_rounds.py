@@ -2,28 +2,34 @@
 
     python -m benchmarks.flower_rounds [--nodes 4] [--rounds 3] [--json FILE]
 
-Two federations are brought up one after the other on this machine, with TLS, keys, a gateway and a process per
-message: one in which everything waits and starts as Flower does it by itself, and ours. In both the stages of a round
-under secure aggregation are sent with a small payload, and each node only keeps and drops a secret. The first round
-fetches the app and is no part of the figures. Everything started here is ended here. About four minutes on two cores.
+A federation is brought up on this machine, with TLS, keys, a gateway and a process per message. The stages of a round
+under secure aggregation are sent with a small payload, and each node only keeps and drops a secret (`stage_node`).
+The first round fetches the app and is no part of the figures. Everything started here is ended here.
+About two minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from flwr.cli.build import build_fab_from_disk
+
 from benchmarks.cpu import tree_cpu_seconds
+from benchmarks.stage_node import WORD
 from fedrec.errors import FederationError
+from fedrec.wire.bundle import write_expected
 from fedrec_server.federation import Federation
+from fedrec_server.federation_parts import Parts
 
 APP = Path(__file__).parent / "flower_stages"
 IDLE_SECONDS = 10.0
@@ -31,17 +37,17 @@ IDLE_SECONDS = 10.0
 PARTS = ("until started", "until handled", "until answered")
 
 
-def measure(nodes: int, rounds: int, *, swift: bool) -> dict[str, Any]:
+def measure(nodes: int, rounds: int) -> dict[str, Any]:
     """Medians over the stages after the first round.
 
     Raises:
         FederationError: a stage failed, or a node's secret was not where it has to be.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="fedrec-rounds-") as name,
-        federation(Path(name), nodes, swift) as made,
-    ):
-        run = lay_out(Path(name) / "run", nodes)
+    with tempfile.TemporaryDirectory(prefix="fedrec-rounds-") as name, ExitStack() as stack:
+        app = app_with(rounds, Path(name))
+        digest = hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+        made = stack.enter_context(federation(Path(name), nodes, digest))
+        run = lay_out(Path(name) / "run", nodes, digest)
         idle = idle_cpu_share(made)
         events: list[dict[str, Any]] = []
         cpu: list[float] = []
@@ -50,14 +56,13 @@ def measure(nodes: int, rounds: int, *, swift: bool) -> dict[str, Any]:
             events.append(event)
             cpu.append(tree_cpu_seconds(made.record.mark))
 
-        made.run_and_wait(run, app_with(rounds, Path(name)), on_event=note)
+        made.run_and_wait(run, app, on_event=note)
     check(events, nodes)
     measured = [event for event in events if event["round"] > 1]
     first = len(events) - len(measured) - 1
     messages = nodes * len(measured)
     columns = zip(*parts_of(measured), strict=True)
     return {
-        "swift": swift,
         "seconds": median(event["seconds"] for event in measured),
         "slowest": max(event["seconds"] for event in measured),
         "round": 5 * sum(event["seconds"] for event in measured) / len(measured),
@@ -69,18 +74,24 @@ def measure(nodes: int, rounds: int, *, swift: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def federation(folder: Path, nodes: int, swift: bool) -> Iterator[Federation]:
-    made = Federation.up(folder / "federation", nodes, swift=swift)
+def federation(folder: Path, nodes: int, digest: str) -> Iterator[Federation]:
+    """One whose nodes serve with the benchmark's own component."""
+    Parts.node_program = "benchmarks.stage_node"
+    os.environ[WORD] = digest
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    made = Federation.up(folder / "federation", nodes)
     try:
         yield made
     finally:
         made.down()
 
 
-def lay_out(run: Path, nodes: int) -> Path:
+def lay_out(run: Path, nodes: int, digest: str) -> Path:
     """A run folder as far as Flower's side looks at one."""
     for k in range(nodes):
         (run / "nodes" / str(k)).mkdir(parents=True)
+        write_expected(run / "nodes" / str(k), digest)
     (run / "coordinator").mkdir()
     (run / "coordinator" / "task.json").write_text("{}")
     return run
@@ -130,37 +141,33 @@ def check(events: list[dict[str, Any]], nodes: int) -> None:
             )
 
 
-def print_table(results: list[dict[str, Any]], nodes: int) -> None:
-    """One column per way, one row per figure."""
-    heads = ["as Flower does it" if not result["swift"] else "ours" for result in results]
+def print_table(result: dict[str, Any], nodes: int) -> None:
+    """One row per figure."""
     print(f"{nodes} nodes, an empty stage, median; {os.cpu_count()} cores\n")
-    print(f"{'':44}" + "".join(f"{head:>20}" for head in heads))
     rows = [("seconds of a stage", "seconds"), ("  slowest", "slowest"), ("five stages, seconds", "round")]
     for label, name in rows:
-        print(f"{label:44}" + "".join(f"{result[name]:20.2f}" for result in results))
+        print(f"{label:44}{result[name]:12.2f}")
     for part in PARTS:
-        print(f"{'  of a message, ' + part:44}" + "".join(f"{r['parts'][part]:20.2f}" for r in results))
+        print(f"{'  of a message, ' + part:44}{result['parts'][part]:12.2f}")
     rows = [
         ("CPU seconds of a message's process", "process_cpu"),
         ("CPU seconds per message, all", "cpu_per_message"),
     ]
     rows.append(("processors busy while idle", "idle_cpu_share"))
     for label, name in rows:
-        print(f"{label:44}" + "".join(f"{result[name]:20.3f}" for result in results))
+        print(f"{label:44}{result[name]:12.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flower_rounds", description=__doc__)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="the first is not measured")
-    parser.add_argument("--only", choices=("flower", "ours"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    wanted = {"flower": [False], "ours": [True], None: [False, True]}[given.only]
-    results = [measure(given.nodes, given.rounds, swift=swift) for swift in wanted]
-    print_table(results, given.nodes)
+    result = measure(given.nodes, given.rounds)
+    print_table(result, given.nodes)
     if given.json:
-        given.json.write_text(json.dumps(results, indent=2))
+        given.json.write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

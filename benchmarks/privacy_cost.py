@@ -51,7 +51,7 @@ def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Wor
         return model.apply(shared, server, total)
 
     def clipped() -> object:
-        total, _ = train_users(model, shared, local, batch, key, 1.0, N_ITEMS, zero_bad=True)
+        total, _ = train_users(model, shared, local, batch, key, 1.0, N_ITEMS)
         return model.apply(shared, server, total)
 
     def private(trust: Trust) -> Work:
@@ -61,7 +61,7 @@ def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Wor
         def work() -> object:
             noise, users = NoiseSource(), len(batch)
             # As a node does: an item that is twice in a history would escape the bound.
-            total, _ = train_users(model, shared, local, distinct(batch), key, 1.0, N_ITEMS, zero_bad=True)
+            total, _ = train_users(model, shared, local, distinct(batch), key, 1.0, N_ITEMS)
             sent = mechanism.contribute(layout.flatten(total.blocks), users, 1, 1.0, noise)
             sent = mechanism.add(mechanism.zero(layout.size), sent)
             flat = mechanism.release(sent, users, 1, 1.0, noise)

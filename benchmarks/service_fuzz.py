@@ -38,6 +38,7 @@ from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
 from fedrec.ranking.tables import FloatTable
+from fedrec.wire.layout import hashed_name, model_target
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.grpc_transport import GrpcTransport
@@ -117,16 +118,17 @@ class Good:
         self._transport = GrpcTransport(
             f"127.0.0.1:{port}", ca=tls / "ca.crt", certificate=tls / "app.pem", key=tls / "app.key"
         )
-        self._file = b"".join(self._transport.download(POPULATION, 1, "model.safetensors"))
+        self._path = model_path(tls.parent)
+        self._file = b"".join(self._transport.fetch(POPULATION, self._path))
         self.done, self.waits = threading.Event(), list[float]()
 
     def ask_on(self) -> None:
         """Until it is told to end; any refusal or wrong byte is an error."""
         while not self.done.wait(GOOD_SECONDS):
             start = time.perf_counter()
-            answer = self._transport.check_in(CheckIn(POPULATION, "0123456789abcdef", "0.1.0", 0))
-            assert answer.model_version == 1
-            assert b"".join(self._transport.download(POPULATION, 1, "model.safetensors")) == self._file
+            answer = self._transport.check_in(CheckIn(POPULATION, "0.1.0", 0))
+            assert answer.retry_after_seconds
+            assert b"".join(self._transport.fetch(POPULATION, self._path)) == self._file
             self.waits.append(time.perf_counter() - start)
         self._transport.close()
 
@@ -154,7 +156,14 @@ def serve(folder: Path, told: Connection) -> None:
     logging.getLogger("fedrec_server").setLevel(logging.ERROR)
     registry, tls = made(folder)
     files = (tls / name for name in ("server.pem", "server.key", "apps.crt"))
-    limits = Limits(calls_per_second=1e9, burst=10**9, app_calls_per_second=1e9, app_burst=10**9)
+    limits = Limits(
+        calls_per_second=1e9,
+        burst=10**9,
+        app_calls_per_second=1e9,
+        app_burst=10**9,
+        opened_per_second=1e9,
+        opened_burst=10**9,
+    )
     with Service.start([registry], Certificates(*files), limits=limits) as service:
         told.send(service.port)
         told.recv()
@@ -169,6 +178,14 @@ def quantiles(waits: list[float]) -> str:
     """In words."""
     middle, most, worst = np.quantile(waits, [0.5, 0.99, 1.0]) * 1e3
     return f"median {middle:.0f} ms, p99 {most:.0f} ms, slowest {worst:.0f} ms"
+
+
+def model_path(folder: Path) -> str:
+    """Under which devices fetch the champion's model."""
+    registry = Registry(folder / "models", POPULATION)
+    name, version = "model.safetensors", registry.aliases.champion
+    sha256 = registry.hashes(registry.manifest(version))[name]
+    return "targets/" + hashed_name(sha256, model_target(POPULATION, version, name))
 
 
 def made(folder: Path) -> tuple[Registry, Path]:

@@ -19,10 +19,9 @@ import numpy as np
 from benchmarks.quality import EXPERIMENTS, paths
 from fedrec.errors import RoundAbandoned
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.protocol import Request
-from fedrec_client.node import open_node
 from fedrec_simulations.config import Config, load_config
 from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.held_data import held_sums
 from fedrec_simulations.prepare import Prepared, prepare
 from fedrec_simulations.run_folder import RunFolder
 
@@ -101,8 +100,7 @@ def _run(config: Config, prepared: Prepared, model: Overrides) -> Result:
         started = time.process_time()
         outcome = run_in_process(folder.path)
         seconds = time.process_time() - started
-        (node,) = (folder.path / "nodes").iterdir()
-        sums = open_node(node).judge(Request("evaluate", outcome.rounds, "final", outcome.shared))
+        sums = held_sums(folder, outcome.shared, outcome.rounds)
         # Closed forms choose no number of rounds and look at no validation item.
         (validation,) = (outcome.result["validation"] or {"none": 0.0}).values()
         up = folder.records[-1]["bytes_up_per_user"]

@@ -8,7 +8,7 @@
     ├── RoundAbandoned               exit 7   fewer nodes answered than the minimum, too many times in a row
     ├── ProtocolError                exit 8   a message does not follow the round protocol
     ├── FederationError              exit 9   the deployment could not be started, reached or stopped
-    ├── EnvironmentProblem           exit 10  the installation lacks something (`fedrec doctor` says what)
+    ├── EnvironmentProblem           exit 10  something is missing or should not be there (`fedrec doctor` says what)
     ├── BudgetExhausted              exit 11  the next release would exceed the privacy budget; nothing was released
     ├── LedgerTampered               exit 12  the privacy ledger does not hold together; nothing is released
     ├── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
@@ -24,7 +24,8 @@
     │   └── ClientTooOld                      needs a newer client
     ├── ServiceError                 exit 18  the model service cannot be reached, or refuses
     │   ├── ServerBusy                        come back later (`retry_after_seconds`)
-    │   └── NotPublished                      there is no such file
+    │   ├── NotPublished                      there is no such file
+    │   └── CampaignOver                      the training campaign has ended, or takes no more devices
     ├── StoreError                   exit 19  a device's store cannot be used
     │   ├── StoreLocked                       the key is missing or wrong, or another process holds it
     │   ├── StoreCorrupt                      what is in it does not hold together
@@ -197,6 +198,10 @@ class ServerBusy(ServiceError):  # noqa: N818
 
 class NotPublished(ServiceError):  # noqa: N818
     """The service, or a web server, has no such file."""
+
+
+class CampaignOver(ServiceError):  # noqa: N818 - it names what happened
+    """A training campaign has ended, or its roster takes no more devices."""
 
 
 class StoreError(FedrecError):

@@ -69,7 +69,7 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
 
 
 def start(command: Sequence[str], *, mark: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process in its own session; its output is appended to `log`."""
+    """Start a process in its own session; its output is appended to `log`, and its files are its user's alone."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -79,6 +79,7 @@ def start(command: Sequence[str], *, mark: str, env: Mapping[str, str], log: Pat
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
         )
     _children[child.pid] = child
     return child

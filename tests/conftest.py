@@ -10,6 +10,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import numpy as np
 import pytest
+from portability import module_trains
 
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
@@ -17,9 +18,14 @@ from fedrec.data.split import Split
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real federations first and one after another, on one core; modules whole, on whatever core is free."""
+    """Real federations first and one after another, on one core; modules whole, on whatever core is free.
+
+    Modules that train are marked, so that they can run again under other kernels (`portability`).
+    """
     items.sort(key=lambda item: item.get_closest_marker("deployment") is None)
     for item in items:
+        if module_trains(item.path):
+            item.add_marker(pytest.mark.numeric)
         alone = item.get_closest_marker("deployment") is not None
         item.add_marker(pytest.mark.xdist_group("federations" if alone else item.path.stem))
 
@@ -58,3 +64,19 @@ def interactions() -> Interactions:
 @pytest.fixture(scope="session")
 def split(interactions: Interactions) -> Split:
     return last_out(interactions)
+
+
+def split_of(user: int, history: np.ndarray, n_items: int) -> Split:
+    """One user's node: the last event of the history is held out as the test part."""
+
+    def part(items: np.ndarray) -> Interactions:
+        return Interactions(
+            np.zeros(len(items), np.int64),
+            items.astype(np.int64),
+            np.ones(len(items), np.float32),
+            np.arange(len(items), dtype=np.int64),
+            np.array([f"u{user}"]),
+            np.array([f"i{k}" for k in range(n_items)]),
+        )
+
+    return Split(part(history[:-1]), None, part(history[-1:]), user_key=np.array([user], dtype=np.int64))

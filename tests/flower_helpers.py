@@ -22,10 +22,12 @@ from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
 from fedrec.wire.files import write_arrays, write_secret
 from fedrec_client.node import config_hash, write_node
+from fedrec_client.node_terms import guarded_sums
 from fedrec_server.task import FEATURES_FILE, Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
@@ -36,7 +38,9 @@ def private_terms(
     rounds: int, n_users: int, n_items: int, trust: Trust, model: ModelConfig = MODEL
 ) -> PrivacyTerms:
     """A plan whose noise is seeded, so that engines can be compared."""
-    settings = PrivacySettings(unit="user", trust=trust, epsilon=8.0, force=True, noise_seed=11)
+    settings = PrivacySettings(
+        unit="user", trust=trust, epsilon=8.0, force=True, metrics="noised", noise_seed=11
+    )
     recommender = build(model)
     rounds = recommender.fixed_rounds or rounds
     plan = make_plan(
@@ -46,7 +50,7 @@ def private_terms(
         schedule=recommender.noise_schedule(rounds),
         parameters=max(recommender.layout(n_items, r).size for r in range(1, rounds + 1)),
     )
-    return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0, metrics="exact")
+    return PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=8.0)
 
 
 def lay_out(
@@ -71,7 +75,15 @@ def lay_out(
     settings = NodeSettings(seed=5, clip_norm=2.0, shard_parameters=shard_parameters, compression=compression)
     terms = private_terms(rounds.rounds, n_users, n_items, trust, model) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
-    aggregation, identities = enrolled([shard.train.n_users for shard in shards], clip_norm=2.0)
+    schedule = Schedule(
+        select_rounds=rounds.rounds if validation else 0,
+        final_rounds=rounds.rounds,
+        evaluate_every=rounds.evaluate_every if validation else 0,
+        final_evaluation=True,
+        guarded=guarded_sums(build(model), terms),
+    )
+    users = [shard.train.n_users for shard in shards]
+    aggregation, identities = enrolled(users, clip_norm=2.0, schedule=schedule, exact_sums=terms is None)
     how: Terms = aggregation if secure else PLAIN
     if sealed:
         private, public = generate_key()

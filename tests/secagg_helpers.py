@@ -27,7 +27,7 @@ def enrolled(users: Sequence[int], **fields: Any) -> tuple[SecaggTerms, list[Ide
     """Terms for devices that host so many people each, and their identities."""
     identities = [Identity.create() for _ in users]
     members = tuple(
-        Member(name=str(k), key=identity.public.hex(), users=count)
+        Member(name=str(k), key=identity.public.hex(), users=count, vouched=count > 1)
         for k, (identity, count) in enumerate(zip(identities, users, strict=True))
     )
     fields = {"run": "run", "range_users": max(sum(users), 1), "clip_norm": 1.0} | fields

@@ -24,9 +24,18 @@ from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
 
 NOW = time.time()
+REPORT = "cd" * 16
 NODE_KEY = "ecdsa-sha2-nistp384 " + "A" * 120
 #: Tests ask faster than devices.
-QUICK = Limits(calls_per_second=1e6, burst=10**6, app_calls_per_second=1e6, app_burst=10**6)
+QUICK = Limits(
+    calls_per_second=1e6,
+    burst=10**6,
+    app_calls_per_second=1e6,
+    app_burst=10**6,
+    enrolments_per_address=10**6,
+    opened_per_second=1e6,
+    opened_burst=10**6,
+)
 
 
 @dataclass
@@ -64,9 +73,10 @@ class Place:
         sha256 = self.registry.hashes(self.registry.manifest(version))[name]
         return "targets/" + hashed_name(sha256, model_target(POPULATION, version, name))
 
-    def start(self, limits: Limits = QUICK, campaigns: Any = None) -> Service:
+    def start(self, limits: Limits = QUICK, campaigns: Any = None, tokens: Any = None) -> Service:
         files = (self.certificates / name for name in ("server.pem", "server.key", "apps.crt"))
-        return Service.start([self.registry], Certificates(*files), limits=limits, campaigns=campaigns)
+        settings = {"limits": limits, "campaigns": campaigns, "tokens": tokens}
+        return Service.start([self.registry], Certificates(*files), **settings)
 
     def connect(self, service: Service, app: Path | None = None) -> GrpcTransport:
         folder = app or self.certificates

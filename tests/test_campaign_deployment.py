@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import foreign_app
 import numpy as np
 import pytest
 from session_helpers import Sessions, own_sessions
+from training_helpers import ITEM_IDS, node_parts
 
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, RegistryError
+from fedrec.learning.refusals import FOREIGN, REFUSED
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
@@ -25,8 +29,10 @@ from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.participation import Book
 from fedrec_client.testing import FakePlatform
 from fedrec_client.training.forward import SENT
+from fedrec_client.training.run_task import run_task
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
+from fedrec_server.federation import Federation
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Service
 from fedrec_simulations.campaigns import Campaign
@@ -35,7 +41,7 @@ from fedrec_simulations.config import Config, parse_config
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 5, 30
 #: Five people cannot hide among each other: a real app's policy refuses this, and so does the test below.
-FOR_FIVE = Policy(min_cohort=DEVICES, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
+FOR_FIVE = Policy(min_cohort=DEVICES, dishonest=0.0, max_epsilon_period=1e4, max_epsilon_lifetime=1e4)
 NOW_CONDITIONS = Conditions(min_events=3)
 
 
@@ -172,6 +178,94 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
         assert first(clients[k]) == f"film-{20 + k}"
 
 
+def test_devices_that_leave_before_they_release_anything_pay_nothing_and_the_others_go_on(
+    place: Place, sessions: Sessions, tmp_path: Path
+) -> None:
+    """kill -9 for one session as soon as it has begun, another's owner says stop: the operator hears of both."""
+    clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
+    for client in clients:
+        like(client, [1, 2, 3, 4])
+    campaign, steps = Campaign.open(place.book, place.registry, config(), place.keys), []
+    with ThreadPoolExecutor(DEVICES + 1) as pool:
+        joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
+        campaign.await_devices(DEVICES, 30)
+        run = pool.submit(campaign.run, steps.append)
+        killed, stopped, *stayed = range(DEVICES)
+        sessions.kill(await_session(sessions, clients[killed], campaign.id, run))
+        await_session(sessions, clients[stopped], campaign.id, run)
+        clients[stopped].stop_training()
+        early = [joined[k].result(10) for k in (killed, stopped)]
+        made = run.result()
+        reports = [joined[k].result() for k in stayed]
+    for k, report in zip((killed, stopped), early, strict=True):
+        told = clients[k].privacy_report()
+        assert (report.joined, report.epsilon_spent, told.lifetime.epsilon) == (False, 0.0, 0)
+        assert not told.left and [entry["reason"] for entry in told.ended] == [report.reason]
+        assert not clients[k]._store.names("training/")
+    assert steps.index("2 of 5 devices have left") < steps.index("2 rounds summed")
+    assert len(campaign.book.left(campaign.id)) == 2 and campaign.book.state(campaign.id).ended == "done"
+    assert all(report.rounds == 2 and report.epsilon_spent > 0 for report in reports)
+    assert place.registry.aliases.champion == made.version
+    assert not sessions.processes() and not sessions.folders()
+
+
+def test_a_campaign_with_too_few_devices_left_ends_at_once_for_everybody(
+    place: Place, sessions: Sessions, tmp_path: Path
+) -> None:
+    clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
+    for client in clients:
+        like(client, [1, 2, 3, 4])
+    champion = place.registry.aliases.champion
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys)
+    with ThreadPoolExecutor(DEVICES + 1) as pool:
+        joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
+        campaign.await_devices(DEVICES, 30)
+        run = pool.submit(campaign.run)
+        await_session(sessions, clients[-1], campaign.id, run)
+        told = time.monotonic()
+        for client in clients[:3]:
+            client.stop_training()
+        with pytest.raises(RegistryError, match="3 of 5 devices have left"):
+            run.result()
+        reports = [each.result(60) for each in joined]
+        assert time.monotonic() - told < 45
+    assert [report.reason for report in reports[:3]] == ["stopped"] * 3
+    assert {report.reason for report in reports[3:]} == {"the campaign is over"}
+    for client, report in zip(clients, reports, strict=True):
+        assert (report.epsilon_spent, client.privacy_report().lifetime.epsilon) == (0.0, 0)
+    assert place.registry.aliases.champion == champion
+    assert not sessions.processes() and not sessions.folders()
+
+
+def test_a_campaign_that_is_stopped_ends_within_seconds(place: Place, tmp_path: Path) -> None:
+    asked: list[bool] = []
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys, stop=lambda: bool(asked))
+    client = place.client(tmp_path)
+    like(client, [1, 2, 3, 4])
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(campaign.await_devices, DEVICES, 60)
+        joined = pool.submit(client.train_if_eligible, NOW_CONDITIONS, 60)
+        while not campaign.book.roster(campaign.id):
+            time.sleep(0.05)
+        asked.append(True)
+        with pytest.raises(RegistryError, match="was stopped"):
+            waiting.result(10)
+        assert joined.result(20).reason == "the campaign is over"
+
+
+def await_session(sessions: Sessions, client: Client, campaign: str, run: Future[Manifest]) -> Path:
+    """The folder of a device's session, once it has one and before it has released anything."""
+    key = ""
+    while not run.done():
+        kept = client._store.get(f"training/{campaign}")
+        key = key or (json.loads(kept)["node_key"] if kept else "")
+        for folder in sessions.folders():
+            if key and _text(folder / "key") == key:
+                return folder
+        time.sleep(0.05)
+    raise AssertionError(f"over before the session began: {run.result()}")
+
+
 def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: Path) -> None:
     """The default policy, a task signed by the operator all the same: nothing leaves, nothing is charged."""
     careful = place.client(tmp_path / "careful", Policy())
@@ -198,6 +292,7 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
         },
         "superlink": "127.0.0.1:1",
         "superlink_ca": "",
+        "bundle": BUNDLE,
         "rounds": 2,
     }
     items = "\0".join(place.registry.open(payload["model_version"]).items.ids).encode()  # type: ignore[arg-type]
@@ -209,6 +304,8 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
         assert f"{code}:" in report.reason
     assert careful.privacy_report().lifetime.epsilon == 0
     assert careful.privacy_report().refused and "refused to train" in careful.privacy_report().as_text()
+    assert len(campaign.book.left(campaign.id)) == 1  # the operator knows that it does not come
+    campaign.end("tried out")
 
 
 def await_shares(
@@ -223,7 +320,9 @@ def await_shares(
             if key and _text(folder / "key") == key and _dealt(_text(folder / "node" / SENT), number):
                 return folder
         time.sleep(0.05)
-    raise AssertionError(f"over before round {number}: {run.result()}")
+    raise AssertionError(
+        f"over before round {number}: {run.result().version}, {client.privacy_report().as_text()}"
+    )
 
 
 def _dealt(sent: str, number: int) -> bool:
@@ -241,7 +340,7 @@ def _text(path: Path) -> str:
 def test_a_device_that_was_cut_off_does_not_come_back(place: Place, tmp_path: Path) -> None:
     """Killed between charge and end: the keys are gone, the charge stays, the next call says so in the book."""
     client = place.client(tmp_path)
-    client._store.put("training/" + "ab" * 16, b'{"state": "started", "identity": "00", "node_key": ""}')
+    client._store.put("training/" + "ab" * 16, b'{"state": "charged", "identity": "00", "node_key": ""}')
     Book(client._store).note("charged", time.time() - 1e6, campaign="ab" * 16, epsilon=3.0, delta=1e-6)
     like(client, [1, 2, 3, 4])
     assert client.train_if_eligible(NOW_CONDITIONS, 0).reason == "there is no campaign now"
@@ -256,3 +355,41 @@ def test_a_campaign_without_secure_aggregation_is_refused(place: Place) -> None:
     )
     with pytest.raises(ConfigError, match="nobody should see"):
         Campaign.open(place.book, place.registry, plain, place.keys)
+
+
+def test_a_device_runs_no_app_of_the_operators(sessions: Sessions, tmp_path: Path) -> None:
+    """SuperLink has another bundle than the signed task names: nothing of it runs beside the person's store."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "store.key").write_bytes(b"the person's")
+    public = make_node_key(tmp_path / "key").read_text()
+    identities = [Identity.create() for _ in range(4)]
+    federation = Federation.admit(tmp_path / "federation", [public])
+    task = {
+        "node": node_parts(4, identities),
+        "superlink": f"127.0.0.1:{federation.record.gateway_port}",
+        "superlink_ca": federation.parts.ca.read_text(),
+        "bundle": BUNDLE,
+        "rounds": 2,
+    }
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            app = foreign_app.write(tmp_path / "app", look=store)
+            asked = pool.submit(foreign_app.ask, federation, app, tmp_path, look=store)
+            outcome = run_task(
+                task,
+                item_ids=ITEM_IDS,
+                history=[1, 2, 3],
+                identity=identities[0].secret,
+                node_key=(tmp_path / "key").read_text(),
+                deadline_seconds=150,
+                stopped=asked.done,
+            )
+            assert asked.result() == [{"code": REFUSED, "reason": FOREIGN}]
+    finally:
+        federation.down()
+        federation.forget()
+    assert outcome.bytes_up == 0 and outcome.rounds == 0
+    assert outcome.log.count("refused a message") == 1 and "nothing of it was run" in outcome.log
+    assert [path.name for path in store.iterdir()] == ["store.key"]
+    assert not sessions.processes() and not sessions.folders()

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_helpers import POPULATION, keys
+from wire_helpers import NOW, POPULATION, keys
 
-from fedrec.errors import ConfigError, RegistryError
+from fedrec.errors import CampaignOver, ConfigError, RegistryError, ServiceError
+from fedrec.ranking.items import Items
+from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
-from fedrec_server.campaigns import ENROLMENTS, CampaignBook
+from fedrec.wire.leaving import sign_leaving
+from fedrec.wire.package import Terms, pack_model
+from fedrec_client.grpc_transport import GrpcTransport
+from fedrec_client.transport import Enrolment
+from fedrec_server.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
 from fedrec_server.registry import Registry
 from fedrec_server.service.campaigns import Campaigns
+from fedrec_server.service.server import Service
 from fedrec_simulations.campaigns import Campaign
 from fedrec_simulations.cli.app import run as cli
 from fedrec_simulations.config import parse_config
@@ -67,10 +76,10 @@ def test_a_roster_has_an_end(book: CampaignBook) -> None:
     devices = [(identity(), node_key()) for _ in range(4)]
     for each, key in devices[:3]:
         book.enrol(campaign, each, key, 1)
-    with pytest.raises(RegistryError, match="full"):
+    with pytest.raises(CampaignOver, match="full"):
         book.enrol(campaign, *devices[3], 1)
     assert [device.identity for device in book.close(campaign)] == [each.hex() for each, _ in devices[:3]]
-    with pytest.raises(RegistryError, match="closed"):
+    with pytest.raises(CampaignOver, match="closed"):
         book.enrol(campaign, *devices[3], 1)
     book.enrol(campaign, *devices[0], 1)  # it is on the roster already: its answer was lost
     for unknown in ("ab" * 16, "..", "", "../campaigns"):
@@ -133,6 +142,111 @@ def test_what_a_crash_cut_off_was_never_acknowledged(book: CampaignBook) -> None
     assert [device.identity for device in again.roster(campaign)] == [first.hex(), second.hex()]
 
 
+# Leaving, and the end ---------------------------------------------------------------------------------------
+
+
+def test_a_device_that_leaves_an_open_roster_is_forgotten(book: CampaignBook) -> None:
+    campaign, device, other = book.open(POPULATION, 2), Identity.create(), identity()
+    book.enrol(campaign, device.public, node_key(), 1)
+    book.enrol(campaign, other, node_key(), 1)
+    for _ in range(2):  # told again, nothing changes
+        book.leave(campaign, device.public, sign_leaving(device.secret, campaign))
+        assert [each.identity for each in book.roster(campaign)] == [other.hex()] and not book.left(campaign)
+    book.enrol(campaign, identity(), node_key(), 1)  # its place is free
+    assert len(book.close(campaign)) == 2
+
+
+def test_a_closed_roster_stays_and_says_who_left(book: CampaignBook) -> None:
+    campaign, device = book.open(POPULATION, 10), Identity.create()
+    book.enrol(campaign, device.public, node_key(), 1)
+    roster = book.close(campaign)
+    for _ in range(2):
+        book.leave(campaign, device.public, sign_leaving(device.secret, campaign))
+    assert book.left(campaign) == {device.public.hex()} and book.roster(campaign) == roster
+    assert len((book.folder(campaign) / LEFT).read_text().splitlines()) == 1
+
+
+def test_nobody_else_can_say_that_a_device_left(book: CampaignBook) -> None:
+    """Everybody on a roster knows all public keys of it."""
+    campaign, elsewhere = book.open(POPULATION, 10), book.open(POPULATION, 10)
+    device, other = Identity.create(), Identity.create()
+    book.enrol(campaign, device.public, node_key(), 1)
+    good = sign_leaving(device.secret, campaign)
+    bad = [sign_leaving(other.secret, campaign), sign_leaving(device.secret, elsewhere), bytes(64), b""]
+    bad += [good[:-1] + bytes([good[-1] ^ 1]), good[:-1], good + b"x"]
+    for signature in bad:
+        with pytest.raises(RegistryError, match="has not signed"):
+            book.leave(campaign, device.public, signature)
+    assert len(book.roster(campaign)) == 1
+    book.leave(campaign, other.public, sign_leaving(other.secret, campaign))  # a stranger changes nothing
+    for unknown in ("ab" * 16, "../campaigns", ""):
+        book.leave(unknown, device.public, sign_leaving(device.secret, unknown))
+    assert len(book.roster(campaign)) == 1 and not book.left(campaign)
+
+
+def test_the_end_of_a_campaign_is_told_to_its_devices(book: CampaignBook) -> None:
+    campaign, device = book.open(POPULATION, 10), identity()
+    book.enrol(campaign, device, node_key(), 1)
+    assert book.task(campaign, device) is None and not book.is_over(campaign)
+    book.end(campaign, "2 nodes came")
+    book.end(campaign, DONE)
+    assert book.state(campaign).ended == "2 nodes came" and book.open_for(POPULATION) == ""
+    with pytest.raises(CampaignOver):
+        book.task(campaign, device)
+    with pytest.raises(CampaignOver):
+        book.enrol(campaign, identity(), node_key(), 1)
+
+
+HOLD = """
+import sys; sys.path[:0] = {path!r}
+import test_campaigns as t
+from pathlib import Path
+held = t.CampaignBook(Path({folder!r})).hold({campaign!r})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_campaign_whose_operator_is_killed_is_over(book: CampaignBook) -> None:
+    campaign, device = book.open(POPULATION, 10), identity()
+    book.enrol(campaign, device, node_key(), 1)
+    script = HOLD.format(path=sys.path, folder=str(book.folder(campaign).parent), campaign=campaign)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as operator:
+        assert operator.stdout is not None and operator.stdout.readline() == b"held\n"
+        assert book.task(campaign, device) is None and book.open_for(POPULATION) == campaign
+        operator.kill()
+        operator.wait()
+    assert book.is_over(campaign) and book.open_for(POPULATION) == ""
+    with pytest.raises(CampaignOver):
+        book.task(campaign, device)
+
+
+def test_a_service_tells_that_a_campaign_is_over_and_hears_who_leaves(
+    book: CampaignBook, tmp_path: Path
+) -> None:
+    root, _ = keys()
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    campaign, device = book.open(POPULATION, 10), Identity.create()
+    with Service.start([registry], None, campaigns=book) as service:
+        line = GrpcTransport(f"127.0.0.1:{service.port}", insecure=True)
+        line.enrol(Enrolment(campaign, device.public, node_key()))
+        assert line.goes_on(campaign, device.public)
+        with pytest.raises(ServiceError):
+            line.leave(campaign, device.public, bytes(64))
+        book.close(campaign)
+        line.leave(campaign, device.public, sign_leaving(device.secret, campaign))
+        assert book.left(campaign) == {device.public.hex()}
+        with pytest.raises(CampaignOver):
+            line.enrol(Enrolment(campaign, identity(), node_key()))
+        book.end(campaign, DONE)
+        assert not line.goes_on(campaign, device.public)
+        with pytest.raises(CampaignOver):
+            line.task(campaign, device.public)
+        line.close()
+
+
 ENROL = """
 import sys; sys.path[:0] = {path!r}
 import test_campaigns as t
@@ -165,6 +279,57 @@ def test_campaigns_are_listed(book: CampaignBook, capsys: pytest.CaptureFixture[
     assert (told["campaign"], told["devices"], told["closed"]) == (campaign, 1, False)
     assert cli(["campaign", "list", "--campaigns", folder]) == 0
     assert campaign in capsys.readouterr().out
+    held = book.hold(campaign)
+    seen = [_listed_state(folder, capsys)]
+    book.close(campaign)
+    seen.append(_listed_state(folder, capsys))
+    held.close()
+    seen.append(_listed_state(folder, capsys))
+    book.end(campaign, "2 nodes came")
+    seen.append(_listed_state(folder, capsys))
+    assert seen == ["open", "closed", "dead", "failed"]
+
+
+def _listed_state(folder: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli(["campaign", "list", "--campaigns", folder, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["campaigns"]
+    return str(told["state"])
+
+
+RUN = """
+import sys; sys.path[:0] = {path!r}
+from fedrec_simulations.cli.app import run
+sys.exit(run({arguments!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_operator_who_interrupts_a_campaign_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+    root, key = keys()
+    key.save(tmp_path / "round.pem")
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    made = registry.publish(
+        pack_model(Popular(np.ones(3, np.float32)), Items.of(["a", "b", "c"]), {}), Terms(0, NOW), key
+    )
+    registry.promote(made.version)
+    arguments = ["campaign", "run", "movietweetings-dp-ease", "--population", POPULATION, "--devices", "3"]
+    arguments += ["--key", str(tmp_path / "round.pem"), "--registry", str(tmp_path / "models")]
+    arguments += ["--campaigns", str(tmp_path / "campaigns")]
+    arguments += ["--set", "privacy.metrics=none", "--set", "evaluation.held_data=false"]
+    code = RUN.format(path=sys.path, arguments=arguments)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as operator:
+        assert operator.stderr is not None
+        while "0 of 3 devices enrolled" not in operator.stderr.readline():
+            assert operator.poll() is None
+        operator.send_signal(number)
+        _, told = operator.communicate(timeout=60)
+    assert operator.returncode == 130 and "Traceback" not in told
+    book = CampaignBook(tmp_path / "campaigns")
+    (campaign,) = [path.parent.name for path in (tmp_path / "campaigns").glob(f"*/{STATE}")]
+    assert book.state(campaign).ended == "stopped" and book.open_for(POPULATION) == ""
 
 
 @pytest.mark.parametrize(
@@ -188,6 +353,34 @@ def test_a_model_that_devices_could_not_use_is_refused_before_they_enrol(
     registry = Registry.create(tmp_path / "models", POPULATION, offline, online)
     with pytest.raises(ConfigError, match=reason):
         Campaign.open(book, registry, parse_config(values), online)
+    assert not [*tmp_path.rglob(ENROLMENTS)]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reason"),
+    [
+        (
+            "evaluation",
+            "held_data",
+            True,
+            r"evaluation\.held_data is true: a campaign's data is on people's devices",
+        ),
+        ("privacy", "metrics", "noised", "devices hold nothing out"),
+    ],
+)
+def test_a_campaign_judges_nobody(
+    book: CampaignBook, tmp_path: Path, section: str, key: str, value: object, reason: str
+) -> None:
+    values: dict[str, dict[str, object]] = {
+        "model": {"kind": "dp_ease"},
+        "privacy": {"unit": "user", "epsilon": 3.0, "trust": "distributed"},
+        "evaluation": {},
+    }
+    values[section][key] = value
+    root, round_key = keys()
+    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    with pytest.raises(ConfigError, match=reason):
+        Campaign.open(book, registry, parse_config(values), round_key)
     assert not [*tmp_path.rglob(ENROLMENTS)]
 
 

@@ -1,4 +1,4 @@
-"""An interrupted run, resumed, ends bit for bit where an undisturbed one ends."""
+"""An interrupted run, resumed, ends on the same machine bit for bit where an undisturbed one ends."""
 
 from __future__ import annotations
 

@@ -338,7 +338,7 @@ def die(real):
     return call
 if step != 99:
     for owner, name in (
-        (metadata, "_lay_out"), (metadata, "_keep"), (metadata, "note_signed"), (module, "check_for_device"),
+        (metadata, "_lay_out"), (metadata, "_keep"), (metadata.TrustedTime, "accept"), (module, "check_for_device"),
         (module, "check_package"), (module, "place_folder"), (module, "sync_folder"), (module, "Served"),
         (module.Models, "_remember"), (module.Models, "_tidy"),
     ):

@@ -9,6 +9,7 @@ from cli_helpers import ask
 
 
 @pytest.mark.slow
+@pytest.mark.numeric
 def test_demo_trains_compares_recommends_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

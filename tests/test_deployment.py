@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import flower_helpers
+import foreign_app
 import httpx
 import numpy as np
 import pytest
 from small_models import ALL, FEATURES, model_of
 
 from fedrec.errors import ConfigError, FederationError, RunError
+from fedrec.learning.refusals import FOREIGN, REFUSED
 from fedrec.learning.settings import RoundSettings
 from fedrec.processes import is_alive, marked
-from fedrec_server.federation import Federation
+from fedrec_server.federation import Federation, _point
 from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
@@ -35,7 +37,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield made
     finally:
         made.down()
-        assert not marked(made.record.mark)
+        assert not marked(made.record.mark) and not made.parts.home("superlink").exists()
 
 
 def test_the_control_api_is_closed_to_nodes(federation: Federation) -> None:
@@ -75,11 +77,47 @@ def test_features_and_personal_parts_find_their_way(
     how = {"secure": True, "model": model_of(name), "features": FEATURES if "features" in ALL[name] else None}
     run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, **how)
     assert federation.run_and_wait(run, app_folder())
+    # Masked vectors and the shares that open their sum went through SuperLink's database.
+    home = federation.parts.home("superlink")
+    kept = b"".join(path.read_bytes() for path in home.glob("state.db*"))
+    assert kept and b"opened" not in kept and b"masked" not in kept
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o077 == 0 for path in home.glob("state.db*"))
     deployed = read_outcome(run, finished=True)
     here = run_in_process(flower_helpers.lay_out(tmp_path / "here", NODES, rounds, **how))
     for part, values in here.shared.items():
         np.testing.assert_array_equal(deployed.shared[part], values)
     assert deployed.result["test"] == here.result["test"]
+
+
+def test_an_app_of_the_operators_own_is_refused_by_every_node(federation: Federation, tmp_path: Path) -> None:
+    """SuperLink sends a bundle that reads histories and keys; nodes run what is installed, and say so in a line."""
+    run = flower_helpers.lay_out(tmp_path / "run", NODES, RoundSettings(rounds=1, min_nodes=NODES))
+    for k in range(NODES):
+        _point(federation.parts.node_home(k) / "data", run / "nodes" / str(k))
+    answers = foreign_app.ask(federation, foreign_app.write(tmp_path / "app", look=run), tmp_path)
+    assert answers == [{"code": REFUSED, "reason": FOREIGN}] * NODES
+    for k in range(NODES):
+        log = federation.parts.log(f"node-{k}").read_text()
+        assert log.count("refused a message") == 1 and "nothing of it was run" in log
+        assert not list(federation.parts.node_home(k).rglob("apps")) and not list(run.rglob("loot*"))
+        commands = " ".join(marked(federation.parts.mark(f"node-{k}")).values())
+        assert "flower-supernode" in commands
+        assert not any(name in commands for name in ("flower-superexec", "flwr-clientapp", "flwr-agentapp"))
+    # The same nodes serve our own app right after.
+    assert federation.run_and_wait(run, app_folder())
+
+
+def test_a_private_run_releases_noised_metrics_and_no_others(federation: Federation, tmp_path: Path) -> None:
+    rounds = RoundSettings(rounds=2, deadline_seconds=90, min_nodes=NODES)
+    run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, secure=True, trust="distributed")
+    assert federation.run_and_wait(run, app_folder())
+    deployed = read_outcome(run, finished=True)
+    here = run_in_process(
+        flower_helpers.lay_out(tmp_path / "here", NODES, rounds, secure=True, trust="distributed")
+    )
+    test = deployed.result["test"]
+    assert test == here.result["test"] and test["noised"] is True and "lists" not in test
 
 
 def test_killed_node_costs_its_update_and_killed_coordinator_goes_on(

@@ -17,13 +17,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import ConsentRequired, DataError, RegistryError
+from fedrec.errors import (
+    AggregationRefused,
+    ConsentRequired,
+    DataError,
+    FedrecError,
+    RegistryError,
+    ServerBusy,
+)
 from fedrec.ranking.item_item import DenseWeights, ItemItem
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular, Selected
 from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.package import Terms, pack_model
+from fedrec_client import Conditions, Consent, MemoryStore, Policy
+from fedrec_client.eligibility import Device, eligible
+from fedrec_client.participation import Book
+from fedrec_client.results import TrainingReport
+from fedrec_client.testing import FakePlatform
+from films import federation
 from films.catalogue import TASTES, Catalogue, held_back
 from films.command import running
 from films.device import CAREFUL
@@ -31,8 +44,15 @@ from films.layer import LAYER_WEIGHT, layered
 from films.people import Person
 from films.services import POPULATION, LoopbackService
 from films.web import HEADERS, App
+from films.words import NOT_NOW, REFUSED, NotNowError, ended, not_now, refused, trouble
 
 ADDRESS = "127.0.0.1:8080"
+
+
+def all_errors(kind: type[FedrecError] = FedrecError) -> set[type[FedrecError]]:
+    return {kind}.union(*(all_errors(each) for each in kind.__subclasses__()))
+
+
 HOSTILE = '<script>alert("x")</script> & Sons'
 GROUPS, FILMS = len(TASTES), 72
 
@@ -283,6 +303,87 @@ def test_training_needs_a_service_and_enough_people(page: Site, app: App) -> Non
         post(page, app, f"/people/{number}/consent", what="train", on="1")
     post(page, app, "/train")
     assert "--offline" in app.journal.newest(1)[0].text and not app.together.progress.running
+
+
+OPERATORS = "federation.min_nodes = 3 at 127.0.0.1:8443; start more nodes, then --resume"
+
+
+@pytest.mark.parametrize("kind", sorted(all_errors(), key=lambda kind: kind.__name__))
+def test_what_an_error_means_is_told_without_an_operators_words(kind: type[FedrecError]) -> None:
+    extra: dict[type[FedrecError], Any] = {ServerBusy: ((60.0, 120.0),), AggregationRefused: ("replay",)}
+    said = trouble(kind(OPERATORS, *extra.get(kind, ())))
+    if not issubclass(kind, DataError | NotNowError):  # which this app's own forms and buttons raise
+        assert not any(word in said for word in ("federation.", "node", "127.0.0.1", "--resume"))
+
+
+def test_every_reason_of_the_sdk_has_words_for_people() -> None:
+    device = Device(Consent(), FakePlatform(), Path(), 0, "none", 0.0)
+    device.platform.is_charging = device.platform.is_idle = device.platform.is_unmetered = False  # type: ignore[attr-defined]
+    device.platform.free = 0  # type: ignore[attr-defined]
+    book = Book(MemoryStore())
+    book.note("charged", 0.0, epsilon=1e6, delta=1e-6, campaign="ab")
+    codes = eligible(device, book, Policy(), Conditions()).codes
+    assert set(codes) == set(NOT_NOW)
+    assert [code for _, code in not_now([f"{code}: federation.x" for code in codes])] == list(codes)
+    for reason in ("done", "stopped", "the session ended by itself with status -9", "something new"):
+        assert ended(reason) and "status" not in ended(reason)
+    said = refused([f"{code}: 3 nodes" for code in (*REFUSED, "something new")])
+    assert len(said) == len(REFUSED) + 1 and not any("node" in each for each in said)
+
+
+def test_a_campaign_that_fails_speaks_of_people_and_their_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three is unplugged before it enrols: enrolment over gRPC, no model, nothing spent."""
+    monkeypatch.setattr(federation, "ENROL_SECONDS", 4.0)
+    with running(tmp_path, 3, 8080, start=small_start) as app:
+        page = Site(app)
+        for number in (1, 2, 3):
+            post(page, app, f"/people/{number}/begin", genre="Crime")
+            post(page, app, f"/people/{number}/consent", what="train", on="1")
+            post(page, app, f"/people/{number}/look", tab="privacy")
+        away = TrainingReport(False, 0, 0, 0.0, 0.0, "not eligible: charging: not now")
+        monkeypatch.setattr(app.people[2], "train", lambda seconds: away)
+        post(page, app, "/train")
+        app.together.wait(60)
+        (campaign,) = [path.name for path in (tmp_path / "service" / "campaigns").iterdir()]
+        assert app.together.progress.failed
+        assert app.service._book.is_over(campaign)  # type: ignore[attr-defined]
+        text = page.get("/").text
+        assert "Only 2 of 3 devices came. There is no new model." in text
+        assert text.count("Nothing was spent.") == 2
+        assert "federation." not in text and "nodes" not in text
+        for person in app.people:
+            report = person.client.privacy_report()
+            assert report.lifetime.epsilon == 0 and not report.left and not person.training
+        assert app.journal.path.read_text().count("nothing was charged") == 2
+
+
+def test_an_open_tab_sees_a_charge_when_it_is_made(page: Site, app: App) -> None:
+    """In the middle of training, between the person's pressing a button and the end of the session."""
+    post(page, app, "/people/1/look", tab="privacy")
+    ada = app.people[0]
+    ada.training = True
+    known = page.get("/live").json()["revisions"]
+    assert page.get("/live", params=known).json()["pieces"] == {}
+    Book(ada.client._store).note(
+        "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
+    )
+    told = page.get("/live", params=known).json()
+    assert set(told["pieces"]) == {"person-1", "service"}
+    assert (
+        "ε 600 of" in told["pieces"]["person-1"] and "are leaving in campaign" in told["pieces"]["person-1"]
+    )
+    assert "Nothing</p>" not in told["pieces"]["person-1"]
+    assert page.get("/live", params=told["revisions"]).json()["pieces"] == {}
+
+
+def test_open_tabs_notice_that_the_app_was_started_again(tmp_path: Path) -> None:
+    told = []
+    for folder in ("one", "two"):
+        with running(tmp_path / folder, 2, 8080, offline=True, start=small_start) as app:
+            told.append(Site(app).get("/live").json()["revisions"])
+    assert told[0]["person-1"] == told[1]["person-1"] and told[0]["app"] != told[1]["app"]
 
 
 def test_export_holds_everything_and_deletion_leaves_nothing(page: Site, app: App) -> None:

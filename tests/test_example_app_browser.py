@@ -17,6 +17,7 @@ import uvicorn
 from browser import Page, browser, chromium
 from PIL import Image
 
+from fedrec_client.participation import Book
 from films.catalogue import start_model
 from films.command import running
 from films.web import App
@@ -45,8 +46,8 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield made
 
 
-def serve(folder: Path, people: int, *, offline: bool) -> Iterator[Site]:
-    listener = socket.create_server(("127.0.0.1", 0))
+def serve(folder: Path, people: int, *, offline: bool, port: int = 0) -> Iterator[Site]:
+    listener = socket.create_server(("127.0.0.1", port))
     port = listener.getsockname()[1]
     with running(folder, people, port, offline=offline, start=start_model) as app:
         server = uvicorn.Server(uvicorn.Config(app.asgi(), log_level="error", lifespan="off", ws="none"))
@@ -242,6 +243,49 @@ def test_deletion_shows_its_receipt(offline: Site, tab: Tab) -> None:
     page.wait("document.querySelector('#person-4 .receipt')")
     assert "key is destroyed" in page.text("#person-4 .receipt")
     assert not offline.app.people[3].opinions() and page.problems == []
+
+
+def test_an_open_tab_is_renewed_while_its_search_field_has_the_focus(offline: Site, tab: Tab) -> None:
+    """And what is being typed stays."""
+    page, ben = tab(), offline.app.people[1]
+    page.look(*DESK, still=True)
+    page.goto(offline.url)
+    look(page, 1, "search")
+    look(page, 2, "privacy")
+    page.click('#person-1 [data-key="query"]')
+    page.type("ra")
+    ben.training = True
+    Book(ben.client._store).note(
+        "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
+    )
+    try:
+        page.wait("document.querySelector('#person-2').innerText.includes('ε 600 of')")
+    finally:
+        ben.training = False
+    assert page.js("document.activeElement.dataset.key") == "query"
+    assert page.js("document.activeElement.value") == "ra"
+    assert page.problems == []
+
+
+def test_tabs_say_that_the_app_was_stopped_and_load_anew_when_it_is_there_again(
+    tmp_path: Path, tab: Tab
+) -> None:
+    page, port = tab(), 0
+    for k in range(2):
+        site = serve(tmp_path / str(k), 2, offline=True, port=port)
+        made = next(site)
+        if not k:
+            port = int(made.url.rstrip("/").rpartition(":")[2])
+            page.look(*DESK, still=True)
+            page.goto(made.url)
+            page.js("globalThis.here = 1")
+        page.wait("document.getElementById('away').hidden && document.readyState === 'complete'")
+        if k:
+            page.wait("!globalThis.here")  # the page of the new start: its buttons work
+            look(page, 1, "privacy")
+        for _ in site:
+            raise AssertionError("served twice")
+        page.wait("!document.getElementById('away').hidden")
 
 
 def test_people_train_together_and_see_their_lists_change(online: Site, tab: Tab) -> None:

@@ -78,12 +78,12 @@ def test_in_a_deployment_the_coordinator_does_not_choose_the_folder(run: Path) -
         flower_app.node_folder(context({}, {"run-dir": str(run)}))
 
 
-def test_errors_of_ours_are_told_in_one_line(run: Path, tmp_path: Path) -> None:
+def test_errors_leave_as_codes(run: Path, tmp_path: Path) -> None:
     no_data = ask(Request("hello", 0), context({"node-dir": str(tmp_path)}, {}))
-    assert no_data.error.code == flower_app.REFUSED and "prepare the run first" in str(no_data.error.reason)
+    assert no_data.error.code == flower_app.REFUSED and no_data.error.reason == "declined"
     where = context({"node-dir": str(run / "nodes" / "0")}, {})
     nonsense = ask(RecordDict({"header": ConfigRecord({"kind": "x"})}), where)
-    assert nonsense.error.code == flower_app.REFUSED and "records" in str(nonsense.error.reason)
+    assert nonsense.error.code == flower_app.REFUSED and nonsense.error.reason == "protocol"
     assert nonsense.metadata.reply_to_message_id == "m1" and nonsense.metadata.dst_node_id == 1
 
 
@@ -93,8 +93,7 @@ def test_a_bug_does_not_quote_the_data(run: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Node, "handle", fail)
     answer = ask(Request("hello", 0), context({"node-dir": str(run / "nodes" / "0")}, {}))
-    assert answer.error.code == flower_app.BROKEN
-    assert "KeyError" in str(answer.error.reason) and "4711" not in str(answer.error.reason)
+    assert (answer.error.code, answer.error.reason) == (flower_app.REFUSED, "failed")
 
 
 @given(st.binary(max_size=5000), st.binary(min_size=1, max_size=50))
@@ -183,7 +182,7 @@ def test_a_restarted_supernode_has_forgotten_and_says_so(tmp_path: Path) -> None
     folder = flower_helpers.lay_out(tmp_path / "run", 3, RoundSettings(rounds=1, min_nodes=3), secure=True)
     where = context({"node-dir": str(folder / "nodes" / "0")}, {})
     answer = ask(Request("unmask", 1, "final", {}, {}), where)
-    assert answer.error.code == flower_app.REFUSED and "no secrets" in str(answer.error.reason)
+    assert answer.error.code == flower_app.REFUSED and answer.error.reason == "secagg-forgotten"
     assert not len(where.state)
 
 
@@ -203,4 +202,4 @@ def test_bytes_that_are_no_arrays_are_refused(run: Path) -> None:
     for packed in (b"", b"nonsense", b"\xff" * 64):
         header = {"kind": "hello", "round": 0, "phase": "select", "packed": packed}
         answer = ask(RecordDict({"header": ConfigRecord(header)}), where)
-        assert answer.error.code == flower_app.REFUSED and "packed" in str(answer.error.reason)
+        assert answer.error.code == flower_app.REFUSED and answer.error.reason == "protocol"

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fedrec_server.admission import Admission, ConnectionLimits
 from fedrec_server.gateway import PULL_PATH, Gateway
+from fedrec_server.http_connection import Caller, Head
 from fedrec_server.patience import HOLD_SECONDS, MOST_LOOKS_PER_SECOND, Patience
 
 
@@ -112,6 +114,13 @@ def test_looks_are_bounded_and_the_first_message_wakes_the_others(nodes: int) ->
     assert sum(box.looks for box in boxes) < 3 * nodes + MOST_LOOKS_PER_SECOND * 10
 
 
+class Open(asyncio.Transport):
+    """A connection whose other end stays."""
+
+    def is_closing(self) -> bool:
+        return False
+
+
 def test_the_gateway_asks_again_for_messages_and_for_nothing_else() -> None:
     asked: list[str] = []
 
@@ -121,15 +130,18 @@ def test_the_gateway_asks_again_for_messages_and_for_nothing_else() -> None:
         body = b"message" if len(asked) % 3 == 0 else b""
         await Response(body)(scope, receive, send)
 
-    async def ask(path: str) -> bytes:
-        upstream = httpx.AsyncClient(transport=httpx.ASGITransport(superlink), base_url="https://superlink")
-        node = httpx.AsyncClient(transport=httpx.ASGITransport(Gateway(upstream)), base_url="https://gateway")
-        async with upstream, node:
-            answer = await node.post(path, content=b"who", headers={"x-signature": "mine"})
-        return answer.content
+    async def ask(path: bytes) -> bytes:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(superlink), base_url="https://superlink")
+        admission = Admission(ConnectionLimits())
+        entry = admission.admit("127.0.0.1", lambda: None)
+        assert entry is not None
+        async with client:
+            caller = Caller(entry, admission, Open())
+            head = Head("POST", path, [(b"x-signature", b"mine")])
+            return (await Gateway(client).answer(head, b"who", caller)).body
 
-    content, _ = run(ask(PULL_PATH.decode()))
+    content, _ = run(ask(PULL_PATH))
     assert content == b"message"
     assert asked == [f"{PULL_PATH.decode()} who mine"] * 3
-    content, _ = run(ask("/v1/fleet/push-messages"))
+    content, _ = run(ask(b"/v1/fleet/push-messages"))
     assert content == b"" and len(asked) == 4

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
+from gateway_helpers import Upstream, running, upstream_config, uvicorn_running
 
 from fedrec.processes import free_ports
 from fedrec_server.certificates import make_certificates
-from fedrec_server.gateway import MAX_HEADERS, is_open, make_app, server_config
+from fedrec_server.gateway import GatewayLimits, Served, is_open
+from fedrec_server.http_connection import MAX_HEADERS
 
 MAX_BODY = 1 << 20
-
-
-@dataclass
-class Upstream:
-    """A stand-in for the SuperLink that remembers what reached it."""
-
-    asked: list[str] = field(default_factory=list)
-
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        request = Request(scope, receive)
-        self.asked.append(f"{request.method} {scope['raw_path'].decode()}")
-        body = await request.body()
-        echoed = {"x-echo-signature": request.headers.get("x-signature", ""), "x-length": str(len(body))}
-        await Response(body[::-1], 201, echoed, "application/x-protobuf")(scope, receive, send)
-
-
-@contextlib.contextmanager
-def served(config: uvicorn.Config) -> Iterator[None]:
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @dataclass(frozen=True)
@@ -71,16 +39,20 @@ class Setup:
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     folder: Path = tmp_path_factory.mktemp("tls")
     ca = make_certificates(folder, ("superlink", "gateway"))
-    up_port, port = free_ports(2)
-    upstream, inner = Upstream(), Starlette()
-    inner.router.default = upstream
-    up = server_config(inner, "127.0.0.1", up_port, folder / "superlink.pem", folder / "superlink.key")
-    app = make_app(f"https://127.0.0.1:{up_port}", ca, MAX_BODY)
-    front = server_config(app, "127.0.0.1", port, folder / "gateway.pem", folder / "gateway.key")
+    (up_port,) = free_ports(1)
+    upstream = Upstream()
+    served = Served(
+        f"https://127.0.0.1:{up_port}",
+        ca,
+        folder / "gateway.pem",
+        folder / "gateway.key",
+        limits=GatewayLimits(max_body_bytes=MAX_BODY),
+    )
     trust = ssl.create_default_context(cafile=str(ca))
-    client = httpx.Client(base_url=f"https://localhost:{port}", verify=trust, trust_env=False)
-    with served(up), served(front), client:
-        yield Setup(upstream, client, port, trust)
+    with uvicorn_running(upstream_config(upstream, up_port, folder)), running(served) as port:
+        client = httpx.Client(base_url=f"https://localhost:{port}", verify=trust, trust_env=False)
+        with client:
+            yield Setup(upstream, client, port, trust)
 
 
 def test_node_api_and_health_pass_with_body_headers_and_status(setup: Setup) -> None:
@@ -144,7 +116,7 @@ def test_other_methods_are_closed(setup: Setup, method: str) -> None:
     head = f"{method} /v1/fleet/pull-messages HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert setup.raw(head.encode()).split()[1] in (b"404", b"400")
     assert len(setup.upstream.asked) == before
-    assert not is_open("POST", b"/health", b"")
+    assert not is_open("POST", b"/health")
 
 
 def test_large_bodies_are_refused_whether_announced_or_not(setup: Setup) -> None:
@@ -152,7 +124,7 @@ def test_large_bodies_are_refused_whether_announced_or_not(setup: Setup) -> None
     before = len(setup.upstream.asked)
     assert setup.client.post("/v1/fleet/push-object", content=b"x" * (MAX_BODY + 1)).status_code == 413
     chunks = (b"x" * 65536 for _ in range(20))
-    assert setup.client.post("/v1/fleet/push-object", content=chunks).status_code == 413
+    assert setup.client.post("/v1/fleet/push-object", content=chunks).status_code == 411
     assert len(setup.upstream.asked) == before
 
 
@@ -182,11 +154,10 @@ def test_a_client_without_the_private_ca_refuses_the_gateway(setup: Setup) -> No
 
 def test_a_dead_superlink_is_a_bad_gateway(setup: Setup, tmp_path: Path) -> None:
     ca = make_certificates(tmp_path, ("gateway",))
-    dead, port = free_ports(2)
-    app = make_app(f"https://127.0.0.1:{dead}", ca)
-    config = server_config(app, "127.0.0.1", port, tmp_path / "gateway.pem", tmp_path / "gateway.key")
+    (dead,) = free_ports(1)
+    files = (ca, tmp_path / "gateway.pem", tmp_path / "gateway.key")
     with (
-        served(config),
+        running(Served(f"https://127.0.0.1:{dead}", *files)) as port,
         httpx.Client(verify=ssl.create_default_context(cafile=str(ca)), trust_env=False) as client,
     ):
         assert client.post(f"https://localhost:{port}/v1/fleet/pull-messages").status_code == 502

@@ -17,11 +17,12 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from service_helpers import NODE_KEY, NOW, Place, check_in, limits
+from service_helpers import NODE_KEY, NOW, REPORT, Place, check_in, limits
 from wire_helpers import POPULATION, factors, items, keys
 
-from fedrec.errors import NotPublished, RegistryError, ServerBusy, ServiceError
+from fedrec.errors import CampaignOver, NotPublished, RegistryError, ServerBusy, ServiceError
 from fedrec.secagg.roster import Identity
+from fedrec.wire.counters import GREATEST
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec.wire.signing import OnlineKeys
@@ -32,7 +33,7 @@ from fedrec_client.transport import Enrolment
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
 from fedrec_server.registry import Registry
-from fedrec_server.service.metric_sums import DAY, DAYS_KEPT, MOST, MetricSums
+from fedrec_server.service.metric_sums import DAY, DAYS_KEPT, MetricSums
 from fedrec_server.service.renewal import Renewal
 from fedrec_server.service.server import Service
 
@@ -139,7 +140,7 @@ def test_devices_enrol_and_get_their_task_and_nobody_elses(place: Place, tmp_pat
             transport.enrol(Enrolment(campaign, identities[0], node_keys[0]))
         assert transport.task(campaign, identities[0]) is None
         assert len(book.close(campaign)) == 1
-        with pytest.raises(ServiceError, match="not possible now"):
+        with pytest.raises(CampaignOver):
             transport.enrol(Enrolment(campaign, identities[1], node_keys[1]))
         (tmp_path / "campaigns" / campaign / "task.json").write_bytes(b"signed")
         assert transport.task(campaign, identities[0]) == b"signed"
@@ -167,13 +168,17 @@ def test_devices_enrol_and_get_their_task_and_nobody_elses(place: Place, tmp_pat
         lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY)),
         lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY + " a\nb")),
         lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=10**6)),
+        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=2)),
+        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=0)),
         lambda t: t.task("ab" * 8, bytes(32)),
         lambda t: t.task("ab" * 8, b"short"),
-        lambda t: t.send_metrics(POPULATION, 1, {"films watched": 3.0}),
-        lambda t: t.send_metrics(POPULATION, 1, {"clicks": float("nan")}),
-        lambda t: t.send_metrics(POPULATION, 77, {"clicks": 1.0}),
-        lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 9000: 1.0}),
-        lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 90_000: 1.0}),
+        lambda t: t.send_metrics(POPULATION, 1, {"films watched": 3.0}, REPORT),
+        lambda t: t.send_metrics(POPULATION, 1, {"clicks": float("nan")}, REPORT),
+        lambda t: t.send_metrics(POPULATION, 1, {"clicks": 1.0}, "not hex"),
+        lambda t: t.send_metrics(POPULATION, 1, {}, REPORT),
+        lambda t: t.send_metrics(POPULATION, 77, {"clicks": 1.0}, REPORT),
+        lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 9000: 1.0}, REPORT),
+        lambda t: t.send_metrics(POPULATION, 1, {"clicks" * 90_000: 1.0}, REPORT),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_without_inside_words(
@@ -271,12 +276,12 @@ def test_sums_are_all_that_is_kept(tmp_path: Path) -> None:
     assert not sums.add(3, {}) and not sums.add(3, {"who": 1.0}) and not sums.add(3, {"clicks": float("inf")})
     sums.write()
     (day,) = json.loads((tmp_path / "metrics.json").read_text()).values()
-    assert day == {"3": {"clicks": [MOST + 2, 2], "hides": [-7.5, 1]}}
+    assert day == {"3": {"clicks": [GREATEST + 2, 2], "hides": [-7.5, 1]}}
     again = MetricSums(tmp_path)
     again.add(3, {"clicks": 1.0})
     again.write()
     (day,) = json.loads((tmp_path / "metrics.json").read_text()).values()
-    assert day["3"]["clicks"] == [MOST + 3, 3]
+    assert day["3"]["clicks"] == [GREATEST + 3, 3]
 
 
 @pytest.mark.parametrize("content", ["broken", "[]", '{"1": 2}', '{"x": {}}', '{"1": {"2": {"clicks": 3}}}'])
@@ -385,8 +390,8 @@ def moody(service: Moody) -> Iterator[GrpcTransport]:
         server.stop(0).wait()
 
 
-def test_what_can_be_asked_twice_is_asked_again_and_sums_are_not() -> None:
-    """A report may have been counted before the connection was cut."""
+def test_what_can_be_asked_twice_is_asked_again() -> None:
+    """A report too: the service counts it once, by its token."""
     flaky = Moody(grpc.StatusCode.UNAVAILABLE, "cut", good_from=3)
     with moody(flaky) as transport:
         assert transport.check_in(check_in()).retry_after_seconds == (7.0, 9.0)
@@ -394,10 +399,10 @@ def test_what_can_be_asked_twice_is_asked_again_and_sums_are_not() -> None:
     gone = Moody(grpc.StatusCode.UNAVAILABLE, "cut")
     with moody(gone) as transport:
         with pytest.raises(ServiceError, match="try again"):
-            transport.send_metrics(POPULATION, 1, {"clicks": 1.0})
+            transport.send_metrics(POPULATION, 1, {"clicks": 1.0}, REPORT)
         with pytest.raises(ServiceError, match="try again"):
             transport.check_in(check_in())
-    assert gone.calls == ["SendMetrics"] + ["CheckIn"] * 3
+    assert gone.calls == ["SendMetrics"] * 3 + ["CheckIn"] * 3
 
 
 def test_what_a_foreign_service_says_fits_into_one_line() -> None:
@@ -464,7 +469,7 @@ def test_the_command_serves_and_stops_with_its_sums_written(
                 key=place.certificates / "app.key",
             )
             assert transport.check_in(check_in()).retry_after_seconds
-            transport.send_metrics(POPULATION, 1, {"clicks": 3.0})
+            transport.send_metrics(POPULATION, 1, {"clicks": 3.0}, REPORT)
             transport.close()
             child.send_signal(how)
             out, err = child.communicate(timeout=60)
@@ -476,7 +481,7 @@ def test_the_command_serves_and_stops_with_its_sums_written(
 
 
 def test_a_taken_port_is_said(place: Place, service: Service) -> None:
-    with pytest.raises(ServiceError, match="give a free port"):
+    with pytest.raises(ServiceError, match="use a free port"):
         Service.start([place.registry], None, port=service.port)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -239,51 +241,88 @@ def test_reconstruction_never_sees_the_events_that_the_body_learns_from(split: S
 # Where it must help, and where not -----------------------------------------------------------------------
 
 
-def opposite(n_users: int = 60, pairs: int = 20) -> Split:
-    """Six questions in random order, each followed by its answer: one half of the users answers the other way round.
+QUESTIONS = 4
+
+
+def answered(question: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """Item ids 0 to 3 are questions, 4 to 7 their answers; users of odd number answer the other way round."""
+    return QUESTIONS + (question + QUESTIONS // 2 * (user % 2)) % QUESTIONS
+
+
+def opposite(n_users: int = 60, pairs: int = 16) -> Interactions:
+    """Questions in random order, each followed by the user's answer; the last question is left open.
 
     All have seen the same questions and answers; one block of attention cannot tell which answer followed which.
     """
-    rng = np.random.default_rng(2)
-    question = rng.integers(6, size=(n_users, pairs))
-    answer = 6 + (question + 3 * (np.arange(n_users)[:, None] % 2)) % 6
-    item = np.stack([question, answer], axis=2).reshape(-1)
-    ids = np.array([f"i{k:02d}" for k in range(12)])
-    user = np.repeat(np.arange(n_users), 2 * pairs)
-    everything = Interactions.from_columns(user, ids[item], item_ids=ids)
-    age = everything.batch(np.arange(n_users)).age
-    return Split(everything.select(age > 0), None, everything.select(age == 0))
+    user = np.arange(n_users)
+    question = np.random.default_rng(2).integers(QUESTIONS, size=(n_users, pairs))
+    item = np.stack([question, answered(question, user[:, None])], axis=2).reshape(n_users, -1)[:, :-1]
+    ids = np.array([f"i{k}" for k in range(2 * QUESTIONS)])
+    return Interactions.from_columns(np.repeat(user, item.shape[1]), ids[item.reshape(-1)], item_ids=ids)
 
 
-QUIZ = SASREC | {"max_length": 40, "dropout": 0.0, "fold_in_epochs": 30}
+QUIZ = SASREC | {
+    "max_length": 32,
+    "dropout": 0.0,
+    "fold_in_epochs": 30,
+    "server": {"name": "adam", "learning_rate": 0.015},
+}
 JOINTLY = {"learning_rate": 0.3}
+QUIZ_ROUNDS = 80
+#: Where one run ends depends on the last bit of each product, so on the processor; a mean over seeds hardly does.
+QUIZ_SEEDS = (3, 4, 5)
 
 
-def right(recommender: NeuralRecommender, split: Split, shared: State, local: State) -> float:
-    assert split.test is not None
-    best = recommender.score(shared, local, split.batch(split.train)).argmax(axis=1)
-    return float((best == split.batch(split.test).item).mean())
+def right(recommender: NeuralRecommender, quiz: Interactions, shared: State, local: State) -> float:
+    """Share of right answers when each user is asked each question last. Chance among the two answers: one half."""
+    batch = quiz.batch(np.arange(quiz.n_users))
+    hits = []
+    for question in range(QUESTIONS):
+        item = batch.item.copy()
+        item[batch.indptr[1:] - 1] = question
+        best = recommender.score(shared, local, replace(batch, item=item)).argmax(axis=1)
+        hits.append(best == answered(np.array(question), batch.user))
+    return float(np.mean(hits))
+
+
+@pytest.fixture(scope="module")
+def quiz() -> Interactions:
+    return opposite()
+
+
+@pytest.fixture(scope="module")
+def jointly(quiz: Interactions) -> list[tuple[State, State]]:
+    """Shared state and heads that have learned in the same steps, of each seed."""
+    return [train(model(QUIZ, "fedper", device=JOINTLY), quiz, QUIZ_ROUNDS, seed) for seed in QUIZ_SEEDS]
 
 
 @pytest.mark.slow
-def test_opposite_tastes_need_a_personal_part() -> None:
+def test_opposite_tastes_need_a_personal_part(quiz: Interactions, jointly: list[tuple[State, State]]) -> None:
     """A shared model can but guess; a head that learns jointly, or first, learns who is who."""
-    split = opposite()
-    plain = model(QUIZ)
-    assert right(plain, split, *train(plain, split.train, 60)) < 0.7
-    for level in ("fedper", "fedrep"):
-        personal = model(QUIZ, level, steps=3, device=JOINTLY)
-        assert right(personal, split, *train(personal, split.train, 60)) > 0.85, level
+    plain, fedper = model(QUIZ), model(QUIZ, "fedper", device=JOINTLY)
+    fedrep = model(QUIZ, "fedrep", steps=3, device=JOINTLY)
+    guesses, first = (
+        [right(each, quiz, *train(each, quiz, QUIZ_ROUNDS, seed)) for seed in QUIZ_SEEDS]
+        for each in (plain, fedrep)
+    )
+    assert np.mean(guesses) < 0.6
+    assert np.mean([right(fedper, quiz, *learned) for learned in jointly]) > 0.85
+    assert np.mean(first) > 0.85
 
 
-def test_a_tuned_head_is_trusted_where_it_is_right() -> None:
+@pytest.mark.slow
+def test_a_tuned_head_is_trusted_where_it_is_right(
+    quiz: Interactions, jointly: list[tuple[State, State]]
+) -> None:
     """Of a body that has learned to be turned, its own head is not stored: tuning finds it again."""
-    split = opposite()
-    shared, _ = train(model(QUIZ, "fedper", device=JOINTLY), split.train, 60)
-    assert right(model(QUIZ), split, shared, {}) < 0.65
     device = {"name": "adam", "learning_rate": 0.03}
-    assert right(model(QUIZ, "mixed", device=device, weights=[1.0]), split, shared, {}) > 0.85
-    assert right(model(QUIZ, "mixed", device=device, judged=6), split, shared, {}) > 0.75
+
+    def mean_right(recommender: NeuralRecommender) -> float:
+        return float(np.mean([right(recommender, quiz, shared, {}) for shared, _ in jointly]))
+
+    assert mean_right(model(QUIZ)) < 0.6
+    assert mean_right(model(QUIZ, "mixed", device=device, weights=[1.0])) > 0.85
+    assert mean_right(model(QUIZ, "mixed", device=device, judged=6)) > 0.75
 
 
 def test_without_its_reconstruction_a_user_vector_knows_nothing(split: Split) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from cli_helpers import ask, run, write_config
 
+from fedrec.errors import ConfigError
+from fedrec_simulations.engines.deployment import federation_run, run_deployment
+
 Capture = pytest.CaptureFixture[str]
+NOISED = ("--set", "privacy.metrics=noised", "--set", "evaluation.held_data=true")
 PRIVATE = ("--set", "privacy.unit=user", "--set", "privacy.epsilon=6", "--set", "privacy.force=true")
 
 
@@ -19,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("private")
     config = write_config(folder, "mf", rounds=3)
     out = folder / "run"
-    assert run("train", config, *PRIVATE, "--set", "privacy.metrics=exact", "--out", out, "--no-report") == 0
+    assert run("train", config, *PRIVATE, *NOISED, "--out", out) == 0
     return folder
 
 
@@ -47,6 +51,54 @@ def test_a_run_has_its_statement_and_says_its_epsilon(place: Path, capsys: Captu
     code, _ = ask(capsys, "compare", place / "run", "--out", place / "compare.html")
     assert code == 0
     assert "epsilon 6 per user" in (place / "compare.html").read_text()
+
+
+def test_exact_metrics_are_no_setting_any_more(tmp_path: Path, capsys: Capture) -> None:
+    config = write_config(tmp_path, "popularity")
+    code, document = ask(capsys, "train", config, *PRIVATE, "--set", "privacy.metrics=exact")
+    assert code == 3 and "privacy.metrics" in document["error"] and "noised" in document["error"]
+
+
+def test_released_and_held_figures_lie_apart_and_say_what_they_are(place: Path, capsys: Capture) -> None:
+    out = place / "run"
+    result = json.loads((out / "coordinator" / "result.json").read_text())
+    held = json.loads((out / "held_data.json").read_text())
+    assert result["test"]["noised"] is True and set(result["test"]["metrics"]) == {"all"}
+    assert "not covered by epsilon" in held["note"] and "few" in held["test"]["metrics"]
+    # Nothing exact of the evaluation lies where the coordinator or a node wrote.
+    for folder in (out / "coordinator", out / "nodes"):
+        for path in folder.rglob("*.json*"):
+            assert "recommended" not in path.read_text() and "n_users" not in path.read_text()
+    assert json.loads((out / "coordinator" / "task.json").read_text())["evaluation"].get("held_data") is None
+    page = (out / "report.html").read_text()
+    for text in ("not a release, not covered by epsilon", "How settings were chosen is not covered"):
+        assert text in page
+    code, document = ask(capsys, "evaluate", out)
+    assert code == 0 and document["held_data"] == held["test"] and "test" not in document
+    code, document = ask(capsys, "compare", out, "--out", place / "both.html")
+    assert code == 0 and document["runs"][0]["held_data"]["note"] == held["note"]
+
+
+def test_a_private_run_is_judged_exactly_only_where_its_data_is_held(tmp_path: Path, capsys: Capture) -> None:
+    config = write_config(tmp_path, "popularity")
+    out = tmp_path / "run"
+    assert run("train", config, *PRIVATE, "--out", out, "--no-report") == 0
+    assert not (out / "held_data.json").exists()
+    code, document = ask(capsys, "evaluate", out)
+    assert code == 3 and "evaluation.held_data" in document["error"]
+
+
+def test_a_deployment_refuses_to_measure_data_that_it_does_not_hold(
+    place: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    config = write_config(tmp_path, "popularity")
+    out = tmp_path / "run"
+    code, document = ask(capsys, "train", config, *PRIVATE, *NOISED, "--engine", "deployment", "--out", out)
+    assert code == 3 and "evaluation.held_data is true: a deployment" in document["error"]
+    assert not out.exists()
+    for start in (lambda: run_deployment(place / "run", 1), lambda: federation_run(tmp_path, place / "run")):
+        with pytest.raises(ConfigError, match="a deployment's data is with its users"):
+            start()
 
 
 def test_metrics_that_stay_on_the_nodes_are_said_to(tmp_path: Path, capsys: Capture) -> None:
@@ -78,7 +130,7 @@ def test_ledger_shows_what_was_spent(place: Path, capsys: Capture) -> None:
     code, document = ask(capsys, "privacy", "ledger", place / "run")
     assert code == 0
     (account,) = document["accounts"]
-    assert account["releases"] == 3 and account["epsilon"] <= 6.0
+    assert account["releases"] == 4 and account["epsilon"] <= 6.0
     code, document = ask(capsys, "privacy", "ledger", place)
     assert code == 6 and "holds no ledger" in document["error"]
 
@@ -104,7 +156,7 @@ def test_a_shared_ledger_stops_the_second_run(tmp_path: Path, capsys: Capture) -
 
 def test_audit_goes_into_the_statement_of_its_own_plan_only(place: Path, capsys: Capture) -> None:
     audit = place / "run" / "audit.json"
-    arguments = (place / "mf.toml", *PRIVATE, "--set", "privacy.metrics=exact", "--canaries", 100)
+    arguments = (place / "mf.toml", *PRIVATE, *NOISED, "--canaries", 100)
     code, found = ask(capsys, "privacy", "audit", *arguments, "--out", audit)
     assert code == 0 and found["audits"][0]["verdict"] in ("consistent", "inconclusive")
     code, document = ask(capsys, "privacy", "statement", place / "run")

@@ -71,20 +71,21 @@ def close_to_std(noise: np.ndarray, std: float) -> bool:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_neither_sent_nor_released(mode: str, bad: float) -> None:
+def test_what_is_not_finite_counts_as_zero_on_nodes_and_is_not_released(mode: str, bad: float) -> None:
+    """A node's refusal would tell about data; a coordinator's tells about what came."""
     mechanism, noise = mechanism_of(planned(mode, parameters=3)), NoiseSource(1)
-    with pytest.raises(PrivacyRefused, match="finite numbers"):
-        mechanism.contribute(np.array([0.0, bad, 1.0]), 50, 1, CLIP, noise)
+    sent = mechanism.contribute(np.array([0.0, bad, 1.0]), 50, 1, CLIP, NoiseSource(1))
+    clean = mechanism.contribute(np.array([0.0, 0.0, 1.0]), 50, 1, CLIP, NoiseSource(1))
+    np.testing.assert_array_equal(sent, clean)
     if mode != "distributed":
         with pytest.raises(PrivacyRefused, match="finite numbers"):
             mechanism.release(np.array([0.0, bad, 1.0]), 50, 1, CLIP, noise)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_sum_of_nobody_must_be_zero(mode: str) -> None:
+def test_a_sum_of_no_users_is_zero(mode: str) -> None:
     mechanism = mechanism_of(planned(mode, parameters=3))
-    with pytest.raises(PrivacyRefused, match="of 0 users is not zero"):
-        mechanism.contribute(np.array([0.0, 0.0, 1e-9]), 0, 1, CLIP, NoiseSource(1))
+    assert not mechanism.contribute(np.array([0.0, 0.0, 1e-9]), 0, 1, CLIP, NoiseSource(1)).any()
     assert not mechanism.contribute(np.zeros(3), 0, 1, CLIP, NoiseSource(1)).any()
 
 
@@ -263,11 +264,10 @@ def test_rounding_goes_to_a_neighbour_and_is_right_on_average(value: float, seed
     assert abs(out.mean() - value) < 0.06
 
 
-def test_whole_numbers_are_not_rounded_and_too_large_ones_are_refused() -> None:
+def test_whole_numbers_are_not_rounded_and_too_large_ones_are_the_largest() -> None:
     whole = np.array([-3.0, 0.0, 5.0, 2.0**51])
     np.testing.assert_array_equal(dithered(whole, NoiseSource(1)), whole.astype(np.int64))
-    with pytest.raises(PrivacyRefused, match="lower the privacy scale"):
-        dithered(np.array([2.0**52]), NoiseSource(1))
+    assert dithered(np.array([1e300, -1e300]), NoiseSource(1)).tolist() == [2**52, -(2**52)]
 
 
 @pytest.mark.parametrize("parameters", [1, 40, 2000])

@@ -14,7 +14,16 @@ class TestOutbox:
         assert Outbox(tmp_path / "out").get("run/2", 1, digest) is None
         assert Outbox(tmp_path / "out").get("run/1", 2, digest) is None
 
-    def test_a_few_rounds_of_every_run_are_kept(self, tmp_path: Path) -> None:
+    def test_only_its_owner_reads_it_and_half_files_go(self, tmp_path: Path) -> None:
+        outbox = Outbox(tmp_path / "out")
+        outbox.stage("run", 1, b"clean")
+        (tmp_path / "out" / ".killed.4711.tmp").write_bytes(b"half of something clean")
+        digest = outbox.stage("run", 2, b"clean, too")
+        (kept,) = (tmp_path / "out").iterdir()
+        assert digest in kept.name and kept.stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+
+    def test_the_newest_round_of_every_run_is_kept(self, tmp_path: Path) -> None:
         outbox = Outbox(tmp_path)
         other = outbox.stage("other", 1, b"1")
         digests = {r: outbox.stage("run", r, f"bytes {r}".encode()) for r in range(1, 8)}

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from privacy_plans import plan
 
-from fedrec.errors import RunError
+from fedrec.errors import ConfigError, RunError
 from fedrec.privacy.gaussian import gaussian_epsilon
-from fedrec.privacy.plan import Integers, InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import Integers, InteractionPlan, MetricsRelease, PrivacyPlan
 from fedrec.privacy.reading import attack_power, tier
 from fedrec.privacy.statement import FIELDS, AuditFacts, StatementFacts, statement, write_statement
 from fedrec.privacy.trust import local_epsilon
@@ -201,14 +201,31 @@ class TestTrust:
 
 
 class TestFacts:
-    def test_exact_metrics_are_a_warning_and_a_gap(self) -> None:
-        found = made(
-            "central", metrics="exact", exact_numbers=("loss",), selected=True, tuned=True, lists_served=True
-        )
-        assert any("METRICS ARE NOT PROTECTED" in line for line in found["warnings"])
+    @pytest.mark.parametrize("metrics", ["exact", "noised"])
+    def test_metrics_that_are_not_in_the_plan_are_no_part_of_a_private_run(self, metrics: str) -> None:
+        with pytest.raises(ConfigError, match="releases those of its plan, or none"):
+            made("central", metrics=metrics)
+
+    def test_noised_metrics_are_released_charged_and_counted(self) -> None:
+        release = MetricsRelease(names=("full/ndcg@10",), noise_multiplier=20.0)
+        judged = plan(40.0, metrics=release)
+        found = statement(judged, FACTS.model_copy(update={"metrics": "noised", "held_data": True}))
+        assert found["guarantee"]["epsilon"] == judged.epsilon() > plan(40.0).epsilon()
+        assert "it is charged" in words(found["released"]) and "full/ndcg@10" in words(found["released"])
+        assert found["mechanism"]["metrics"]["noise_multiplier"] == 20.0
+        assert "by a researcher who holds all the data" in words(found["not_covered"])
+        assert "and their metrics" in found["headline"]
+        unused = statement(judged, FACTS)
+        assert "part of epsilon" in words(unused["released"])
+
+    def test_that_tuning_is_not_covered_stands_beside_every_epsilon(self) -> None:
+        for kind in ("central", "distributed", "local", "interaction"):
+            assert "How settings were chosen is not covered" in words(made(kind)["guarantee"])
+
+    def test_what_leaves_exactly_is_a_warning_and_a_gap(self) -> None:
+        found = made("central", exact_numbers=("loss",), selected=True, tuned=True, lists_served=True)
         assert any("loss" in line for line in found["warnings"])
         text = words(found["not_covered"])
-        assert "exact sums over the users" in text
         assert "they were decided on these users" in text
         assert "Tuning: settings were chosen" in text
         assert "computed from people's histories" in text

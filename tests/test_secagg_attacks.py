@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from secagg_helpers import Cohort, context_of, enrolled
 
 from fedrec.errors import AggregationAborted, AggregationRefused
@@ -363,19 +364,22 @@ def test_a_device_that_was_told_of_another_model_is_in_no_sum() -> None:
     assert VICTIM not in cohort.server.survivors
 
 
-def test_updates_that_are_not_finite_or_out_of_range_never_become_a_vector() -> None:
-    encoding = encoding_for(3, 32, users=2, clip_norm=1.0, numbers=1, rotation_seed=None)
-    bad, fine = np.array([0.0, np.nan, 0.0]), np.zeros(3)
-    assert refusal(lambda: encoding.encode(bad, np.zeros(1), np.zeros)) == Reason.NOT_FINITE
-    assert refusal(lambda: encoding.encode(fine, np.array([2.0**50]), np.zeros)) == Reason.RANGE
+def test_more_users_than_the_integers_hold_are_no_terms() -> None:
+    """Bounds are checked of terms, on both sides: no value that a device computes can lead to a refusal."""
+    full = refusal(lambda: encoding_for(3, 32, users=2**31, clip_norm=1.0, numbers=1, rotation_seed=None))
+    assert full == Reason.RANGE
+    for bad in ({"range_users": 2**31}, {"range_users": 3}):
+        with pytest.raises(ValidationError):
+            enrolled([1] * 4, **bad)
 
 
 def test_every_reason_has_an_attack_here_or_over_requests() -> None:
-    """REPLAY and MODEL are rules of a node over requests: tests/test_secure_rounds.py."""
-    here = Path(__file__)
-    texts = {False: here.read_text(), True: (here.parent / "test_secure_rounds.py").read_text()}
+    """REPLAY and MODEL are rules of a node over requests, the others of what a run may ask for."""
+    tests = Path(__file__).parent
+    elsewhere = dict.fromkeys((Reason.REPLAY, Reason.MODEL), "test_secure_rounds.py")
+    elsewhere |= dict.fromkeys((Reason.SCHEDULE, Reason.DIFFERENCE, Reason.PROMISES), "test_differences.py")
     for reason in Reason:
-        text = texts[reason in (Reason.REPLAY, Reason.MODEL)]
+        text = (tests / elsewhere.get(reason, "test_secagg_attacks.py")).read_text()
         assert re.search(rf"(check_refused\(.*, |== |== [\[{{])Reason\.{reason.name}\b", text), reason
 
 

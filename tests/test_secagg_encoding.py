@@ -241,23 +241,32 @@ def test_carries_of_the_largest_sum_do_not_meet(bits: Literal[16, 32]) -> None:
 # -- encoding: refusals -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "numbers", "reason"),
-    [
-        ([1.0, math.nan], [0.0], Reason.NOT_FINITE),
-        ([1.0, -math.inf], [0.0], Reason.NOT_FINITE),
-        ([1.0, 1.0], [math.nan], Reason.NOT_FINITE),
-        ([1.0, 1.0], [2.0**42], Reason.RANGE),
-        ([1.0, 1.0], [-(2.0**42)], Reason.RANGE),
-        ([1.0, 2.0**52], [0.0], Reason.RANGE),
-        ([1.0], [0.0], Reason.FORMAT),
-        ([1.0, 1.0], [], Reason.FORMAT),
-    ],
-)
-def test_what_cannot_be_carried_is_refused(values: list[float], numbers: list[float], reason: Reason) -> None:
+@pytest.mark.parametrize(("values", "numbers"), [([1.0], [0.0]), ([1.0, 1.0], [])])
+def test_another_shape_is_refused(values: list[float], numbers: list[float]) -> None:
     with pytest.raises(AggregationRefused) as caught:
         Encoding(2, 32, 1.0, 1).encode(np.array(values), np.array(numbers), np.zeros)
-    assert caught.value.reason == reason and "\n" not in str(caught.value)
+    assert caught.value.reason == Reason.FORMAT and "\n" not in str(caught.value)
+
+
+@given(
+    values=st.lists(st.floats(width=64), min_size=3, max_size=3),
+    numbers=st.lists(st.floats(width=64), min_size=2, max_size=2),
+    bits=st.sampled_from([16, 32]),
+)
+def test_no_value_leads_to_a_refusal_or_to_another_shape(
+    values: list[float], numbers: list[float], bits: Literal[16, 32]
+) -> None:
+    """An error here would depend on data: what is not finite counts as zero, what is too large as the largest."""
+    encoding = Encoding(3, bits, 10.0, 2, 7)
+    made = encoding.encode(np.array(values), np.array(numbers), np.zeros)
+    assert made.shape == (encoding.length,) and made.dtype == encoding.dtype
+    _, back = encoding.decode(made)
+    for value, read in zip(numbers, back, strict=True):
+        wanted = min(max(value, -(2.0**42)), 2.0**42) if math.isfinite(value) else 0.0
+        assert read == pytest.approx(wanted, abs=2.0**-20)
+    clean = np.where(np.isfinite(values), values, 0.0)
+    if np.abs(clean).max() < 1e6:
+        np.testing.assert_array_equal(made, encoding.encode(clean, np.array(numbers), np.zeros))
 
 
 @pytest.mark.parametrize("total", [np.zeros(9, "<u4"), np.zeros(10, "<u2"), np.zeros(10, "<i4")])

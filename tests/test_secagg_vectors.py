@@ -60,7 +60,7 @@ def test_a_changed_request_is_refused_for_the_written_reason(negative: Plain) ->
 def test_every_reason_that_a_request_can_have_is_among_the_negative_ones() -> None:
     """The others are of terms, models and updates."""
     elsewhere = {Reason.THRESHOLD, Reason.CONTEXT, Reason.REPLAY, Reason.MODEL, Reason.IDENTITY}
-    elsewhere |= {Reason.NOT_FINITE, Reason.RANGE}
+    elsewhere |= {Reason.RANGE, Reason.SCHEDULE, Reason.DIFFERENCE, Reason.PROMISES}
     assert {one["reason"] for one in NEGATIVES} == {str(reason) for reason in set(Reason) - elsewhere}
     assert len({one["name"] for one in NEGATIVES}) == len(NEGATIVES)
 

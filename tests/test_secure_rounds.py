@@ -270,6 +270,7 @@ def test_sealed_replies_are_read_by_the_coordinator_and_by_nobody_on_the_way(tmp
     clear = lay_out(tmp_path / "clear", 3, ROUNDS)
     sealed = lay_out(tmp_path / "sealed", 3, ROUNDS, sealed=True)
     nodes = Nodes(sealed)
+    assert (sealed / "coordinator" / "sealed.key").stat().st_mode & 0o777 == 0o600
     one, other = run(clear, Nodes(clear)), run(sealed, nodes)
     for name, values in one.shared.items():
         np.testing.assert_array_equal(other.shared[name], values)
@@ -277,7 +278,10 @@ def test_sealed_replies_are_read_by_the_coordinator_and_by_nobody_on_the_way(tmp
     for _, request, reply in nodes.seen:
         if request.kind in ("train", "evaluate"):
             assert isinstance(reply, Reply) and set(reply.arrays) == {"sealed"} and not reply.meta
-    assert (sealed / "coordinator" / "sealed.key").stat().st_mode & 0o777 == 0o600
+    # Replies that were recorded on the way cannot be opened any more.
+    assert not (sealed / "coordinator" / "sealed.key").exists()
+    again = open_coordinator(sealed / "coordinator", nodes).run()
+    assert again.finished and again.result == other.result
 
 
 def test_a_sealed_reply_of_another_node_or_round_is_that_nodes_failure(tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from fedrec.errors import DataError, StoreCorrupt, StoreError, StoreLocked
 from fedrec_client.events import Event, EventType
 from fedrec_client.store import FileVault, MemoryStore, Retention, SqliteStore, Store
-from fedrec_client.store import schema as schema_module
 from fedrec_client.store.exporting import export_lines, import_events
-from fedrec_client.store.schema import SCHEMA, migrate
+from fedrec_client.store.held import Held
 from fedrec_client.store.sealing import Sealer
-from fedrec_client.store.sqlite import DATABASE, connect
+from fedrec_client.store.sqlite import DATABASE
 from fedrec_client.store.timeline import Timeline
 
 DAY = 86_400.0
@@ -50,6 +49,7 @@ def test_events_come_back_by_time_then_as_they_came(store: Store) -> None:
     assert [each.item for each in store.events()] == ["first", "second", "middle", "late"]
     assert [each.item for each in store.events(since=5)] == ["middle", "late"]
     assert [each.item for each in store.events(types={EventType.LIKE})] == ["middle"]
+    assert store.arrivals() == told
 
 
 def test_telling_twice_is_harmless_and_the_first_stays(store: Store) -> None:
@@ -116,15 +116,45 @@ def test_retention_by_age_and_number(store: Store) -> None:
     assert store.delete_events(since=8 * DAY) == 2 and store.delete_events() == 1
 
 
-def test_a_destroyed_store_is_gone(store: Store) -> None:
+def test_erasing_leaves_what_is_named_and_nothing_else(store: Store) -> None:
     store.add_event(event())
     store.put("a", b"1")
     store.append("l", b"1")
-    receipt = store.destroy(5.0)
+    receipt = store.erase(5.0, {"kept": b"2"}, {"book": [b"3"]})
     assert (receipt.events, receipt.records, receipt.entries, receipt.time) == (1, 1, 1, 5.0)
     assert receipt.key_destroyed
-    with pytest.raises(StoreError, match="destroyed"):
-        store.events()
+    assert store.events() == [] and store.names() == ["kept"] and store.logs() == ["book"]
+    assert store.append("book", b"4") == 2 and store.entries("book") == [b"3", b"4"]
+    assert store.add_event(event())
+
+
+def test_events_of_one_item_go_alone(store: Store) -> None:
+    for k in range(6):
+        store.add_event(event("ab"[k % 2], k))
+    assert store.delete_events(item="a", since=2) == 2 and store.delete_events(item="none") == 0
+    assert [(each.item, each.time) for each in store.events()] == [("a", 0), ("b", 1), ("b", 3), ("b", 5)]
+
+
+def test_a_deletion_in_a_transaction_that_fails_deletes_nothing(store: Store) -> None:
+    store.add_event(event("kept", 1))
+    store.put("a", b"1")
+    with pytest.raises(RuntimeError), store.transaction():
+        store.put("a", b"2")
+        store.remove("a")
+        store.delete_events()
+        store.put("a", b"3")
+        store.append("l", b"1")
+        raise RuntimeError
+    assert [each.item for each in store.events()] == ["kept"] and store.get("a") == b"1"
+    store.put("a", b"4")
+    assert store.logs() == [] and store.append("l", b"1") == 1
+    with store.transaction():
+        store.add_event(event("new", 2))
+        store.delete_events(since=2)
+        store.add_event(event("newer", 3))
+        store.put("b", b"1")
+    assert [each.item for each in store.events()] == ["kept", "newer"]
+    assert store.names() == ["a", "b"] and store.get("a") == b"4"
 
 
 def test_threads_share_a_store(store: Store) -> None:
@@ -265,53 +295,6 @@ def test_a_second_process_waits_and_is_told(tmp_path: Path) -> None:
     assert seen.stdout == ""
 
 
-def older(folder: Path) -> Sealer:
-    """A store of schema 1 with one event and a log of three entries."""
-    from fedrec_client.store.chains import Head, entry_text
-
-    sealer = Sealer(FileVault.create(folder).key())
-    old = connect(folder / DATABASE)
-    migrate(old, sealer, upto=1)
-    rows = [("events", "e", event("a", 1, id="e").to_bytes())]
-    head = Head()
-    for number in (1, 2, 3):
-        rows.append(("entries", f"l\0{number}", entry_text("l", head, bytes([number]))))
-        head = head.then(bytes([number]))
-    for table, name, text in rows:
-        key = sealer.name(table, name)
-        old.execute(f"INSERT INTO {table} (key, sealed) VALUES (?, ?)", (key, sealer.seal(table, key, text)))
-    key = sealer.name("records", "\0key")
-    old.execute(
-        "INSERT INTO records (key, sealed) VALUES (?, ?)", (key, sealer.seal("records", key, b"\0\0"))
-    )
-    old.close()
-    return sealer
-
-
-def test_an_older_schema_is_brought_up(tmp_path: Path) -> None:
-    older(tmp_path)
-    store = disk(tmp_path)
-    assert store.describe()["schema"] == SCHEMA
-    assert [each.item for each in store.events()] == ["a"]
-    assert store.entries("l") == [b"\1", b"\2", b"\3"] and store.append("l", b"\4") == 4
-    store.close()
-
-
-def test_a_step_that_fails_leaves_the_older_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older(tmp_path)
-
-    def dies(connection: sqlite3.Connection, _: Sealer) -> None:
-        connection.execute("DELETE FROM events")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(schema_module, "STEPS", (schema_module.STEPS[0], dies))
-        disk(tmp_path)
-    store = disk(tmp_path)
-    assert len(store.events()) == 1 and len(store.entries("l")) == 3
-    store.close()
-
-
 def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
     store = disk(tmp_path)
     store.close()
@@ -330,7 +313,7 @@ def test_another_key_is_not_a_damaged_file(tmp_path: Path) -> None:
     store.close()
     before = (tmp_path / DATABASE).read_bytes()
     key = (tmp_path / "store.key").read_bytes()
-    (tmp_path / "store.key").write_bytes(bytes(32))
+    (tmp_path / "store.key").write_bytes(Held.fresh().to_bytes())
     for repair in (False, True):
         with pytest.raises(StoreLocked, match="another key"):
             disk(tmp_path, repair=repair)

@@ -1,30 +1,39 @@
-"""A training session as the store sees it: charged before anything leaves, over when cut off, refused in time."""
+"""A training session as the store sees it: charged before a release leaves, over when it ends, refused in time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from training_helpers import ITEM_IDS, PLANNED_ROUNDS, node_parts
 
 from fedrec.errors import (
     BadContent,
     BadSignature,
     Expired,
+    FedrecError,
     RegistryError,
     Rollback,
+    ServiceError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreLocked,
     UpdateRejected,
     WrongPopulation,
 )
 from fedrec.ranking.items import Items
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.layout import task_target
 from fedrec.wire.repository import target_of
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
@@ -32,19 +41,19 @@ from fedrec.wire.strict_json import canonical
 from fedrec_client import Client, Conditions, Consent, Policy
 from fedrec_client.participation import Book
 from fedrec_client.policy import Policy as JudgedBy
+from fedrec_client.results import TrainingReport
 from fedrec_client.store.in_memory import MemoryStore
-from fedrec_client.testing import NOW, FakePlatform, FakeService, make_client, small_model
+from fedrec_client.testing import NOW, FakeService, make_client, small_model
 from fedrec_client.training import session
 
 #: Four people cannot hide among each other: an app's own policy refuses this.
-FOR_FOUR = Policy(min_cohort=4, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
+FOR_FOUR = Policy(min_cohort=4, dishonest=0.0, max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
 CAMPAIGN, DAY = "ab" * 16, 86_400.0
 READY = Conditions(min_events=2)
-PASSPHRASE = "correct horse"
 
 
-def service_with_items() -> FakeService:
-    made = FakeService("films")
+def service_with_items(keys: tuple[OfflineKeys, OnlineKeys] | None = None) -> FakeService:
+    made = FakeService("films", keys=keys)
     made.publish(small_model(len(ITEM_IDS)), Items.of(ITEM_IDS))
     made.campaign = CAMPAIGN
     return made
@@ -74,6 +83,7 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
         "node": node_parts(4, [Public(), *others]),  # type: ignore[list-item]
         "superlink": "127.0.0.1:9",
         "superlink_ca": "",
+        "bundle": BUNDLE,
         "rounds": PLANNED_ROUNDS,
     }
     return plain | changed
@@ -81,15 +91,6 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
 
 def give(service: FakeService, task: dict[str, Any]) -> None:
     service.give_task(CAMPAIGN, task)
-
-
-def save_keys(service: FakeService, folder: Path) -> None:
-    service.offline_keys.save(folder / "keys", PASSPHRASE)
-    service.online_keys.save(folder / "keys")
-
-
-def load_keys(folder: Path) -> tuple[OfflineKeys, OnlineKeys]:
-    return OfflineKeys.load(folder / "keys", PASSPHRASE), OnlineKeys.load(folder / "keys")
 
 
 def enrolled(service: FakeService, folder: Path, policy: Policy = FOR_FOUR) -> Client:
@@ -100,78 +101,7 @@ def enrolled(service: FakeService, folder: Path, policy: Policy = FOR_FOUR) -> C
     return client
 
 
-# Killed in the middle --------------------------------------------------------------------------------------
-
-
-def die_at(point: str, folder: Path) -> None:
-    """Run in a process of its own: a device that is killed at a point of its session."""
-    import os
-
-    service = service_with_items()
-    save_keys(service, folder)
-    client = prepared(
-        Client.open(
-            folder,
-            population="films",
-            trust=service.trust,
-            server=service,
-            platform=FakePlatform(),
-            policy=FOR_FOUR,
-            passphrase=PASSPHRASE,
-        )
-    )
-    client.train_if_eligible(READY, 0)
-    give(service, payload(service))
-    (folder / "identity").write_bytes(service.enrolments[0].identity)
-
-    def die(*_: Any, **__: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if point == "before charge":
-        session.Session._charge = die  # type: ignore[method-assign]
-    else:
-        done = session.Outcome(PLANNED_ROUNDS, 12_345, True, "done")
-        session.run_task = die if point == "after charge" else lambda *_, **__: done
-        if point == "after sending":
-            session.Session._close = die  # type: ignore[method-assign]
-    client.train_if_eligible(READY, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", ["before charge", "after charge", "after sending"])
-def test_a_device_killed_in_a_session_has_charged_what_it_may_have_sent(tmp_path: Path, point: str) -> None:
-    script = f"import sys; sys.path[:0] = {sys.path!r}; from pathlib import Path; import test_training_session as t; "
-    script += f"t.die_at({point!r}, Path({str(tmp_path)!r}))"
-    died = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    charged = point != "before charge"
-
-    service = FakeService("films", keys=load_keys(tmp_path))
-    service.campaign = CAMPAIGN
-    platform = FakePlatform()
-    with Client.open(
-        tmp_path,
-        population="films",
-        trust=service.trust,
-        server=service,
-        platform=platform,
-        policy=FOR_FOUR,
-        passphrase=PASSPHRASE,
-    ) as client:
-        book = Book(client._store)
-        plan = payload_plan()
-        assert book.spent().epsilon == pytest.approx(plan.epsilon() if charged else 0.0)
-        assert book.spent().campaigns == int(charged)
-        platform.pass_time(2 * DAY)
-        client.train_if_eligible(READY, 0)
-        # Whoever was charged never comes back under the same identity; who was not simply goes on.
-        keys = json.loads(client._store.get(f"training/{CAMPAIGN}") or b"{}")
-        again = Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(keys["identity"]))).public
-        assert (again == (tmp_path / "identity").read_bytes()) == (not charged)
-        assert bool(book.entries("cut off")) == charged
-        assert book.spent().campaigns == int(charged)
-        report = client.privacy_report()
-        assert report.lifetime.epsilon == book.spent().epsilon
+# The charge ------------------------------------------------------------------------------------------------
 
 
 def payload_plan() -> Any:
@@ -181,25 +111,220 @@ def payload_plan() -> Any:
     return PrivacyPlan.model_validate(parts["privacy"]["plan"])
 
 
-def test_the_charge_is_in_the_book_before_the_session_starts(
+Run = Callable[..., session.Outcome]
+
+
+def takes_part(
+    client: Client, service: FakeService, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> TrainingReport:
+    """A session whose processes are replaced by a function that gets what `run_task` gets."""
+    give(service, payload(service))
+    monkeypatch.setattr(session, "run_task", run)
+    return client.train_if_eligible(READY, 60)
+
+
+def test_the_charge_is_in_the_book_when_it_was_asked_for_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = service_with_items()
     client = enrolled(service, tmp_path)
-    give(service, payload(service))
     seen: list[Any] = []
 
-    def run_task(task: Any, **given: Any) -> session.Outcome:
-        seen.append((Book(client._store).spent().epsilon, given))
+    def run(task: Any, **given: Any) -> session.Outcome:
+        seen.append(Book(client._store).spent().epsilon)
+        given["charge"]()
+        seen.append(Book(client._store).spent().epsilon)
+        (under_way,) = client.privacy_report().left
+        assert under_way["what"] == "under way" and "may have left" in client.privacy_report().as_text()
+        assert given["history"] == [0, 1, 2] and given["item_ids"] == tuple(ITEM_IDS)
         return session.Outcome(1, 999, False, "the deadline has passed")
 
-    monkeypatch.setattr(session, "run_task", run_task)
-    report = client.train_if_eligible(READY, 60)
-    ((epsilon, given),) = seen
-    assert epsilon == report.epsilon_spent == pytest.approx(payload_plan().epsilon())
-    assert given["history"] == [0, 1, 2] and given["item_ids"] == tuple(ITEM_IDS)
+    report = takes_part(client, service, run, monkeypatch)
+    assert seen == [0, report.epsilon_spent] and seen[1] == pytest.approx(payload_plan().epsilon())
     assert (report.joined, report.rounds, report.bytes_up) == (True, 1, 999)
+    (left,) = client.privacy_report().left
+    assert (left["what"], left["bytes"], client.privacy_report().ended) == ("sent", 999, ())
     assert not client._store.names("training/")
+    assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
+
+
+def test_a_session_is_charged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        given["charge"]()
+        with pytest.raises(ServiceError):
+            given["charge"]()
+        return session.Outcome(2, 999, True, "done")
+
+    report = takes_part(client, service, run, monkeypatch)
+    spent = client.privacy_report().lifetime
+    assert (spent.epsilon, spent.campaigns) == (report.epsilon_spent, 1)
+    assert not service.left  # it has done all it was asked for: the campaign does not lack it
+
+
+def test_a_session_that_released_nothing_costs_nothing_and_both_sides_know_that_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    outcome = session.Outcome(0, 70, False, "the deadline has passed")
+    report = takes_part(client, service, lambda task, **given: outcome, monkeypatch)
+    assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, outcome.reason)
+    assert not client._store.names("training/") and not client._store.names("leaving/")
+    assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
+    told = client.privacy_report()
+    assert told.lifetime.epsilon == 0 and not told.left and not told.charged
+    assert [entry["reason"] for entry in told.ended] == [outcome.reason]
+    assert "Nothing has left this device." in told.as_text() and "nothing was charged" in told.as_text()
+
+
+def test_a_session_that_breaks_is_over_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        takes_part(client, service, run, monkeypatch)
+    assert not client._store.names("training/") and service.left
+    assert client.privacy_report().lifetime.epsilon == 0
+    assert [entry["reason"] for entry in client.privacy_report().ended] == ["interrupted"]
+
+
+def withdraw(client: Client) -> None:
+    client.set_consent(Consent())
+
+
+@pytest.mark.parametrize(
+    "act", [withdraw, Client.delete_data, Client.stop_training], ids=lambda act: act.__name__
+)
+def test_what_the_person_decides_comes_before_a_charge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Client], Any]
+) -> None:
+    """The node asks for the charge, and at that moment the person says no: nothing is charged, nothing may leave."""
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        act(client)
+        with pytest.raises(FedrecError):
+            given["charge"]()
+        return session.Outcome(0, 70, False, "stopped")
+
+    report = takes_part(client, service, run, monkeypatch)
+    assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "stopped")
+    assert client.privacy_report().lifetime.epsilon == 0 and not client._store.names("training/")
+    assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
+
+
+@pytest.mark.parametrize("error", [StoreFull, StoreLocked, StoreCorrupt])
+def test_a_charge_that_cannot_be_written_lets_nothing_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreError]
+) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+
+    def fails(*_: Any) -> int:
+        raise error("no more")
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr(client._store, "append", fails)
+            with pytest.raises(
+                StoreError, match="nothing left, because the charge cannot be kept: no more"
+            ) as no:
+                given["charge"]()
+        assert json.loads(client._store.get(f"training/{CAMPAIGN}") or b"{}")["state"] == "started"
+        return session.Outcome(0, 70, False, str(no.value))
+
+    report = takes_part(client, service, run, monkeypatch)
+    assert report.epsilon_spent == 0 and "cannot be kept" in report.reason
+    assert client.privacy_report().lifetime.epsilon == 0 and not client._store.names("training/")
+
+
+def test_a_store_that_is_full_to_the_end_does_not_hide_how_a_session_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+
+    def fails(*_: Any) -> int:
+        raise StoreFull("no more")
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        monkeypatch.setattr(client._store, "append", fails)
+        return session.Outcome(0, 70, False, "stopped")
+
+    report = takes_part(client, service, run, monkeypatch)
+    assert (report.epsilon_spent, report.reason) == (0.0, "stopped") and service.left
+
+
+def test_a_device_that_says_stop_while_it_waits_has_left(tmp_path: Path) -> None:
+    service = service_with_items()
+    client = prepared(make_client(tmp_path, service, policy=FOR_FOUR))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.train_if_eligible, READY, 60)
+        until(lambda: bool(service.enrolments))
+        client.stop_training()
+        report = waiting.result(10)
+    assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "stopped")
+    assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
+    assert not client._store.names("training/")
+
+
+def test_a_device_that_waits_learns_that_the_campaign_is_over(tmp_path: Path) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    service.over.add(CAMPAIGN)
+    report = client.train_if_eligible(READY, 60)
+    assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "the campaign is over")
+    assert not client._store.names("training/") and not service.left
+    service.campaign = "cd" * 16  # and is not bound to it any more
+    assert "not started yet" in client.train_if_eligible(READY, 0).reason
+    assert service.enrolments[-1].campaign == "cd" * 16
+
+
+def test_a_good_bye_that_nobody_heard_is_said_again(tmp_path: Path) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    service.offline = True
+    client.set_consent(Consent())
+    assert not client._store.names("training/") and client._store.names("leaving/")
+    with pytest.raises(ServiceError):
+        client.check_for_update()
+    service.offline = False
+    client.check_for_update()
+    assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
+    assert not client._store.names("leaving/")
+
+
+def test_closing_waits_for_a_session_to_note_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    store, started = client._store, threading.Event()
+
+    def run(task: Any, **given: Any) -> session.Outcome:
+        given["charge"]()
+        started.set()
+        until(given["stopped"])
+        return session.Outcome(1, 999, False, "stopped")
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(takes_part, client, service, run, monkeypatch)
+        assert started.wait(10)
+        client.close()
+        assert running.result(10).reason == "stopped"
+    assert [entry["what"] for entry in Book(store).entries()] == ["charged", "sent"]
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # What is refused -------------------------------------------------------------------------------------------
@@ -216,6 +341,8 @@ def test_the_charge_is_in_the_book_before_the_session_starts(
         ({"rounds": "2"}, BadContent),
         ({"node": []}, BadContent),
         ({"node": {"model": {}}}, BadContent),
+        ({"bundle": "00" * 32}, BadContent),
+        ({"bundle": None}, BadContent),
     ],
     ids=str,
 )
@@ -280,6 +407,21 @@ def judged(change: Any, policy: JudgedBy = FOR_FOUR) -> list[str]:
     return against
 
 
+def test_a_device_lets_nobody_judge_it() -> None:
+    """Nothing is held out on it: a release of metrics, and exact ones of a simulation, have no place in its task."""
+
+    def releasing(parts: Any) -> None:
+        integers = parts["privacy"]["plan"]["distributed"] | {"rotation_seed": None}
+        release = {"names": ["full/hr@10"], "noise_multiplier": 9.0, "integers": integers}
+        parts["privacy"]["plan"]["metrics"] = release
+
+    def measuring(parts: Any) -> None:
+        parts["evaluation"]["held_data"] = True
+
+    assert any("holds nothing out" in why for why in judged(releasing))
+    assert any("belongs to simulations" in why for why in judged(measuring))
+
+
 def test_noise_that_would_not_add_up_is_refused() -> None:
     """The operator plans for a thousand and lets four be summed: each device's share would be far too small."""
     assert not judged(lambda parts: None)
@@ -293,11 +435,11 @@ def test_noise_that_would_not_add_up_is_refused() -> None:
     def sealed(parts: Any) -> None:
         parts["aggregation"] = {"kind": "sealed", "run": "x", "public": "00"}
 
-    assert any("noise: sized for 750 people" in reason for reason in judged(for_a_thousand))
+    assert any("noise: sized for 750 users" in reason for reason in judged(for_a_thousand))
     assert any("another privacy plan" in reason for reason in judged(for_a_thousand))
-    assert judged(for_two) == ["noise: sized for 3 people together, a sum of 2 may be opened"]
+    assert judged(for_two) == ["noise: sized for 3 users together, a sum of 2 may be opened"]
     allows = JudgedBy(min_cohort=1, aggregators=("sealed",), max_epsilon_period=1e7, max_epsilon_lifetime=1e7)
-    assert any("hides nobody" in reason for reason in judged(sealed, allows))
+    assert any("hides no one" in reason for reason in judged(sealed, allows))
 
 
 def test_judging_and_preparing_import_no_torch() -> None:

@@ -30,15 +30,17 @@ from training_helpers import (
     write_task,
 )
 
-from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, ProtocolError, RunError
+from fedrec.errors import FedrecError, PrivacyRefused, ProtocolError
 from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.refusals import NodeRefused
 from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
 from fedrec.secagg.roster import Identity
+from fedrec.wire.bundle import BUNDLE
 from fedrec_client.memory import Memory
 from fedrec_client.node import Node
 from fedrec_client.private_releases import PaidReleases
-from fedrec_client.training.forward import SOCKET, NodeFailed, forward, listen, receive, send
+from fedrec_client.training.forward import SOCKET, forward, listen, receive, send
 from fedrec_client.training.host import make_node, serve
 from fedrec_client.training.run_task import run_task
 from fedrec_server.certificates import make_certificates, make_node_key
@@ -149,9 +151,10 @@ def test_a_round_is_answered_once(federation: Federation) -> None:
     device = federation.devices[0]
     for phase in ("final", "select"):
         again = Request("train", 1, phase, build(MODEL).init_shared(ITEMS, 3), {"secagg/attempt": 1})  # type: ignore[arg-type]
-        with pytest.raises((AggregationRefused, PrivacyRefused)):
+        with pytest.raises(NodeRefused) as refused:
             forward(device.folder, again)
-    with pytest.raises(PrivacyRefused, match="evaluation is refused"):
+        assert refused.value.code in ("declined", "secagg-forgotten", "secagg-replay")
+    with pytest.raises(NodeRefused, match="declines by its own terms"):
         forward(device.folder, Request("evaluate", 2, "final", outcome.shared))
 
 
@@ -218,7 +221,7 @@ def test_garbage_does_not_stop_a_node(federation: Federation) -> None:
             line.connect(str(device.folder / SOCKET))
             line.sendall(content)
     assert forward(device.folder, Request("hello", 0)).meta["users"] == 1
-    with pytest.raises(ProtocolError, match="expected one of"):
+    with pytest.raises(NodeRefused, match="does not follow the round protocol"):
         forward(device.folder, Request("train_more", 0))  # type: ignore[arg-type]
 
 
@@ -232,12 +235,13 @@ class Broken(Node):
         raise ValueError("film-11")
 
 
-def test_a_bug_is_told_by_its_type_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_told_by_a_code_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listener = listen(tmp_path)
-    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path))
+    thread = threading.Thread(target=serve, args=(Broken(), listener, tmp_path, lambda: None))
     thread.start()
-    with pytest.raises(NodeFailed, match=r"^ValueError$"):
+    with pytest.raises(NodeRefused) as caught:
         forward(tmp_path, Request("train", 1))
+    assert caught.value.code == "failed"
     listener.shutdown(2)
     listener.close()
     thread.join(5)
@@ -245,7 +249,7 @@ def test_a_bug_is_told_by_its_type_alone(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_a_session_that_is_over_answers_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is over"):
+    with pytest.raises(NodeRefused, match="is over"):
         forward(tmp_path, Request("hello", 0))
 
 
@@ -273,6 +277,7 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "node": node_parts(4, [SECRET, *(Identity.create() for _ in range(3))]),
         "superlink": NOWHERE,
         "superlink_ca": make_certificates(folder, ("nobody",)).read_text(),
+        "bundle": BUNDLE,
         "rounds": PLANNED_ROUNDS,
     }
     history = {"item_ids": ITEM_IDS, "history": [1, 2, 3]}

@@ -1,432 +1,183 @@
-"""Attacks on updates, as the specification of The Update Framework names them, against a device with real signatures.
-
-A thief has the online keys for a while, or an attacker sits on the line; the owner has the offline keys.
-"""
+"""Updates: compact blocks mean the dense vector of the layout, whatever is done with them."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
-
-from fedrec.errors import BadContent, BadSignature, Expired, FedrecError, Rollback, UpdateRejected
-from fedrec.wire.layout import alias_target, model_target
-from fedrec.wire.manifest import MANIFEST_FILE, MAX_VERSION
-from fedrec.wire.repository import Lifetimes, Repository
-from fedrec.wire.signing import OfflineKeys, OnlineKeys
-from fedrec_client import Client, MemoryStore
-from fedrec_client.latest_time import MAX_AHEAD_SECONDS
-from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client, small_model
-
-
-class Setting:
-    """A service, a device that has version 1, and its clock."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.service, self.platform, self.store = FakeService(**settings), FakePlatform(), MemoryStore()
-        self.folder = folder
-        self.service.publish()
-        self.client.check_for_update()
-
-    @property
-    def client(self) -> Client:
-        """As after a restart."""
-        return make_client(self.folder, self.service, self.platform, self.store)
-
-    @property
-    def metadata(self) -> Path:
-        return self.service.repository.folder
-
-    def sign(self, role: str, change: Callable[[Any], None], *signers: Any) -> None:
-        """Change the newest metadata of a role in place and sign it anew: what a holder of its key can do."""
-        path = max(
-            self.metadata.glob(f"*{role}.json"),
-            key=lambda p: int("0" + p.name.split(".")[0].strip("t")) if p.name[0].isdigit() else 0,
-        )
-        metadata: Metadata[Any] = Metadata.from_bytes(path.read_bytes())
-        change(metadata.signed)
-        metadata.signatures.clear()
-        for signer in signers or (self.service.online_keys.of(role),):
-            metadata.sign(signer, append=True)
-        name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
-        (self.metadata / name).write_bytes(metadata.to_bytes())
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path / "device")
-
-
-def refused(setting: Setting, error: type[FedrecError], match: str | None = None) -> None:
-    """The update is refused by name, and what was served serves on."""
-    before = setting.client.status()
-    with pytest.raises(error, match=match) as caught:
-        setting.client.check_for_update()
-    after = setting.client.status()
-    assert "\n" not in str(caught.value)
-    assert (after.model_version, after.model_sha256) == (before.model_version, before.model_sha256)
-
-
-def grow(version: int) -> Callable[[Any], None]:
-    def change(signed: Any) -> None:
-        signed.version = version
-
-    return change
-
-
-# A stolen online key
-
-
-def test_a_thief_fast_forwards_and_the_owner_recovers(setting: Setting) -> None:
-    """He signs version 2^53, the device takes it; the root replaces the keys; the owner's next version comes."""
-    service = setting.service
-    owners = service.keep()
-    service.publish(version=MAX_VERSION)
-    state = service.repository.state(service.trust)
-    for signed in (state.roles["models"], state.snapshot, state.timestamp):
-        signed.version = MAX_VERSION - 1  # as if he had signed so often
-    service.repository._commit_after(state, {"models": state.roles["models"]}, [], [service.online_keys], NOW)
-    info = setting.client.check_for_update()
-    assert info is not None and info.version == MAX_VERSION
-    assert setting.client.status().metadata["timestamp"] == MAX_VERSION
-
-    service.restore(owners)
-    service._manifests.pop(MAX_VERSION)
-    service.version = 1
-    refused(setting, Rollback)  # the same keys, lower versions
-    service.rotate()
-    service.publish(small_model(seed=7))
-    info = setting.client.check_for_update()
-    assert info is not None and info.version == 2
-    status = setting.client.status()
-    assert status.metadata["root"] == 2 and status.metadata["timestamp"] < 10 and status.model_state == "good"
-    service.publish()
-    assert setting.client.check_for_update() is not None
-
-
-def test_what_a_thief_signs_after_the_rotation_is_refused(setting: Setting) -> None:
-    service, thief = setting.service, setting.service.online_keys
-    service.rotate()
-    setting.client.check_for_update()
-    for role in ("timestamp", "snapshot", "models"):
-        kept = service.keep()
-        service.publish()
-        with pytest.raises(UpdateRejected):
-            setting.sign(role, lambda signed: None, thief.of(role))
-            setting.client.check_for_update()
-        service.restore(kept)
-        service._manifests.pop(max(service._manifests))
-        service.version = max(service._manifests)
-
-
-def test_snapshot_and_timestamp_alone_change_no_model(setting: Setting) -> None:
-    """A service that only renews can hide news, and nothing else."""
-    service = setting.service
-    stolen = {role: service.online_keys.of(role) for role in ("snapshot", "timestamp")}
-    own = OnlineKeys({**OnlineKeys.generate().signers, **stolen})
-    service.online_keys = own
-    with pytest.raises(FedrecError, match="devices would refuse"):
-        service.publish(small_model(seed=66))
-    state = service.repository.state(service.trust)
-    models = state.roles["models"]
-    models.version += 1
-    service.repository._commit_after(state, {"models": models}, [], [own], NOW, checked=())
-    refused(setting, BadSignature)
-
-
-# Freeze, rollback, mix and match
-
-
-def test_a_service_that_hides_news_is_noticed_after_a_week(setting: Setting) -> None:
-    kept = setting.service.keep()
-    setting.service.publish()
-    setting.service.replay(kept)
-    for days, known in ((1, True), (6, True), (8, False), (89, False), (400, False)):
-        setting.platform.clock = NOW + days * DAY
-        if known:
-            assert setting.client.check_for_update() is None
-        else:
-            refused(setting, Expired, "hides it")
-        assert len(setting.client.recommend(3)) == 3
-    assert setting.client.status().model_state == "expired"
-
-
-def test_a_service_that_renews_keeps_a_model_current(setting: Setting) -> None:
-    for days in range(4, 200, 4):
-        setting.platform.clock = NOW + days * DAY
-        setting.service.renew(setting.platform.clock)
-        assert setting.client.check_for_update() is None
-    assert setting.client.status().model_state == "good"
-
-
-def test_older_timestamp_and_older_snapshot_are_refused(setting: Setting) -> None:
-    before = {p.name: p.read_bytes() for p in setting.metadata.iterdir()}
-    setting.service.publish()
-    setting.client.check_for_update()
-    (setting.metadata / "timestamp.json").write_bytes(before["timestamp.json"])
-    refused(setting, Rollback)
-    setting.service.restore(setting.service.keep())
-    # A timestamp of a higher version that names an older snapshot: what a thief of one key can try.
-    timestamp: Metadata[Timestamp] = Metadata.from_bytes(before["timestamp.json"])
-    timestamp.signed.version = 50
-    timestamp.sign(setting.service.online_keys.of("timestamp"))
-    (setting.metadata / "timestamp.json").write_bytes(timestamp.to_bytes())
-    refused(setting, Rollback)
-
-
-def test_an_older_list_of_models_under_a_newer_snapshot_is_refused(setting: Setting) -> None:
-    old = setting.service.repository.state(setting.service.trust).roles["models"].version
-    setting.service.publish()
-    setting.client.check_for_update()
-    state = setting.service.repository.state(setting.service.trust)
-    older = (setting.metadata / f"{old}.models.json").read_bytes()
-    state.snapshot.meta["models.json"].version = old
-    state.snapshot.meta["models.json"].length = len(older)
-    state.snapshot.meta["models.json"].hashes = None
-    setting.service.repository._commit_after(state, {}, [], [setting.service.online_keys], NOW)
-    refused(setting, Rollback)
-
-
-def test_parts_of_two_states_do_not_mix(setting: Setting) -> None:
-    """The list of models of one state under the snapshot of another, each signed."""
-    setting.service.publish()
-    state = setting.service.repository.state(setting.service.trust)
-    version = state.roles["models"].version
-    older = (setting.metadata / f"{version - 1}.models.json").read_bytes()
-    (setting.metadata / f"{version}.models.json").write_bytes(older)
-    refused(setting, BadContent)
-
-
-def test_a_snapshot_that_drops_a_role_is_refused(setting: Setting) -> None:
-    state = setting.service.repository.state(setting.service.trust)
-    del state.snapshot.meta["tasks.json"]
-    setting.service.repository._commit_after(state, {}, [], [setting.service.online_keys], NOW)
-    refused(setting, UpdateRejected)
-
-
-def test_two_different_models_under_one_version_are_seen_in_the_status(tmp_path: Path) -> None:
-    """Who holds the online keys can sign two; each is genuine, so nothing refuses it: the hashes tell them apart."""
-    keys = (OfflineKeys.generate(), OnlineKeys.generate())
-    one, two = FakeService(keys=keys), FakeService(keys=keys)
-    two.trust = one.trust
-    (two.repository.folder / "1.root.json").write_bytes(one.trust)
-    one.publish(small_model(seed=1))
-    two.publish(small_model(seed=2))
-    a, b = make_client(tmp_path / "a", one), make_client(tmp_path / "b", two)
-    a.check_for_update(), b.check_for_update()
-    assert a.status().model_version == b.status().model_version == 1
-    assert a.status().metadata == b.status().metadata
-    assert len(a.status().model_sha256) == 64 and a.status().model_sha256 != b.status().model_sha256
-    same = make_client(tmp_path / "c", one)
-    same.check_for_update()
-    assert same.status().model_sha256 == a.status().model_sha256
-
-
-# Expiry, and clocks
-
-
-@pytest.mark.parametrize("role", ["offline", "models", "snapshot", "timestamp"])
-def test_each_role_expires(tmp_path: Path, role: str) -> None:
-    setting = Setting(tmp_path, lifetimes=Lifetimes(**{role: 5.0}))
-    setting.service.publish()
-    setting.platform.clock = NOW + 5.5 * DAY
-    refused(setting, Expired)
-    setting.platform.clock = NOW + 4 * DAY
-    setting.store = MemoryStore()
-    assert setting.client.check_for_update() is not None
-
-
-def test_a_clock_that_is_put_back_revives_nothing(setting: Setting) -> None:
-    client = setting.client
-    withheld = setting.service.keep()
-    setting.service.publish()
-    setting.platform.clock = NOW + 100 * DAY
-    refused(setting, Expired)
-    assert client.status().model_state == "expired"
-    setting.platform.clock = NOW + 10
-    assert setting.client.status().model_state == "expired"  # also after a restart
-    refused(setting, Expired)
-    setting.service.replay(withheld)
-    refused(setting, Expired)
-    setting.service.replay(None)
-    setting.platform.clock = NOW + 101 * DAY
-    setting.service.sign(NOW + 101 * DAY)
-    assert setting.client.check_for_update() is not None
-    assert setting.client.status().model_state == "good"
-
-
-def test_a_clock_before_the_newest_signature_does_not_count(setting: Setting) -> None:
-    setting.platform.clock = NOW + 50 * DAY
-    setting.service.publish(clock=NOW + 50 * DAY)
-    setting.client.check_for_update()
-    setting.platform.clock = 0.0
-    setting.service.publish(clock=NOW + 1 * DAY)  # expired on the day 50
-    refused(setting, Expired)
-
-
-def test_a_clock_that_was_ahead_once_costs_a_bounded_time(setting: Setting) -> None:
-    setting.platform.clock = NOW + 3650 * DAY
-    assert setting.client.status().model_state == "expired"
-    soon = NOW + MAX_AHEAD_SECONDS + DAY
-    setting.platform.clock = soon
-    setting.service.publish(clock=soon)
-    assert setting.client.check_for_update() is not None and setting.client.status().model_state == "good"
-
-
-# Keys: roots, thresholds
-
-
-def test_devices_follow_from_root_to_root(setting: Setting) -> None:
-    """An app that pins the first root meets a repository whose keys were all replaced, several times."""
-    service = setting.service
-    for offline in (True, False, True):
-        service.rotate(online=OnlineKeys.generate(), offline=OfflineKeys.generate() if offline else None)
-    service.publish()
-    assert setting.client.check_for_update() is not None
-    assert setting.client.status().metadata["root"] == 4
-    fresh = make_client(setting.folder.with_name("fresh"), service)
-    assert fresh.check_for_update() is not None and fresh.status().metadata["root"] == 4
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "by a stranger",
-        "by the new keys alone",
-        "by the old keys alone",
-        "skips a version",
-    ],
-)
-def test_a_root_that_the_one_before_does_not_stand_for_is_refused(setting: Setting, attack: str) -> None:
-    service = setting.service
-    old, new = service.offline_keys, OfflineKeys.generate()
-    service.rotate(offline=new)
-    path = setting.metadata / "2.root.json"
-    metadata: Metadata[Root] = Metadata.from_bytes(path.read_bytes())
-    if attack == "skips a version":
-        metadata.signed.version = 3
-    signers = {
-        "by a stranger": OfflineKeys.generate().root,
-        "by the new keys alone": new.root,
-        "by the old keys alone": old.root,
-        "skips a version": (*old.root, *new.root),
-    }[attack]
-    metadata.signatures.clear()
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    path.write_bytes(metadata.to_bytes())
-    refused(setting, UpdateRejected)
-
-
-def test_fewer_root_keys_than_the_threshold_sign_nothing(tmp_path: Path) -> None:
-    offline, online = OfflineKeys.generate(3), OnlineKeys.generate()
-    repository = Repository(tmp_path / "metadata", "test")
-    trust = repository.create(offline, online, NOW, threshold=2)
-    service = FakeService(keys=(offline, online))
-    service.repository, service.trust = repository, trust
-    service.publish()
-    client = make_client(tmp_path / "device", service)
-    client.check_for_update()
-    one = OfflineKeys(offline.root[:1], offline.targets)
-    with pytest.raises(FedrecError, match="not the root keys in force"):
-        repository.replace_keys(trust, (one, online), (one, online), NOW)
-    two = OfflineKeys(offline.root[1:], offline.targets)
-    assert repository.replace_keys(trust, (two, online), (two, online), NOW) == 2
-    role = repository.state(trust).root.roles["root"]
-    assert len(role.keyids) == 3 and role.threshold == 2  # the one who did not come to the ceremony stays
-    service.publish()
-    assert client.check_for_update() is not None and client.status().metadata["root"] == 2
-    path = repository.folder / "3.root.json"
-    metadata: Metadata[Root] = Metadata.from_bytes((repository.folder / "2.root.json").read_bytes())
-    metadata.signed.version = 3
-    metadata.sign(two.root[0])
-    path.write_bytes(metadata.to_bytes())
-    with pytest.raises(BadSignature):
-        client.check_for_update()
-
-
-def test_a_signature_counts_once(setting: Setting) -> None:
-    """A key that is listed twice under two ids still is one key: thresholds count distinct keys."""
-    path = setting.metadata / "1.root.json"
-    root: Metadata[Root] = Metadata.from_bytes(path.read_bytes())
-    root.signed.roles["root"].threshold = 2
-    root.sign(setting.service.offline_keys.root[0])
-    with pytest.raises(UpdateRejected):
-        client = Client.open(
-            setting.folder.with_name("x"),
-            population="test",
-            trust=root.to_bytes(),
-            server=setting.service,
-            platform=FakePlatform(),
-            store=MemoryStore(),
-        )
-        client.check_for_update()
-
-
-# Roles and targets
-
-
-def test_a_role_signs_only_what_was_delegated_to_it(setting: Setting) -> None:
-    """The key of tasks signs a champion: devices do not look there for one."""
-    service = setting.service
-    content = b"{}"
-    champion = TargetFile.from_data(alias_target("test", "champion"), content, ["sha256"])
-    service.repository.change(service.trust, service.online_keys, NOW, tasks=[champion], models=[])
-    assert setting.client.check_for_update() is None
-    assert setting.client.status().model_version == 1
-
-
-@pytest.mark.parametrize("custom", [{}, {"version": -1}, {"version": "1"}, {"version": True}, None])
-def test_a_champion_without_a_version_is_refused(setting: Setting, custom: object) -> None:
-    service = setting.service
-    state = service.repository.state(service.trust)
-    entry = state.models[alias_target("test", "champion")]
-    entry.unrecognized_fields = {} if custom is None else {"custom": custom}
-    service.repository.change(service.trust, service.online_keys, NOW, models=state.models.values())
-    refused(setting, BadContent)
-
-
-def test_an_alias_that_names_another_manifest_is_refused(setting: Setting) -> None:
-    service = setting.service
-    service.publish()
-    state = service.repository.state(service.trust)
-    state.models[alias_target("test", "champion")].hashes = state.models[
-        model_target("test", 1, MANIFEST_FILE)
-    ].hashes
-    state.models[alias_target("test", "champion")].hashes = {"sha256": "0" * 64}
-    service.repository.change(service.trust, service.online_keys, NOW, models=state.models.values())
-    refused(setting, BadContent, "contradicts itself")
-
-
-def test_accepted_metadata_is_in_the_store_and_nothing_in_the_folder_is_believed(setting: Setting) -> None:
-    assert {name for name in setting.store.names("tuf/") if "root" not in name} == {
-        *("tuf/timestamp.json", "tuf/snapshot.json", "tuf/targets.json", "tuf/models.json"),
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import quick, ragged, seeds
+
+from fedrec.errors import ProtocolError
+from fedrec.learning.updates import Block, BlockSpec, Dense, Gram, Layout, RowGram, Rows, Updates, UpdateSum
+
+ITEMS, D = 9, 4
+Made = tuple[Block, BlockSpec, np.ndarray]
+"""A block of U users, its shape, and what it means, written out: [U, *shape]."""
+
+
+def dense(rng: np.random.Generator, n_users: int) -> Made:
+    values = rng.normal(size=(n_users, ITEMS, D))
+    return Dense(values), BlockSpec((ITEMS, D)), values
+
+
+def dense_symmetric(rng: np.random.Generator, n_users: int) -> Made:
+    half = rng.normal(size=(n_users, 2, D, D))
+    values = half + half.swapaxes(-1, -2)
+    return Dense(values, symmetric=True), BlockSpec((2, D, D), symmetric=True), values
+
+
+def rows(rng: np.random.Generator, n_users: int) -> Made:
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    values, full = rng.normal(size=(len(batch.item), D)), np.zeros((n_users, ITEMS, D))
+    full[batch.row, batch.item] = values
+    return Rows(batch.indptr, batch.item, values), BlockSpec((ITEMS, D)), full
+
+
+def scalar_rows(rng: np.random.Generator, n_users: int) -> Made:
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    values, full = rng.normal(size=len(batch.item)), np.zeros((n_users, ITEMS))
+    full[batch.row, batch.item] = values
+    return Rows(batch.indptr, batch.item, values), BlockSpec((ITEMS,)), full
+
+
+def gram(rng: np.random.Generator, n_users: int) -> Made:
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    x, full = rng.normal(size=len(batch.item)), np.zeros((n_users, ITEMS))
+    full[batch.row, batch.item] = x
+    outer = full[:, :, None] * full[:, None, :]
+    return Gram(batch.indptr, batch.item, x), BlockSpec((ITEMS, ITEMS), symmetric=True), outer
+
+
+def row_gram(rng: np.random.Generator, n_users: int) -> Made:
+    batch = ragged(rng, n_users, ITEMS, ITEMS)
+    weight, factor = rng.normal(size=len(batch.item)), rng.normal(size=(n_users, D))
+    full = np.zeros((n_users, ITEMS, D, D))
+    outer = factor[:, :, None] * factor[:, None, :]
+    full[batch.row, batch.item] = weight[:, None, None] * outer[batch.row]
+    return RowGram(batch.indptr, batch.item, weight, factor), BlockSpec((ITEMS, D, D), symmetric=True), full
+
+
+KINDS = (dense, dense_symmetric, rows, scalar_rows, gram, row_gram)
+kinds = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+
+
+def all_kinds(rng: np.random.Generator, n_users: int) -> tuple[Updates, Layout]:
+    made = {make.__name__: make(rng, n_users) for make in KINDS}
+    layout = Layout({name: spec for name, (_, spec, _) in made.items()})
+    blocks = {name: block for name, (block, _, _) in made.items()}
+    return Updates(blocks, n_users, rng.random(n_users), np.full(n_users, 2.0)), layout
+
+
+@kinds
+@given(seed=seeds, n_users=st.integers(1, 6))
+@quick
+def test_norm_is_that_of_what_is_sent(make: Callable[..., Made], seed: int, n_users: int) -> None:
+    block, spec, full = make(np.random.default_rng(seed), n_users)
+    sent = [np.square(spec.pack(values)).sum() for values in full]
+    np.testing.assert_allclose(block.squared_norms(), sent, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+@given(seed=seeds, n_users=st.integers(1, 6))
+@quick
+def test_adding_is_the_scaled_sum(make: Callable[..., Made], seed: int, n_users: int) -> None:
+    rng = np.random.default_rng(seed)
+    block, spec, full = make(rng, n_users)
+    scale = rng.normal(size=n_users) * rng.integers(0, 2, n_users)
+    start = rng.normal(size=spec.shape)
+    total = start.copy()
+    block.add_into(total, scale)
+    expected = start + np.tensordot(scale, full, axes=1)
+    np.testing.assert_allclose(total, expected, rtol=1e-9, atol=1e-10)
+
+
+@given(seed=seeds)
+@quick
+def test_single_precision_rows_sum_in_double(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    block, _, full = rows(rng, 4)
+    assert isinstance(block, Rows)
+    single = Rows(block.indptr, block.row, block.values.astype(np.float32))
+    total = np.full((ITEMS, D), 1e6)
+    single.add_into(total, np.ones(4))
+    expected = 1e6 + full.astype(np.float32).astype(np.float64).sum(0)
+    np.testing.assert_allclose(total, expected, rtol=1e-15, atol=0)
+    sent = np.square(full.reshape(4, -1)).sum(1)
+    np.testing.assert_allclose(single.squared_norms(), sent, rtol=1e-5)
+
+
+@given(seed=seeds, n=st.integers(1, 5), outer=st.integers(0, 3))
+@quick
+def test_symmetric_block_round_trip(seed: int, n: int, outer: int) -> None:
+    rng = np.random.default_rng(seed)
+    spec = BlockSpec((*(3,) * outer, n, n), symmetric=True)
+    half = rng.normal(size=spec.shape)
+    full = half + half.swapaxes(-1, -2)
+    packed = spec.pack(full)
+    assert packed.shape == (spec.size,) == (3**outer * n * (n + 1) // 2,)
+    np.testing.assert_array_equal(spec.unpack(packed), full)
+
+
+@given(seed=seeds)
+@quick
+def test_layout_round_trip_in_the_declared_order(seed: int) -> None:
+    updates, layout = all_kinds(np.random.default_rng(seed), 3)
+    totals = layout.zeros()
+    updates.add_into(totals, np.ones(3))
+    flat = layout.flatten(totals)
+    assert flat.shape == (layout.size,)
+    first = next(iter(layout.blocks.values()))
+    np.testing.assert_array_equal(flat[: first.size], first.pack(totals[next(iter(layout.blocks))]))
+    back = layout.unflatten(flat)
+    assert list(back) == list(layout.blocks)
+    for name, values in back.items():
+        np.testing.assert_allclose(values, totals[name], rtol=1e-12, atol=1e-12)
+    # The order of the mapping that is handed over does not matter, the layout's does.
+    np.testing.assert_array_equal(layout.flatten(dict(reversed(totals.items()))), flat)
+
+
+@given(seed=seeds, n_users=st.integers(1, 5))
+@quick
+def test_norm_of_an_update_is_over_all_blocks(seed: int, n_users: int) -> None:
+    updates, layout = all_kinds(np.random.default_rng(seed), n_users)
+    sent = [np.linalg.norm(updates.vector(user, layout)) for user in range(n_users)]
+    np.testing.assert_allclose(updates.norms(), sent, rtol=1e-9)
+
+
+@given(seed=seeds, parts=st.integers(2, 5))
+@quick
+def test_merging_sums_is_the_sum_over_all(seed: int, parts: int) -> None:
+    rng = np.random.default_rng(seed)
+    updates, layout = all_kinds(rng, parts)
+    whole, merged = UpdateSum(layout.zeros()), UpdateSum(layout.zeros())
+    for user in range(parts):
+        one = np.eye(parts)[user]
+        part = UpdateSum(layout.zeros(), 1, float(updates.loss[user]), 2.0, user % 2, float(user))
+        updates.add_into(part.blocks, one)
+        merged.merge(part)
+    updates.add_into(whole.blocks, np.ones(parts))
+    for name, values in whole.blocks.items():
+        np.testing.assert_allclose(merged.blocks[name], values, rtol=1e-12, atol=1e-12)
+    expected = {
+        "users": parts,
+        "loss": updates.loss.sum(),
+        "examples": 2.0 * parts,
+        "clipped": parts // 2,
+        "norm": sum(range(parts)),
+        "zeroed": 0,
     }
-    planted = setting.folder / "models" / ".metadata"
-    planted.mkdir()
-    (planted / "timestamp.json").write_text("{}")
-    stranger = FakeService()
-    shutil.copytree(stranger.repository.folder, planted / "root_history")
-    setting.service.publish()
-    assert setting.client.check_for_update() is not None and not planted.exists()
+    assert dict(merged.numbers()) == pytest.approx(expected)
 
 
-# The types that are signed are those of the specification.
-
-
-def test_any_client_of_the_framework_can_read_the_repository(setting: Setting) -> None:
-    kinds = {
-        "root": Root,
-        "timestamp": Timestamp,
-        "snapshot": Snapshot,
-        "targets": Targets,
-        "models": Targets,
-    }
-    for path in setting.metadata.iterdir():
-        signed = Metadata.from_bytes(path.read_bytes()).signed
-        role = path.name.removesuffix(".json").rpartition(".")[2]
-        assert isinstance(signed, kinds.get(role, Targets)) and signed.spec_version.startswith("1.0.")
+def test_wrong_length_and_wrong_blocks_are_refused() -> None:
+    updates, layout = all_kinds(np.random.default_rng(0), 2)
+    with pytest.raises(ProtocolError, match=rf"expected \({layout.size},\)"):
+        layout.unflatten(np.zeros(layout.size + 1))
+    totals = layout.zeros()
+    del totals["gram"]
+    with pytest.raises(ProtocolError, match="expected"):
+        updates.add_into(totals, np.ones(2))
+    assert all((values == 0).all() for values in totals.values()), "nothing was added"

@@ -82,8 +82,11 @@ def test_another_passphrase_leaves_the_rows_alone(tmp_path: Path) -> None:
 
 def test_the_key_itself_is_written_nowhere_under_a_passphrase(tmp_path: Path) -> None:
     vault = PassphraseVault.create(tmp_path, "correct horse")
+    store = SqliteStore.open(tmp_path, vault)
+    store.add_event(Event(EventType.PLAY, "item", 0.0))
+    store.delete_events()
+    store.close()
     key = vault.key()
-    SqliteStore.open(tmp_path, vault).close()
     for path in tmp_path.iterdir():
         assert key not in path.read_bytes() and key.hex().encode() not in path.read_bytes()
 
@@ -100,16 +103,29 @@ def test_a_broken_description_is_one_clear_line(tmp_path: Path, change: dict[str
     assert "\n" not in str(caught.value)
 
 
-def test_destroyed_keys_are_gone(tmp_path: Path) -> None:
-    ring = Ring()
-    for name, passphrase, chain in (("a", None, ring), ("b", "long enough", None), ("c", None, None)):
-        vault = open_vault(tmp_path / name, passphrase, chain)
-        vault.destroy()
-        vault.destroy()
-        assert list((tmp_path / name).iterdir()) == []
-        with pytest.raises(StoreLocked):
-            vault.key()
-    assert ring.secrets == {}
+def test_a_key_that_is_given_up_is_written_over(tmp_path: Path) -> None:
+    for name, passphrase in (("b", "long enough"), ("c", None)):
+        vault = open_vault(tmp_path / name, passphrase)
+        path = tmp_path / name / ("vault.json" if passphrase else "store.key")
+        with path.open("rb") as before:
+            held = vault.read()
+            vault.write(held.settled(bytes(32), 7))
+            assert held.keys[0].hex() not in before.read().decode("latin-1")
+        assert open_vault(tmp_path / name, passphrase).read() == held.settled(bytes(32), 7)
+
+
+def test_a_counter_costs_no_argon2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = open_vault(tmp_path, "long enough")
+    held = vault.read()
+
+    def again(*_: object) -> bytes:
+        raise AssertionError("stretched again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vault_module, "_stretch", again)
+        vault.write(held.settled(held.keys[0], 3))
+        assert vault.read().counter == 3
+    assert open_vault(tmp_path, "long enough").read().counter == 3
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -119,7 +135,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
         vault.key()
     (tmp_path / "store.key").chmod(0o600)
     (tmp_path / "store.key").write_bytes(b"short")
-    with pytest.raises(StoreLocked, match="expected 32"):
+    with pytest.raises(StoreLocked, match="does not hold the key"):
         vault.key()
 
 

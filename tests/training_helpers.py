@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from fedrec.privacy.plan import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity, Member, Roster
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.node import config_hash
-from fedrec_client.training.forward import SENT, NodeFailed, forward, listen
+from fedrec_client.node import Node, config_hash
+from fedrec_client.training.charging import AskedCharge, NotCharged, Till
+from fedrec_client.training.forward import SENT, SOCKET, forward, listen
 from fedrec_client.training.host import make_node, serve
 from fedrec_server.task import Task
 
@@ -60,6 +64,7 @@ def terms_for(people: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms
         clip_norm=plan.clip_norm,
         min_users=SETTINGS.survivors * people,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
+        schedule=Schedule(final_rounds=PLANNED_ROUNDS, guarded=()),
     )
     return privacy, secagg, settings
 
@@ -88,7 +93,12 @@ def write_task(folder: Path, people: int, identities: Sequence[Identity], rounds
 
 
 class Device:
-    """A node of `fedrec_client.training.host` that serves from a thread, until it vanishes."""
+    """A node of `fedrec_client.training.host` that serves from a thread, until it vanishes.
+
+    Attributes:
+        charges: for each charge, how many answers had been noted when it was asked for.
+        refuses: raised in the place of the next charges.
+    """
 
     def __init__(self, folder: Path, parts: dict[str, Any], identity: Identity, history: list[int]) -> None:
         folder.mkdir(parents=True)
@@ -101,18 +111,47 @@ class Device:
         }
         self.folder, self.gone = folder, False
         self._listener = listen(folder)
-        self._thread = threading.Thread(target=serve, args=(make_node(wanted), self._listener, folder))
-        self._thread.daemon = True
-        self._thread.start()
+        self.charges: list[int] = []
+        self.refuses: FedrecError | None = None
+        ours, theirs = socket.socketpair()
+        self._ends, self._over = (ours, theirs), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(make_node(wanted), AskedCharge(theirs)), daemon=True),
+            threading.Thread(target=self._collect, args=(Till(ours, self._charge),), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self, node: Node, charge: AskedCharge) -> None:
+        with suppress(NotCharged):
+            serve(node, self._listener, self.folder, charge)
+        self._listener.close()
+        (self.folder / SOCKET).unlink()
+
+    def _collect(self, till: Till) -> None:
+        """As `run_task` does: the first failure ends the session."""
+        while not self._over.is_set():
+            if till.serve(0.02):
+                self._ends[0].close()
+                return
+
+    def _charge(self) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.charges.append(len(self.sent))
 
     def vanish(self) -> None:
         self.gone = True
 
     def end(self) -> None:
-        self._listener.shutdown(2)
-        self._listener.close()
-        self._thread.join(5)
-        assert not self._thread.is_alive()
+        self._over.set()
+        with suppress(OSError):  # it has ended by itself
+            self._listener.shutdown(2)
+        for thread in self._threads:
+            thread.join(5)
+            assert not thread.is_alive()
+        for each in self._ends:
+            each.close()
 
     @property
     def sent(self) -> list[str]:
@@ -146,7 +185,7 @@ class Devices:
             return Failure("no answer")
         try:
             reply = forward(device.folder, request)
-        except (FedrecError, NodeFailed) as error:
+        except FedrecError as error:
             return Failure(str(error))
         if self._fate(place, request.kind, request.round, "after"):
             device.vanish()

@@ -111,11 +111,16 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.eligible, conditions)
 
     async def train_if_eligible(
-        self, conditions: Conditions | None = None, deadline_seconds: float = 60.0
+        self,
+        conditions: Conditions | None = None,
+        deadline_seconds: float = 60.0,
+        enrolment_token: str = "",
     ) -> TrainingReport:
         """See `Client`."""
         try:
-            return await asyncio.to_thread(self._client.train_if_eligible, conditions, deadline_seconds)
+            return await asyncio.to_thread(
+                self._client.train_if_eligible, conditions, deadline_seconds, enrolment_token
+            )
         except asyncio.CancelledError:
             self._client.stop_training()
             raise
@@ -132,9 +137,9 @@ class AsyncClient:
         """See `Client`."""
         return await asyncio.to_thread(self._client.export_data, path)
 
-    async def delete_data(self, since: float | None = None) -> Receipt:
+    async def delete_data(self, since: float | None = None, item: str | None = None) -> Receipt:
         """See `Client`."""
-        return await asyncio.to_thread(self._client.delete_data, since)
+        return await asyncio.to_thread(self._client.delete_data, since, item)
 
     async def status(self) -> Status:
         """See `Client`."""

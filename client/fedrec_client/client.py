@@ -21,7 +21,7 @@ from typing import Any, Self
 from fedrec.errors import ServiceError
 from fedrec.ranking.pipeline import Wanted
 from fedrec_client import server_calls
-from fedrec_client.client_state import CAMPAIGN_KEYS, ClientState, Setup
+from fedrec_client.client_state import ClientState, Setup
 from fedrec_client.consent import Consent
 from fedrec_client.eligibility import Conditions, eligible
 from fedrec_client.events import Event, EventType, Scalar
@@ -41,7 +41,11 @@ from fedrec_client.results import (
 )
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.exporting import export_lines, write_lines
+from fedrec_client.training.enrolments import KEYS
 from fedrec_client.transport import Transport
+
+#: So long `close` waits for a training session to note its end.
+CLOSE_SECONDS = 3.0
 
 
 class Client:
@@ -52,6 +56,7 @@ class Client:
         self._state = ClientState(setup, store)
         self._lists = Lists(self._state)
         self._network, self._stop = threading.Lock(), threading.Event()
+        self._session, self._closed = threading.Lock(), False
 
     @classmethod
     def open(
@@ -116,11 +121,18 @@ class Client:
 
     def close(self) -> None:
         """End a training session that is under way, let the connection go, close the store."""
+        self._closed = True
         self._stop.set()
-        with self._state.lock:
-            if self._transport is not None:
-                self._transport.close()
-            self._store.close()
+        # Its processes are gone within 100 ms; then it notes its end and tells the service.
+        ended = self._session.acquire(timeout=CLOSE_SECONDS)
+        try:
+            with self._state.lock:
+                if self._transport is not None:
+                    self._transport.close()
+                self._store.close()
+        finally:
+            if ended:
+                self._session.release()
 
     # Consent
 
@@ -214,7 +226,8 @@ class Client:
         event = Event.of(
             type,
             item,
-            self._state.setup.now() if time is None else time,
+            self._state.now() if time is None else time,
+            stamped=time is None,
             value=value,
             recommendation=rec,
             name=name,
@@ -256,11 +269,21 @@ class Client:
             return eligible(state.device(), book, state.setup.policy, conditions or Conditions())
 
     def train_if_eligible(
-        self, conditions: Conditions | None = None, deadline_seconds: float = 60.0
+        self,
+        conditions: Conditions | None = None,
+        deadline_seconds: float = 60.0,
+        enrolment_token: str = "",
     ) -> TrainingReport:
         """Take part in a training campaign, if there is one, this device may, and the app's policy allows it.
 
-        Blocks for at most the deadline; `stop_training`, withdrawing consent and `close` end it within 100 ms.
+        Blocks for at most the deadline; `stop_training`, withdrawing consent and `close` end it within 100 ms. The
+        budget is charged when the first share or vector is about to leave; a session that ends before that costs
+        nothing, and says so in its report.
+
+        Args:
+            conditions: under which the device trains; None: the usual ones.
+            deadline_seconds: for the whole call.
+            enrolment_token: of the app's own login, where the operator asks for one to enrol; single use.
 
         Raises:
             ConsentRequired: the person has not agreed to training.
@@ -273,13 +296,14 @@ class Client:
         if not verdict.ok:
             why = f"not eligible: {'; '.join(verdict.reasons)}"
             return TrainingReport(False, 0, 0, 0.0, self._state.setup.now(), why)
-        with self._network, self._state.noting_errors():
+        with self._network, self._session, self._state.noting_errors():
             self._stop.clear()
             return server_calls.train(
                 self._state,
                 transport,
                 deadline_seconds,
-                lambda: self._stop.is_set() or not self.consent.train,
+                lambda: self._closed or self._stop.is_set() or not self.consent.train,
+                enrolment_token,
             )
 
     def stop_training(self) -> None:
@@ -301,23 +325,32 @@ class Client:
             DataError: the file exists or cannot be written.
         """
         with self._state.lock:
-            lines = list(export_lines(self._store, hidden=(CAMPAIGN_KEYS,)))
+            lines = list(export_lines(self._store, hidden=(KEYS,)))
         write_lines(Path(path).expanduser(), lines)
         return len(lines)
 
-    def delete_data(self, since: float | None = None) -> Receipt:
-        """Delete everything kept about the person, with the key, or the events from a time on.
+    def delete_data(self, since: float | None = None, item: str | None = None) -> Receipt:
+        """Delete everything kept about the person, or the events from a time on, of one item, or both.
 
-        What stays: the public model, and the sum of what was spent of the privacy budget, which no deletion can take
-        back; the receipt says so.
+        What is deleted was sealed under a key that is destroyed: once this returns, no file of the store and no copy
+        of one from before opens to it. What stays: the public model, and the sum of what was spent of the privacy
+        budget, which no deletion can take back; the receipt says so.
+
+        Args:
+            since: seconds since 1970; None: from the beginning.
+            item: the app's id; None: of any.
+
+        Raises:
+            StoreFull: there is no room for what stays; nothing was deleted.
+            StoreError: it was cut off; it goes on when the client is opened again.
         """
         self._stop.set()
         with self._state.lock:
-            if since is not None:
+            if since is not None or item is not None:
                 self._lists.forget_person()
-                return self._state.delete_since(since)
+                return self._state.delete_events(since, item)
             self._lists.forget()
-            return self._state.destroy()
+            return self._state.erase()
 
     def status(self) -> Status:
         """For bug reports: versions and states; no item, no event."""

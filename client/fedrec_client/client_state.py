@@ -17,24 +17,25 @@ from fedrec import __version__
 from fedrec.errors import DataError, FedrecError, StoreError
 from fedrec.wire.manifest import check_population
 from fedrec.wire.pinned_root import check_root, read_root
-from fedrec_client.consent import Consent, read_consent, write_consent
+from fedrec_client.consent import Consent, both, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
+from fedrec_client.metrics_budget import CARRIED, PENDING
+from fedrec_client.metrics_budget import carry as carry_metrics
 from fedrec_client.model_updates import PUBLIC_RECORDS, Models, Served
-from fedrec_client.participation import Book
+from fedrec_client.participation import LOG as BOOK
+from fedrec_client.participation import Book, entry
 from fedrec_client.platform import Platform, SystemPlatform
 from fedrec_client.policy import Policy
 from fedrec_client.profile import Profile
 from fedrec_client.results import Status
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.sqlite import SqliteStore
-from fedrec_client.store.vault import open_vault
+from fedrec_client.store.timeline import in_order
+from fedrec_client.training import enrolments
+from fedrec_client.trusted_time import STEP_SECONDS, TrustedTime
 
-#: Time that retention believes in moves at most so far at once: a clock that jumps ahead deletes nothing for it.
-MAX_CLOCK_STEP_SECONDS = 7 * 86_400.0
-CLOCK = "clock"
-#: Beginning of the records that hold keys of a campaign.
-CAMPAIGN_KEYS = "training/"
+EXPORTS = "files that export_data wrote: they are the person's own"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Setup:
 
     def open_store(self, *, repair: bool = False) -> Store:
         """Sealed on disk in the folder."""
-        return SqliteStore.open(self.folder, open_vault(self.folder, self.passphrase), repair=repair)
+        return SqliteStore.open(self.folder, repair=repair, passphrase=self.passphrase)
 
     def now(self) -> float:
         """Seconds since 1970, by the device."""
@@ -122,6 +123,8 @@ class ClientState:
         self.setup, self.store = setup, store
         self.lock = threading.RLock()
         self.last_error = ""
+        self.time = TrustedTime(store)
+        self._looked_at: float | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -129,16 +132,20 @@ class ClientState:
         setup = self.setup
         self.consent = read_consent(self.store)
         self.models = Models(
-            setup.folder / "models", setup.root, setup.population, self.store, __version__, setup.now
+            setup.folder / "models", setup.root, setup.population, self.store, __version__, self.setup.now
         )
         if setup.start_model is not None:
             from fedrec_client.folder_files import FolderFiles
 
             self.models.begin_with(FolderFiles(setup.start_model))
-        events = self.store.events()
-        self.profile = Profile(events)
-        self._newest_event = max((event.time for event in events), default=float("-inf"))
+        self.profile, self._newest_event = Profile(), float("-inf")
+        self._read_profile()
+        self._end_what_was_cut_off()
         self.tidy_up()
+
+    def now(self) -> float:
+        """By which things expire: the device's clock, unless it is behind what is known to have passed."""
+        return self.time.now(self.setup.now())
 
     def served(self) -> Served:
         """The model in use.
@@ -160,11 +167,17 @@ class ClientState:
     def set_consent(self, consent: Consent) -> None:
         """Write it down; without consent to training all that is queued goes."""
         with self.lock:
-            with self.store.transaction():
-                write_consent(self.store, consent, self.setup.now())
-                if not consent.train:
-                    for name in self.store.names(CAMPAIGN_KEYS):
-                        self.store.remove(name)
+            try:
+                with self.store.transaction():
+                    write_consent(self.store, consent, self.setup.now())
+                    if not consent.train:
+                        enrolments.leave_all(self.store)
+                    if not consent.metrics:
+                        self.store.remove(PENDING)
+            except StoreError:
+                # Whatever became of it on disk, in this process a word that takes something back holds.
+                self.consent = both(self.consent, consent)
+                raise
             self.consent = consent
 
     def add(self, event: Event) -> None:
@@ -172,8 +185,8 @@ class ClientState:
         with self.lock:
             if not self.store.add_event(event):
                 return
-            if event.time >= self._newest_event:
-                self._newest_event = event.time
+            if event.stamped or event.time >= self._newest_event:
+                self._newest_event = max(event.time, self._newest_event)
                 self.profile.add(event)
             else:  # told late: its place in the order decides
                 self._read_profile()
@@ -186,51 +199,63 @@ class ClientState:
                 self.consent, setup.platform, setup.folder, len(self.profile), self.models.state, setup.now()
             )
 
-    def delete_since(self, since: float) -> Receipt:
-        """Delete the events from a time on."""
+    def delete_events(self, since: float | None, item: str | None) -> Receipt:
+        """Delete the events from a time on, of one item, or both."""
         with self.lock:
-            count = self.store.delete_events(since)
+            # A report that waits was made of events that may be among these; the deletion writes the file anew.
+            self.store.remove(PENDING)
+            count = self.store.delete_events(since, item)
             self._read_profile()
-        kept = ("events before that time",)
-        return Receipt(secrets.token_hex(8), self.setup.now(), count, 0, 0, False, kept)
+        kept = [] if since is None else ["events before that time"]
+        kept += [] if item is None else ["events of other items"]
+        return Receipt(secrets.token_hex(8), self.setup.now(), count, 0, 0, count > 0, (*kept, EXPORTS))
 
-    def destroy(self) -> Receipt:
-        """Delete everything with the key and begin anew with the model and the sum of the spent budget."""
+    def erase(self) -> Receipt:
+        """Delete everything with the key, but for the model, the clock and the sum of the spent budget."""
         now = self.setup.now()
         with self.lock:
             carried = Book(self.store).carry(now)
-            public = {
-                name: self.store.get(name) or b""
-                for kind in PUBLIC_RECORDS
-                for name in self.store.names(kind)
-            }
-            receipt = self.store.destroy(now)
-            self.store = self._fresh_store()
-            with self.store.transaction():
-                for name, content in public.items():
-                    self.store.put(name, content)
-                if carried is not None:
-                    Book(self.store).note("carried", now, **carried)
+            reported = carry_metrics(Book(self.store), now)
+            kept_sums = {"carried": carried, CARRIED: reported}
+            notes = [
+                entry(self.store, what, now, **fields)
+                for what, fields in kept_sums.items()
+                if fields is not None
+            ]
+            names = [name for kind in PUBLIC_RECORDS for name in self.store.names(kind)]
+            records = {name: self.store.get(name) or b"" for name in names}
+            receipt = self.store.erase(now, records, {BOOK: notes} if notes else {})
             self.begin()
         kept = ["the public model"]
-        if carried is not None:
+        if carried is not None or reported is not None:
             kept.append(
                 "the sum of the privacy budget that was spent: sums that were published cannot be recalled"
             )
-        return replace(receipt, remaining=tuple(kept))
+        return replace(receipt, remaining=(*kept, EXPORTS))
 
     def tidy_up(self) -> None:
-        """Retention, by a clock that a jump cannot hurry."""
-        now = self.setup.now()
-        before = float(self.store.get(CLOCK) or now)
-        believed = min(now, before + MAX_CLOCK_STEP_SECONDS)
-        if self.store.expire(self.setup.retention, believed):
-            self._read_profile()
-        if believed != before or self.store.get(CLOCK) is None:
-            try:
-                self.store.put(CLOCK, repr(believed).encode())
-            except StoreError as error:  # a full disk must not keep an app from opening
-                self.last_error = str(error)
+        """Retention, by a clock that a jump cannot hurry; what the clock tells is remembered."""
+        platform = self.setup.platform
+        clock, moment, looked_at = platform.now(), platform.monotonic(), self._looked_at
+        passed = STEP_SECONDS if looked_at is None else max(moment - looked_at, 0.0)
+        self._looked_at = moment
+        try:
+            with self.store.transaction():
+                believed = self.time.step(clock, passed)
+                Book(self.store).correct(clock)
+            if self.store.expire(self.setup.retention, believed):
+                self._read_profile()
+        except StoreError as error:  # a full disk must not keep an app from opening
+            self.last_error = str(error)
+
+    def _end_what_was_cut_off(self) -> None:
+        """Keys of a training session that was cut off go as soon as the store is opened."""
+        try:
+            enrolments.give_up_cut_off(self.store, self.setup.now())
+        except (
+            StoreError
+        ) as error:  # a full disk must not keep an app from opening; the next session tries again
+            self.last_error = str(error)
 
     def status(self, *, connected: bool) -> Status:
         """See `Client.status`."""
@@ -259,9 +284,7 @@ class ClientState:
 
     def _read_profile(self) -> None:
         """Anew, with a revision that no earlier one had."""
-        fresh = Profile(self.store.events())
+        events = in_order(self.store.arrivals(), self.setup.now())
+        fresh = Profile(event for _, event in events)
         fresh.revision = self.profile.revision + 1
-        self.profile = fresh
-
-    def _fresh_store(self) -> Store:
-        return self.setup.open_store() if isinstance(self.store, SqliteStore) else type(self.store)()
+        self.profile, self._newest_event = fresh, events[-1][0] if events else float("-inf")

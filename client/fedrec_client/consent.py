@@ -1,4 +1,8 @@
-"""What a person has agreed to; asked inside every call, so that no caller can forget it."""
+"""What a person has agreed to; asked inside every call, so that no caller can forget it.
+
+The last word counts, whatever the clock said when it was given. After a repair that may have brought back an older
+word, or lost one, nothing is agreed to until the person is asked again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from fedrec.errors import ConsentRequired, StoreCorrupt
 from fedrec_client.store.base import Store
+from fedrec_client.store.repair import last_loss
 
 RECORD, LOG = "consent", "consent"
 
@@ -37,17 +42,28 @@ class Consent:
             )
 
 
+#: Nothing is kept and nothing leaves.
+NOTHING = Consent(personalize=False, train=False, metrics=False)
+
+
+def both(one: Consent, other: Consent) -> Consent:
+    """What two words agree on."""
+    return Consent(**{name: getattr(one, name) and getattr(other, name) for name in asdict(one)})
+
+
 def read_consent(store: Store) -> Consent:
     """As it was last set; what is off by default stays off.
 
     Raises:
         StoreCorrupt: the record is not one.
     """
-    data = store.get(RECORD)
+    data, loss = store.get(RECORD), last_loss(store)
     if data is None:
-        return Consent()
+        return NOTHING if loss else Consent()
     try:
         plain = json.loads(data)
+        if plain["loss"] != loss:
+            return NOTHING
         return Consent(**{name: bool(plain[name]) for name in asdict(Consent())})
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt("the consent record cannot be read: set consent anew") from error
@@ -57,7 +73,7 @@ def write_consent(store: Store, consent: Consent, now: float) -> None:
     """Set it, and note when."""
     plain = asdict(consent)
     with store.transaction():
-        store.put(RECORD, json.dumps(plain).encode())
+        store.put(RECORD, json.dumps(plain | {"loss": last_loss(store)}).encode())
         store.append(LOG, json.dumps({"time": now} | plain).encode())
 
 

@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -64,6 +64,7 @@ class Event:
         recommendation: id of the recommendation in which the item was shown.
         name: of a custom event.
         context: small facts that stay on the device.
+        stamped: the time is that of this device's clock when it was told, not the app's own word.
     """
 
     type: EventType
@@ -74,6 +75,7 @@ class Event:
     recommendation: str | None = None
     name: str | None = None
     context: Mapping[str, Scalar] = field(default_factory=dict)
+    stamped: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.item, str) or not 0 < len(self.item) <= MAX_TEXT:
@@ -120,7 +122,9 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without fields that are empty."""
-        plain = asdict(self) | {"type": self.type.value, "context": dict(self.context)}
+        plain = vars(self) | {"type": self.type.value, "context": dict(self.context)}
+        if not self.stamped:
+            del plain["stamped"]
         return {name: value for name, value in plain.items() if value not in (None, {})}
 
     def to_bytes(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Flower on the node's side: the only module here that imports flwr.
+"""Flower on the node's side: messages in, messages out.
 
 A message becomes a request, the node answers it, the reply becomes a message. The truth about a node lies in its
 folder: Ray hands a message to any of its processes, a SuperNode starts a process per message, and Flower's own
@@ -6,7 +6,8 @@ node state is gone after a restart. Only the secrets of a secure sum, which must
 state. Nodes are kept open in the process only to save time.
 
 A SuperNode starts a process per message, and most stages of a secure sum touch neither model nor data: they are
-served without importing what trains. Out of scope: what a node does with a request.
+served without importing what trains. Out of scope: what a node does with a request, and how a message comes here:
+in a deployment through `flower_tasks`, which lets no other component near it.
 """
 
 from __future__ import annotations
@@ -21,27 +22,23 @@ from typing import TYPE_CHECKING
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from logging import ERROR
-
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.logger import log
 
-from fedrec.errors import FedrecError, ProtocolError, RunError
+from fedrec.errors import ProtocolError, RunError
 from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.refusals import REFUSED
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_client.memory import Memory
+from fedrec_client.outgoing import emit
 from fedrec_client.secure_party import STAGES, SecureParty, open_party
 from fedrec_client.training.forward import SOCKET, forward
 
 if TYPE_CHECKING:
     from fedrec_client.node import Node
 
-#: Flower's own codes end at 8; ours say that the node refused the request (with a reason) or has a bug.
-REFUSED = 1001
-BROKEN = 1002
 OPEN_NODES = 64
 #: Names of the record, and of the array in it, that hold the secrets of a secure sum between two messages.
 SECRETS, SECRET = "fedrec-secrets", "bytes"
@@ -68,26 +65,24 @@ def query(message: Message, context: Context) -> Message:
 
 
 def serve(message: Message, context: Context) -> Message:
-    """The node's answer, or an error message; nothing but our own one-line errors leaves the node in words."""
-    try:
-        request = parse_records(message.content)
-        folder = node_folder(context)
-        reply = answer(folder, request, StateMemory(context.state))
-        return Message(make_records(reply), reply_to=message)
-    except FedrecError as error:
-        return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
-    except Exception as error:
-        # The text of an unexpected error may quote somebody's data: it stays in the node's log.
-        log(ERROR, "the node failed", exc_info=error)
-        return Message(
-            Error(BROKEN, f"the node failed ({type(error).__name__}); see its log"), reply_to=message
-        )
+    """The node's answer, or an error message with a code of `fedrec.learning.refusals` as its only word."""
+    outcome = emit(lambda: _serve(message, context))
+    if isinstance(outcome, str):
+        return Message(Error(REFUSED, outcome), reply_to=message)
+    return Message(make_records(outcome), reply_to=message)
 
 
-def answer(folder: Path, request: Request, memory: Memory) -> Reply:
+def _serve(message: Message, context: Context) -> Reply:
+    deployed = "node-dir" in context.node_config
+    request = parse_records(message.content)
+    return answer(node_folder(context), request, StateMemory(context.state), deployed=deployed)
+
+
+def answer(folder: Path, request: Request, memory: Memory, *, deployed: bool = True) -> Reply:
     """The reply of the node in `folder`; the stages of a secure sum do without opening the node.
 
-    On a person's device the node is in another process, which listens in the folder and keeps its own memory.
+    On a device the node is in another process, which listens in the folder and keeps its own memory. A node of a
+    deployment lets exact sums out only if its terms say so; a simulation's data are not those of its users' devices.
 
     Raises:
         FedrecError: the request cannot be served.
@@ -98,7 +93,7 @@ def answer(folder: Path, request: Request, memory: Memory) -> Reply:
         party = _open_party(folder)
         if party is not None:
             return party.handle(request, memory)
-    return _open(folder).handle(request, memory=memory)
+    return _open(folder, deployed).handle(request, memory=memory)
 
 
 class StateMemory:
@@ -144,11 +139,11 @@ def node_folder(context: Context) -> Path:
 
 
 @lru_cache(maxsize=OPEN_NODES)
-def _open(folder: Path) -> Node:
+def _open(folder: Path, deployed: bool) -> Node:
     # Importing what trains takes longer than a short stage does.
     from fedrec_client.node import open_node
 
-    return open_node(folder)
+    return open_node(folder, deployed=deployed)
 
 
 @lru_cache(maxsize=OPEN_NODES)

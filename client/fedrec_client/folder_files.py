@@ -63,7 +63,17 @@ class FolderFiles:
         """See `Transport`."""
         raise ServiceError("a folder has no campaign: give the address of a model service")
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
+        """See `Transport`."""
+        raise ServiceError("a folder has no campaign: give the address of a model service")
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Transport`."""
+        raise ServiceError("a folder has no campaign: give the address of a model service")
+
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
         """See `Transport`."""
         raise ServiceError("a folder takes no counters: give the address of a model service")
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import grpc
 
-from fedrec.errors import NotPublished, ServerBusy, ServiceError
+from fedrec.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_client.transport import CheckIn, CheckInAnswer, Enrolment
 
 SERVICE = "fedrec.v1.ModelService"
 CALL_SECONDS = 10.0
+#: A device that leaves does not wait long for the service to hear of it.
+LEAVE_SECONDS = 2.0
 DOWNLOAD_SECONDS = 600.0
 TRIES = 3
 #: Wait before another try, doubled each time, with jitter.
@@ -118,6 +120,7 @@ class GrpcTransport:
             identity=enrolment.identity,
             node_key=enrolment.node_key,
             users=enrolment.users,
+            token=enrolment.token,
         )
         self._call("Enrol", request, messages.EnrolReply)
 
@@ -126,18 +129,36 @@ class GrpcTransport:
         request = messages.TaskRequest(campaign=campaign, identity=identity)
         return bytes(self._call("GetTask", request, messages.Document).content) or None
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
-        """See `Transport`; never twice, because sums would count it twice."""
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
+        """See `Transport`; asked often, so tried once."""
+        request = messages.TaskRequest(campaign=campaign, identity=identity, known=True)
+        try:
+            self._call("GetTask", request, messages.Document, tries=1)
+        except CampaignOver:
+            return False
+        return True
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Transport`."""
+        request = messages.LeaveRequest(campaign=campaign, identity=identity, signature=signature)
+        self._call("Leave", request, messages.LeaveReply, tries=1, seconds=LEAVE_SECONDS)
+
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
+        """See `Transport`."""
         request = messages.MetricsRequest(
-            population=population, model_version=model_version, counters=dict(counters)
+            population=population, model_version=model_version, counters=dict(counters), token=token
         )
-        self._call("SendMetrics", request, messages.MetricsReply, tries=1)
+        self._call("SendMetrics", request, messages.MetricsReply)
 
     def close(self) -> None:
         """See `Transport`."""
         self._channel.close()
 
-    def _call(self, method: str, request: Any, reply: Any, tries: int = TRIES) -> Any:
+    def _call(
+        self, method: str, request: Any, reply: Any, tries: int = TRIES, seconds: float = CALL_SECONDS
+    ) -> Any:
         call: Callable[..., Any] = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
             request_serializer=type(request).SerializeToString,
@@ -145,7 +166,7 @@ class GrpcTransport:
         )
         for attempt in range(1, tries + 1):
             try:
-                return call(request, timeout=CALL_SECONDS)
+                return call(request, timeout=seconds)
             except grpc.RpcError as error:
                 if attempt == tries or error.code() not in _AGAIN:
                     raise self._told(method, error) from error
@@ -171,6 +192,10 @@ class GrpcTransport:
             )
         if code is grpc.StatusCode.NOT_FOUND:
             return NotPublished(f"{what}; check the population")
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return ServiceError(f"{what}; get a new token from the app's login")
+        if code is grpc.StatusCode.ABORTED:
+            return CampaignOver("the campaign is over: wait for another")
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return ServiceError(f"{what}; check in again later")
         return ServiceError(f"{what}; check the population")

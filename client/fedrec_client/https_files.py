@@ -93,7 +93,17 @@ class HttpsFiles:
         """See `Transport`."""
         raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
+        """See `Transport`."""
+        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Transport`."""
+        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
+
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
         """See `Transport`; a web server adds nothing up, so nothing is sent."""
 
     def close(self) -> None:

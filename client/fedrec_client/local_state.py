@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedrec.learning.updates import State
-from fedrec.wire.files import read_arrays, write_arrays
+from fedrec.wire.files import PRIVATE_FOLDER, read_arrays, write_arrays
 
 #: A coordinator may be one checkpoint behind its nodes; one more is for safety.
 KEEP = 3
@@ -22,7 +22,9 @@ class LocalStore:
         self._folder = folder
         self._memory: dict[tuple[str, int], State] = {}
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+            for left in folder.glob(".*.tmp"):  # of a node that was killed while it wrote
+                left.unlink(missing_ok=True)
 
     def before(self, phase: str, round_: int) -> State | None:
         """The newest state that is older than `round_`, or None before the first round."""

@@ -1,8 +1,9 @@
-"""A few counters with noise, once a day, for people who have agreed: all that an operator learns of use.
+"""A few counters with noise, for users who have agreed: all that an operator learns of use.
 
-For each completed day the counters of `NAMES` are cut at `MOST` and each gets two-sided geometric noise (Ghosh,
-Roughgarden and Sundararajan 2009) of scale b = len(NAMES) · MOST / epsilon, so that one day is epsilon-private for
-its person: every day anew, which the report to the person adds up. Days without any use are reported as well.
+For one completed day the counters of `fedrec.wire.counters` are cut and each gets two-sided geometric noise (Ghosh,
+Roughgarden and Sundararajan 2009) of scale b = len(NAMES) * MOST / epsilon, so that a report is epsilon-private for
+its user. Reports add up: a budget bounds them (`counter_reports`), and with it what the mean of many of them tells.
+Days without any use are reported as well.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping
 
+from fedrec.wire.counters import EPSILON, MOST, NAMES, bounded
 from fedrec_client.events import Event, EventType
 
 DAY = 86_400
-NAMES = ("impressions", "clicks", "hides")
-MOST = 20
-EPSILON = 1.0
 _CLICKS = {EventType.VIEW, EventType.PLAY, EventType.PURCHASE, EventType.LIKE}
 
 
@@ -39,9 +38,16 @@ def counters(events: Iterable[Event]) -> dict[str, int]:
 
 
 def noised(counts: Mapping[str, int], epsilon: float = EPSILON) -> dict[str, float]:
-    """Counters with noise; the difference of two geometric variables has the two-sided distribution."""
+    """Counters with noise, within the bounds of a report.
+
+    Args:
+        counts: cut at `MOST` here once more, whatever they are.
+        epsilon: of all of them together.
+    """
     decay = math.exp(-epsilon / (len(counts) * MOST))
-    return {name: float(count + _geometric(decay) - _geometric(decay)) for name, count in counts.items()}
+    cut = {name: min(max(count, 0), MOST) for name, count in counts.items()}
+    # The difference of two geometric variables has the two-sided distribution.
+    return {name: bounded(count + _geometric(decay) - _geometric(decay)) for name, count in cut.items()}
 
 
 def _geometric(decay: float) -> int:

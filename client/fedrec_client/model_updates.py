@@ -38,11 +38,11 @@ from fedrec.wire.package import (
     sync_folder,
 )
 from fedrec.wire.strict_json import parse_json
-from fedrec_client.latest_time import RECORD as TIME_RECORD
-from fedrec_client.latest_time import latest_time
 from fedrec_client.results import ModelInfo
 from fedrec_client.store.base import Store
 from fedrec_client.transport import Transport
+from fedrec_client.trusted_time import RECORD as CLOCK
+from fedrec_client.trusted_time import TrustedTime
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
@@ -55,7 +55,7 @@ RECORD, DRAW = "models", "canary-draw"
 #: Folder of metadata while an update runs.
 WORKING = ".metadata"
 #: Beginnings of the records that must outlive a deletion of the user's data: they are public, and protect.
-PUBLIC_RECORDS = (RECORD, TIME_RECORD, "tuf/")
+PUBLIC_RECORDS = (RECORD, CLOCK, "tuf/")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Models:
 
     def now(self) -> float:
         """The time by which expiry is judged; it never goes back."""
-        return latest_time(self._store, self._clock())
+        return TrustedTime(self._store).now(self._clock())
 
     def update(self, transport: Transport) -> ModelInfo | None:
         """Take the version into use that signed metadata names; None when it is in use already, or there is none.

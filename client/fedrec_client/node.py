@@ -1,26 +1,32 @@
 """A node: hosts one or more users, answers the coordinator, and lets only sums out.
 
 Everything a node needs lies in its folder: `node.json` (recommender, settings, terms), `shard.npz` (its users'
-interactions), `local/` (their personal state), `identity.key` (its signing key, under secure aggregation). A reply is
-made as if it were to be sent in the clear; a sender then hides what the terms say. Out of scope: transport.
+interactions), `local/` (their personal state), `identity.key` (its signing key) and `secagg.json` (its promises), the
+latter two under secure aggregation. A reply is made as if it were to be sent in the clear; a sender then hides what
+the terms say, and `outgoing` lets it pass.
+
+Once a request has passed the rules that know no data, it is answered: what cannot be computed from a model, however
+absurd it is, counts as zero. Out of scope: transport.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions
+from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.data.split import Split
 from fedrec.data.splits import load_shard, save_shard
-from fedrec.errors import PrivacyRefused, ProtocolError, RunError
+from fedrec.errors import ProtocolError, RunError
+from fedrec.evaluation.bounded import bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compressor
 from fedrec.learning.local_training import in_cohort, in_turn, train_users
@@ -34,11 +40,17 @@ from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
+from fedrec.wire.bundle import write_expected
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
+from fedrec_client.computed import alike, as_float32, computed, nothing
 from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
+from fedrec_client.node_terms import check_deployed, check_terms
+from fedrec_client.outgoing import checked
+from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.private_releases import PrivateReleases, Releases
 from fedrec_client.private_training import PrivateTraining, identity_of, subject_of
+from fedrec_client.promises import Promises
 from fedrec_client.secure_party import STAGES, SecureParty
 from fedrec_client.senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 
@@ -82,19 +94,23 @@ class Node:
         self._users = split.user_key
         self._learnable: dict[str, Interactions] = {}
         self._private = None
+        self._metrics = None
         if privacy is not None:
             door = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
             self._private = PrivateTraining(
                 self._recommender, settings, privacy, self._users, self._n_items, door
             )
+            self._metrics = PrivateMetrics(privacy.plan, self._users, door)
         self._privacy = privacy
         self._name = folder.name if folder else "in memory"
         self._aggregation = aggregation
         self._memory: Memory = HeldMemory()
+        self._integers = simulated == "integers"
         self._party = None
         if isinstance(aggregation, SecaggTerms) and simulated != "integers":
             if identity is None:
                 raise RunError("a node under secure aggregation needs its identity: enrol it first")
+            check_terms(aggregation, self._recommender, privacy)
             self._party = SecureParty(aggregation, identity, None if simulated else folder)
         self._sender = self._make_sender()
 
@@ -111,6 +127,9 @@ class Node:
         memory = self._memory if memory is None else memory
         if request.kind in STAGES and self._party is not None:
             return self._party.handle(request, memory)
+        return checked(self._aggregation, request, self._serve(request, memory), integers=self._integers)
+
+    def _serve(self, request: Request, memory: Memory) -> Reply:
         shown: dict[str, Callable[[Request], Reply]] = {"hello": self._hello, "persist": self._persist}
         hidden: dict[str, Callable[[Request], Reply]] = {"train": self._train, "evaluate": self._evaluate}
         if request.kind in shown:
@@ -162,7 +181,8 @@ class Node:
             "node": self._name,
         }
         if self._party is not None:
-            meta["place"] = self._party.place
+            member = self._party.terms.roster.members[self._party.place]
+            meta |= {"users": member.users, "node": member.name, "place": self._party.place}
         return _reply(request, {}, meta)
 
     def _train(self, request: Request) -> Reply:
@@ -176,24 +196,28 @@ class Node:
         cohort = np.flatnonzero(joins)
         layout = self._layout(request)
         compressor = self._compressor(request, layout, cohort)
-        total, changed = train_users(
-            self._recommender,
-            request.arrays,
-            {name: values[cohort] for name, values in local.items()},
-            batch.take(cohort),
-            round_key,
-            self._settings.clip_norm,
-            self._n_items,
-            compressor=compressor,
+        mine = {name: values[cohort] for name, values in local.items()}
+        total, changed = computed(
+            lambda: train_users(
+                self._recommender,
+                request.arrays,
+                mine,
+                batch.take(cohort),
+                round_key,
+                self._settings.clip_norm,
+                self._n_items,
+                compressor=compressor,
+            ),
+            lambda: (nothing(self._recommender, self._n_items, request.round, len(cohort)), mine),
         )
         persist = bool(request.meta.get("persist", True))
         self._keep_personal(request, local, changed, cohort, persist=persist)
         if compressor is not None and compressor.carried:
             waiting = self._unsent_before(request)
             self._keep(self._unsent, request, waiting, compressor.carried, cohort, persist=persist)
-        update: State = {"update": layout.flatten(total.blocks).astype(np.float32)}
-        if compressor is not None and compressor.last is not None and len(cohort) == 1 == len(batch):
-            update = compressor.last.pack()
+        update: State = {"update": as_float32(layout.flatten(total.blocks))}
+        if compressor is not None and self._compresses and len(batch) == 1:
+            update = (compressor.last or compressor.nothing()).pack()
         return _reply(request, update, dict(total.numbers()))
 
     def _layout(self, request: Request) -> Layout:
@@ -264,43 +288,64 @@ class Node:
             after[name][cohort] = values
         store.put(request.phase, request.round, after, persist=persist)
 
-    def judge(self, request: Request) -> MetricSums:
-        """Sums over the hosted users, for whoever has the node in hand; nothing is hidden in them.
-
-        Raises:
-            PrivacyRefused: the run's terms keep metrics on the node.
-            ProtocolError: nothing is held out in this phase.
-        """
-        return MetricSums.from_arrays(self._evaluate(request).arrays)
-
     def _evaluate(self, request: Request) -> Reply:
-        if self._privacy is not None and self._privacy.metrics == "none":
-            raise PrivacyRefused(
-                "evaluation is refused: sums of metrics are not covered by the privacy plan; "
-                "set privacy.metrics = 'exact' to let them out unprotected"
-            )
-        target = self._split.target(request.phase)
-        if target is None:
-            raise ProtocolError(
-                f"phase {request.phase!r} has nothing held out on this node: skip the evaluation"
-            )
+        if self._metrics is not None:
+            return self._metrics.answer(request, lambda names: self._bounded_sums(request, names))
+        settings = self._evaluation if request.phase == "final" else self._evaluation.quick()
+        empty = MetricSums.empty(settings, self._n_items)
+        sums = computed(lambda: self._sums(request, settings), lambda: empty)
+        return _reply(request, alike(sums.to_arrays(), empty.to_arrays()), {})
+
+    def _sums(self, request: Request, settings: EvaluationSettings) -> MetricSums:
+        target = self._held_out(request.phase)
         history = self._split.batch(self._split.history(request.phase))
-        sums = evaluate(
+        if target is None:
+            return MetricSums.empty(settings, self._n_items)
+        return evaluate(
             self._recommender,
             request.arrays,
             self.local_state(request.arrays, request.phase, request.round),
             history,
-            self._split.batch(target),
-            self._evaluation if request.phase == "final" else self._evaluation.quick(),
+            target,
+            settings,
             self._settings.seed,
             self._categories,
         )
-        return _reply(request, dict(sums.to_arrays()), {})
+
+    def _bounded_sums(self, request: Request, names: Sequence[str]) -> NDArray[np.float64]:
+        """[K + 1] what a private run may release of the final model, before noise; its number follows the rounds'."""
+        target = self._held_out(request.phase)
+        if target is None:
+            return np.zeros(len(names) + 1)
+        return computed(
+            lambda: bounded_sums(
+                self._recommender,
+                request.arrays,
+                self.local_state(request.arrays, request.phase, request.round - 1),
+                self._split.batch(self._split.history(request.phase)),
+                target,
+                names,
+                self._evaluation,
+                self._settings.seed,
+                self._n_items,
+            ),
+            lambda: np.zeros(len(names) + 1),
+        )
+
+    def _held_out(self, phase: Phase) -> UserBatch | None:
+        target = self._split.target(phase)
+        return None if target is None else self._split.batch(target)
 
     def _persist(self, request: Request) -> Reply:
         self._store.persist(request.phase, request.round)
         self._unsent.persist(request.phase, request.round)
         return _reply(request, {}, {})
+
+    @property
+    def _compresses(self) -> bool:
+        """Whether values are sent in few bits, each user's on its own."""
+        compression = self._settings.compression
+        return compression is not None and compression.bits is not None
 
     def _part(self, phase: Phase) -> Interactions:
         if phase not in self._learnable:
@@ -340,7 +385,7 @@ def config_hash(
     if aggregation is not None:
         parts.append(aggregation.model_dump_json())
     if privacy is not None:
-        parts += [privacy.plan.model_dump_json(), privacy.run, privacy.metrics]
+        parts += [privacy.plan.model_dump_json(), privacy.run]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update("\0".join(item_ids.tolist()).encode())
     return digest.hexdigest()
@@ -366,6 +411,8 @@ def write_node(
     folder.mkdir(parents=True, exist_ok=True)
     if identity is not None:
         write_secret(folder / "identity.key", identity.secret)
+    if isinstance(aggregation, SecaggTerms):
+        Promises.create(aggregation, folder)
     if categories is not None:
         write_arrays(folder / "catalog.safetensors", {"categories": categories})
     save_shard(split, folder / "shard.npz")
@@ -378,9 +425,10 @@ def write_node(
     }
     plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
     write_json(folder / "node.json", plain)
+    write_expected(folder)
 
 
-def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
+def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: bool = False) -> Node:
     """The node of a folder written by `write_node`, with the local state it had when it stopped.
 
     Args:
@@ -388,9 +436,12 @@ def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
         simulated: for simulations in one process only, which need no protection from their own coordinator. "full":
             take every step of secure aggregation, and keep its promises in memory; "integers": hand in its integers
             without masks.
+        deployed: the node is no simulation's, so that sums without any noise need the terms' explicit word.
 
     Raises:
         RunError: the folder is missing or incomplete.
+        PrivacyRefused: its terms do not fit each other, or what it would let out.
+        ConfigError: evaluation settings that no node has, such as those of a simulation alone.
     """
     try:
         config = json.loads((folder / "node.json").read_text())
@@ -399,16 +450,20 @@ def open_node(folder: Path, *, simulated: Simulated | None = None) -> Node:
             f"node folder {folder} has no readable node.json ({error}): prepare the run first"
         ) from error
     public, key = folder / "catalog.safetensors", folder / "identity.key"
+    privacy = PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None
+    aggregation = parse_terms(config["aggregation"])
+    if deployed:
+        check_deployed(aggregation, privacy)
     return Node(
         load_shard(folder / "shard.npz"),
         parse(config["model"]),
         NodeSettings.model_validate(config["settings"]),
-        EvaluationSettings.model_validate(config["evaluation"]),
+        parse_evaluation(config["evaluation"]),
         LocalStore(folder / "local"),
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
-        PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None,
+        privacy,
         folder,
-        aggregation=parse_terms(config["aggregation"]),
+        aggregation=aggregation,
         identity=Identity.read(key) if key.exists() else None,
         simulated=simulated,
     )

@@ -1,17 +1,19 @@
 """What this app lets a training campaign do with its people's data; the service can ask for less, never for more.
 
 A task comes signed, and is still judged: by its unit of privacy, how its noise is made, who sees a single update,
-how many take part, and what it would add to what this device has spent. Everything against it is told.
-Out of scope: whether the task is genuine (`fedrec.wire.signing`) and whether now is a good time (`eligibility`).
+how many devices take part, and what it would add to what this device has spent. Everything against it is listed.
+Out of scope: whether its terms fit each other (`task_terms`), whether the task is genuine (`fedrec.wire.signing`) and
+whether now is a good time (`eligibility`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from fedrec.errors import BadContent
 from fedrec_client.participation import Book
@@ -29,9 +31,14 @@ class Policy:
     """The app's limits.
 
     Attributes:
-        min_cohort: people in a campaign, at least.
+        min_cohort: devices in a campaign, at least, whatever number of users they declare; half as many in a sum.
+        dishonest: part of the enrolled users that may work with the server and leave out their noise; a task is
+            charged the epsilon that the noise of the others is worth.
+        max_member_share: part of all users that one member of the roster may speak for, if it is more than one user.
         max_epsilon_period, period_seconds: spent in any such time.
         max_epsilon_lifetime: spent ever.
+        max_metrics_epsilon_period, max_metrics_epsilon_lifetime: the same for reports of counters, apart from
+            training; no report leaves beyond.
         max_delta: of one campaign.
         aggregators: of "secagg", "sealed", "plain", those that may carry an update.
         units: what one contribution may be: "user", or "interaction", which promises less.
@@ -39,9 +46,13 @@ class Policy:
     """
 
     min_cohort: int = 100
+    dishonest: float = 0.1
+    max_member_share: float = 0.05
     max_epsilon_period: float = 4.0
     period_seconds: float = 30 * DAY
     max_epsilon_lifetime: float = 16.0
+    max_metrics_epsilon_period: float = 4.0
+    max_metrics_epsilon_lifetime: float = 16.0
     max_delta: float = 1e-5
     aggregators: tuple[str, ...] = ("secagg",)
     units: tuple[str, ...] = ("user",)
@@ -53,7 +64,7 @@ class Policy:
             yield "budget: the book of what was spent was damaged; nothing more is spent"
         elif book.spent().epsilon >= self.max_epsilon_lifetime:
             yield f"budget: epsilon {book.spent().epsilon:.3g} of {self.max_epsilon_lifetime:.3g} for life is spent"
-        elif book.spent(now - self.period_seconds).epsilon >= self.max_epsilon_period:
+        elif book.spent_within(self.period_seconds, now).epsilon >= self.max_epsilon_period:
             yield f"budget: the epsilon of this period ({self.max_epsilon_period:.3g}) is spent"
 
     def judge(self, task: Mapping[str, Any], book: Book, now: float) -> tuple[list[str], float, float]:
@@ -68,28 +79,17 @@ class Policy:
             BadContent: the task cannot be read.
         """
         try:
-            plan, aggregation = _plan(task), task["node"]["aggregation"]
-            against = [*self._carrier(aggregation)]
-            if plan is None:
-                return [*against, "privacy: the task has no privacy plan"], math.inf, 1.0
-            epsilon = plan.epsilon()
-            against += [*self._plan(plan, epsilon, book, now), *_noise(plan, aggregation)]
-            return against, epsilon, plan.delta
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadContent(f"a task that cannot be read ({error!s:.80}): update the app") from error
+            from fedrec_client.task_terms import TaskTerms
 
-    def _carrier(self, aggregation: Mapping[str, Any]) -> Iterator[str]:
-        kind = aggregation["kind"]
-        if kind not in self.aggregators:
-            yield f"aggregator: {kind}, this app allows {', '.join(self.aggregators)}"
-        if kind == "secagg":
-            members = aggregation["roster"]["members"]
-            people = sum(member["users"] for member in members)
-            smallest = max(float(aggregation["min_users"]), float(aggregation["min_nodes"]))
-            if people < self.min_cohort:
-                yield f"cohort: {people} people enrolled, this app wants {self.min_cohort}"
-            if smallest < self.min_cohort / 2:
-                yield f"cohort: a sum of {smallest:g} may be opened, this app wants half of {self.min_cohort}"
+            terms = TaskTerms.of(task)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadContent(f"a task that cannot be read ({_first_line(error)}): update the app") from error
+        against = [*terms.against_carrier(self)]
+        if terms.plan is None:
+            return [*against, "privacy: the task has no privacy plan"], math.inf, 1.0
+        epsilon = terms.epsilon(self.dishonest)
+        against += [*self._plan(terms.plan, epsilon, book, now), *terms.against_plan()]
+        return against, epsilon, terms.plan.delta
 
     def _plan(self, plan: PrivacyPlan, epsilon: float, book: Book, now: float) -> Iterator[str]:
         if plan.noise_seed is not None:
@@ -101,29 +101,14 @@ class Policy:
         if plan.delta > self.max_delta:
             yield f"delta: {plan.delta:.1e}, this app allows {self.max_delta:.1e}"
         for what, spent, limit in (
-            ("this period", book.spent(now - self.period_seconds).epsilon, self.max_epsilon_period),
+            ("this period", book.spent_within(self.period_seconds, now).epsilon, self.max_epsilon_period),
             ("a lifetime", book.spent().epsilon, self.max_epsilon_lifetime),
         ):
             if not spent + epsilon <= limit * (1 + _SLACK):
                 yield f"budget: epsilon {epsilon:.3g} after {spent:.3g}, this app allows {limit:.3g} in {what}"
 
 
-def _noise(plan: PrivacyPlan, aggregation: Mapping[str, Any]) -> Iterator[str]:
-    """Shares of noise must add up to the plan's in every sum that this device helps to open."""
-    if plan.distributed is None:
-        return
-    if aggregation["kind"] != "secagg":
-        yield f"noise: a share of it hides nobody from who reads single updates ({aggregation['kind']})"
-        return
-    needed, least = plan.distributed.survivors * plan.denominator, float(aggregation["min_users"])
-    if least < needed * (1 - _SLACK):
-        yield f"noise: sized for {needed:g} people together, a sum of {least:g} may be opened"
-    if aggregation["plan"] != hashlib.sha256(plan.model_dump_json().encode()).hexdigest():
-        yield "noise: secure aggregation is bound to another privacy plan"
-
-
-def _plan(task: Mapping[str, Any]) -> PrivacyPlan | None:
-    from fedrec.privacy.plan import PrivacyPlan
-
-    terms = task["node"]["privacy"]
-    return None if terms is None else PrivacyPlan.model_validate(terms["plan"])
+def _first_line(error: Exception) -> str:
+    """What is wrong, without the several lines of a list of problems."""
+    problems = error.errors() if isinstance(error, ValidationError) else []
+    return " ".join(str(problems[0]["msg"] if problems else error).split())[:200]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from fedrec_client.consent import Consent, consent_history
+from fedrec_client.metrics_budget import spent as metrics_spent
 from fedrec_client.participation import Book, Spent
 from fedrec_client.policy import Policy
 from fedrec_client.store.base import Store
@@ -20,12 +22,16 @@ class PrivacyReport:
     Attributes:
         consent: as it is now.
         consent_history: every change.
-        left: what left the device, oldest first: rounds of training and counters, with bytes.
+        left: what left the device, oldest first: rounds of training and counters, with bytes. A campaign that was
+            charged is here from the charge on: as "sent", as "cut off" (it is not known how much left), or as
+            "under way".
+        ended: training sessions that released nothing and cost nothing, with the reason.
         charged: campaigns that were paid for, with unit, epsilon, delta and aggregator.
         refused: tasks that this device would not take part in, with the reasons.
         period, lifetime: what was spent.
-        limits: of the app's policy: epsilon per period and lifetime, days of a period.
-        metrics_epsilon: spent on counters over the lifetime, apart from training.
+        limits: of the app's policy: epsilon per period and lifetime, for training and counters, days of a period.
+        metrics_epsilon, metrics_epsilon_period: spent on counters, apart from training, over the lifetime and in
+            the period.
         key: how the data on this device is protected.
         events: how many are kept here.
     """
@@ -33,12 +39,14 @@ class PrivacyReport:
     consent: Consent
     consent_history: tuple[dict[str, Any], ...]
     left: tuple[dict[str, Any], ...]
+    ended: tuple[dict[str, Any], ...]
     charged: tuple[dict[str, Any], ...]
     refused: tuple[dict[str, Any], ...]
     period: Spent
     lifetime: Spent
     limits: dict[str, float]
     metrics_epsilon: float
+    metrics_epsilon_period: float
     key: str
     events: int
 
@@ -64,6 +72,11 @@ class PrivacyReport:
             lines.append("Nothing has left this device.")
         for entry in self.left:
             lines.append(f"{_date(entry['time'])}: {_told(entry)}")
+        for entry in self.ended:
+            lines.append(
+                f"{_date(entry['time'])}: training ended before anything was released, nothing was charged: "
+                f"{entry['reason']}"
+            )
         for entry in self.refused:
             lines.append(f"{_date(entry['time'])}: refused to train: {'; '.join(entry['reasons'])}")
         days = self.limits["period_days"]
@@ -74,7 +87,11 @@ class PrivacyReport:
             f"(delta {self.lifetime.delta:.1e}, {self.lifetime.campaigns} campaigns).",
         ]
         if self.metrics_epsilon:
-            lines.append(f"Counters: epsilon {_number(self.metrics_epsilon)} in all.")
+            lines.append(
+                f"Counters: epsilon {_number(self.metrics_epsilon_period)} of {self.limits['metrics_period']:g} in "
+                f"the last {days:g} days, {_number(self.metrics_epsilon)} of {self.limits['metrics_lifetime']:g} "
+                "for life; no more leave beyond."
+            )
         return "\n".join(lines)
 
 
@@ -85,20 +102,39 @@ def make_report(store: Store, consent: Consent, policy: Policy, now: float) -> P
     return PrivacyReport(
         consent,
         tuple(consent_history(store)),
-        tuple(entry for entry in book.entries() if entry["what"] in ("sent", "metrics")),
+        tuple(_left(book)),
+        tuple(book.entries("ended")),
         tuple(book.entries("charged")),
         tuple(book.entries("refused")),
-        book.spent(now - policy.period_seconds),
+        book.spent_within(policy.period_seconds, now),
         book.spent(),
         {
             "period": policy.max_epsilon_period,
             "lifetime": policy.max_epsilon_lifetime,
+            "metrics_period": policy.max_metrics_epsilon_period,
+            "metrics_lifetime": policy.max_metrics_epsilon_lifetime,
             "period_days": policy.period_seconds / 86_400,
         },
-        sum(entry["epsilon"] for entry in book.entries("metrics")),
+        metrics_spent(book),
+        metrics_spent(book, now - policy.period_seconds),
         str(state["key"]),
         int(state["events"]),
     )
+
+
+def _left(book: Book) -> Iterator[dict[str, Any]]:
+    """Entries of what left; a charge without a word of its end stands for what may have left since."""
+    entries = book.entries()
+    over = {entry["campaign"]: entry for entry in entries if entry["what"] in ("sent", "cut off")}
+    for entry in entries:
+        match entry["what"]:
+            case "charged":
+                end = over.get(entry["campaign"], {"what": "under way"})
+                if end["what"] != "sent":
+                    told = ("time", "campaign", "aggregator", "rounds")
+                    yield {name: entry[name] for name in told if name in entry} | {"what": end["what"]}
+            case "sent" | "metrics":
+                yield entry
 
 
 def _told(entry: dict[str, Any]) -> str:
@@ -107,7 +143,13 @@ def _told(entry: dict[str, Any]) -> str:
     how = {
         "secagg": "encrypted so that only the sum over all devices can be read",
         "sealed": "encrypted for the service, which adds it up",
-    }.get(entry["aggregator"], "readable by the service")
+    }.get(str(entry.get("aggregator")), "readable by the service")
+    if entry["what"] != "sent":
+        state = "is under way" if entry["what"] == "under way" else "was cut off"
+        return (
+            f"training in campaign {entry['campaign'][:8]} {state}: up to {entry.get('rounds', 'all')} rounds of "
+            f"updates may have left, {how}"
+        )
     return (
         f"{entry['bytes']:,} bytes of a training update, {entry['rounds']} rounds of campaign "
         f"{entry['campaign'][:8]}, {how}"

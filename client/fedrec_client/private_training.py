@@ -24,6 +24,7 @@ from fedrec.privacy.adaptive import bit_sum
 from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec_client.computed import computed, nothing
 from fedrec_client.private_releases import Releases
 
 
@@ -88,16 +89,29 @@ class PrivateTraining:
     def _updates(
         self, request: Request, mine: State, batch: UserBatch, clip_norm: float, noise: NoiseSource
     ) -> tuple[UpdateSum, State]:
+        """The users' sum; zero where it cannot be computed, with the noise that is made in training."""
         key = RoundKey(self._seed, request.round)
+
+        def zero() -> tuple[UpdateSum, State]:
+            return nothing(self._recommender, self._n_items, request.round, len(batch)), mine
+
         if self._plan.unit == "interaction":
             from fedrec.privacy.interaction import train_interactions
 
-            return train_interactions(
-                self._recommender, request.arrays, mine, batch, key, self._plan,
-                noise.derive("interactions"), self._n_items,
-            )  # fmt: skip
-        return train_users(
-            self._recommender, request.arrays, mine, batch, key, clip_norm, self._n_items, zero_bad=True
+            def train(histories: UserBatch) -> tuple[UpdateSum, State]:
+                return train_interactions(
+                    self._recommender, request.arrays, mine, histories, key, self._plan,
+                    noise.derive("interactions"), self._n_items,
+                )  # fmt: skip
+
+            return computed(
+                lambda: train(batch), lambda: computed(lambda: (train(batch.emptied())[0], mine), zero)
+            )
+        return computed(
+            lambda: train_users(
+                self._recommender, request.arrays, mine, batch, key, clip_norm, self._n_items
+            ),
+            zero,
         )
 
     def _cohort(self, batch: UserBatch, key: RoundKey, noise: NoiseSource) -> NDArray[np.bool_]:

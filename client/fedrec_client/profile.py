@@ -2,6 +2,8 @@
 
 The last word on an item decides: what was hidden or disliked is not history and is never shown; a like after that
 brings it back. Impressions and custom events say nothing.
+
+Which word is the last is told by `fedrec_client.store.timeline.in_order`, not by clocks alone.
 """
 
 from __future__ import annotations

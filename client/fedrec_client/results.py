@@ -123,8 +123,8 @@ class TrainingReport:
     Attributes:
         joined: this device took part in at least one round.
         rounds: in how many.
-        bytes_up: that left the device.
-        epsilon_spent: charged to this device's budget by this call.
+        bytes_up: that left the device; without a charge these are public keys and an answer to "hello".
+        epsilon_spent: charged to this device's budget by this call; 0: provably nothing was released.
         next_check_in: seconds since 1970; not before.
         reason: what happened, in one line.
     """

@@ -1,9 +1,7 @@
 """A node's part of secure aggregation over requests: reads them, takes the protocol's steps, keeps the promises.
 
-Promises outlive a process and lie in the node's folder, written before anything leaves: of the newest attempt only,
-each stage is taken once, whatever memory an older process has left behind; and a sum for which this node has given
-away a share is never joined again, since two sums over almost the same nodes differ by one node's update. Secrets lie
-in the `Memory` alone.
+Which sums there are is fixed by the schedule in the terms; what this node has bound itself to in a run is its
+`Promises` (`promises`). Secrets lie in the `Memory` alone.
 
 This module knows neither models nor data, so that the short stages of a round start fast. Out of scope: the steps
 themselves (`fedrec.secagg.client`), what is summed (`senders`).
@@ -14,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,15 +28,16 @@ from fedrec.secagg.messages import Arrays
 from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.state import ClientState, Stage
-from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import SecaggTerms, parse_terms
-from fedrec.wire.files import write_json
 from fedrec_client.memory import Memory
+from fedrec_client.outgoing import checked
+from fedrec_client.promises import Promises
 
 #: Prefix of the protocol's own arrays and fields in a request that carries a model, too.
 PREFIX = "secagg/"
 #: Stages that need neither model nor data.
 STAGES = ("advertise", "share", "confirm", "unmask")
+Step = Callable[[Arrays], Arrays]
 
 
 class SecureParty:
@@ -52,8 +52,9 @@ class SecureParty:
     def __init__(self, terms: SecaggTerms, identity: Identity, folder: Path | None) -> None:
         self.terms = terms
         self.place = terms.roster.index(identity.public)
+        self.name = terms.roster.members[self.place].name
         self._identity = identity
-        self._promises = Promises(terms.run, folder)
+        self._promises = Promises(terms, folder)
 
     def handle(self, request: Request, memory: Memory) -> Reply:
         """Serve one of the stages without a vector.
@@ -64,9 +65,16 @@ class SecureParty:
         if request.kind not in STAGES:
             raise ProtocolError(f"stage {request.kind!r}: expected one of {', '.join(STAGES)}")
         if request.kind == "advertise":
-            return self._advertise(request, memory)
-        client = self._client(request, memory)
-        return self._answer(request, memory, client, getattr(client, request.kind))
+            reply = self._advertise(request, memory)
+        else:
+            client = self._client(request, memory)
+            steps: dict[str, Step] = {
+                "share": client.share,
+                "confirm": partial(self._confirm, client),
+                "unmask": client.unmask,
+            }
+            reply = self._answer(request, memory, client, steps[request.kind])
+        return checked(self.terms, request, reply)
 
     def payload(self, request: Request) -> Request:
         """The request as it would be without secure aggregation."""
@@ -91,16 +99,28 @@ class SecureParty:
                 "different ones",
                 Reason.MODEL,
             )
-        return self._answer(request, memory, client, lambda arrays: client.mask(arrays, vector), Stage.MASK)
+
+        def masked(arrays: Arrays) -> Arrays:
+            made = client.mask(arrays, vector)
+            self._promises.join_group(context, client.state.sharers)
+            return made
+
+        return self._answer(request, memory, client, masked, Stage.MASK)
 
     def _advertise(self, request: Request, memory: Memory) -> Reply:
         memory.clear()
         context = _context(self.terms, request)
-        self._promises.join(context.attempt, _label(context))
+        self._promises.join(context)
         client = Client.begin(self.terms, self._identity, context)
         arrays = client.advertise()
         memory.put(client.state.dump())
         return Reply(request.kind, request.round, request.phase, arrays, {})
+
+    def _confirm(self, client: Client, arrays: Arrays) -> Arrays:
+        """The signature under a list of survivors that the protocol and earlier sums allow."""
+        signed = client.confirm(arrays)
+        self._promises.check_survivors(client.state.context, client.state.survivors)
+        return signed
 
     def _client(self, request: Request, memory: Memory) -> Client:
         data = memory.get()
@@ -125,7 +145,7 @@ class SecureParty:
         request: Request,
         memory: Memory,
         client: Client,
-        step: Callable[[Arrays], Arrays],
+        step: Step,
         stage: Stage | None = None,
     ) -> Reply:
         asked, context = _protocol_part(request), client.state.context
@@ -133,7 +153,7 @@ class SecureParty:
         try:
             if client.state.earlier(stage, asked) is None:
                 # Before anything leaves: a node that is killed here has lost a round, not a secret.
-                self._promises.step(context.attempt, stage, _label(context))
+                self._promises.step(context, stage, client.state.survivors)
             arrays = step(asked)
         except AggregationRefused:
             memory.clear()
@@ -143,79 +163,6 @@ class SecureParty:
         else:
             memory.put(client.state.dump())
         return Reply(request.kind, request.round, request.phase, arrays, {})
-
-
-class Promises:
-    """What a node has bound itself to in a run; see the module's text."""
-
-    def __init__(self, run: str, folder: Path | None) -> None:
-        self._run = run
-        self._path = None if folder is None else folder / "secagg.json"
-        self._kept: dict[str, Any] | None = None
-
-    def join(self, attempt: int, label: str) -> None:
-        """Promise never to join this attempt again.
-
-        Raises:
-            AggregationRefused: the attempt, or a later one, was joined before, or the sum's shares were given away.
-        """
-        kept = self._read()
-        self._not_given(kept, label)
-        if attempt <= kept["attempt"]:
-            raise AggregationRefused(
-                f"attempt {attempt} is not new: this node has joined attempt {kept['attempt']}", Reason.REPLAY
-            )
-        self._write(kept | {"attempt": attempt, "stage": int(Stage.ADVERTISE)})
-
-    def step(self, attempt: int, stage: Stage, label: str) -> None:
-        """Promise never to take this stage again, and with the last one never to join this sum again.
-
-        Raises:
-            AggregationRefused: the node has joined another attempt since, has taken this stage, or has given shares
-                of this sum away.
-        """
-        kept = self._read()
-        self._not_given(kept, label)
-        if attempt != kept["attempt"] or stage <= kept["stage"]:
-            raise AggregationRefused(
-                f"stage {stage.name.lower()} of attempt {attempt} is over: this node has taken stage "
-                f"{Stage(kept['stage']).name.lower()} of attempt {kept['attempt']}",
-                Reason.REPLAY,
-            )
-        given = [*kept["given"], label] if stage is Stage.UNMASK else kept["given"]
-        self._write(kept | {"stage": int(stage), "given": given})
-
-    @staticmethod
-    def _not_given(kept: dict[str, Any], label: str) -> None:
-        if label in kept["given"]:
-            raise AggregationRefused(
-                f"this node's shares of sum {label} were given away: it will not be summed again",
-                Reason.REPLAY,
-            )
-
-    def _read(self) -> dict[str, Any]:
-        if self._kept is None or self._path is not None:
-            fresh: dict[str, Any] = {"run": self._run, "attempt": 0, "stage": 1, "given": []}
-            found = self._load()
-            self._kept = found if found is not None and found["run"] == self._run else fresh
-        return self._kept
-
-    def _load(self) -> dict[str, Any] | None:
-        if self._path is None or not self._path.exists():
-            return None
-        try:
-            kept = json.loads(self._path.read_text())
-            numbers = {name: int(kept[name]) for name in ("attempt", "stage")}
-            return {"run": str(kept["run"]), "given": list(kept["given"])} | numbers
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{self._path} cannot be read ({error}): without it this node could be asked twice; start a new run"
-            ) from error
-
-    def _write(self, kept: dict[str, Any]) -> None:
-        self._kept = kept
-        if self._path is not None:
-            write_json(self._path, kept)
 
 
 def open_party(folder: Path) -> SecureParty | None:
@@ -256,7 +203,3 @@ def _protocol_part(request: Request) -> dict[str, NDArray[np.generic]]:
         for name, values in request.arrays.items()
         if name.startswith(PREFIX)
     }
-
-
-def _label(context: Context) -> str:
-    return label_of(context.kind, context.phase, context.round)

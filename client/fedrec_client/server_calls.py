@@ -6,19 +6,17 @@ model (`model_updates`), how training is carried out (`training`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fedrec import __version__
-from fedrec.errors import DataError
-from fedrec_client import metrics
+from fedrec.errors import DataError, ServiceError
+from fedrec_client import counter_reports
 from fedrec_client.client_state import ClientState
-from fedrec_client.participation import Book
 from fedrec_client.results import ModelInfo, TrainingReport
+from fedrec_client.training import enrolments
 from fedrec_client.transport import CheckIn, CheckInAnswer, Transport
-
-METRICS_DAY = "metrics"
 
 
 def connect(server: str | Transport | None, connection: dict[str, Any]) -> Transport | None:
@@ -43,17 +41,23 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
 def update(state: ClientState, transport: Transport) -> ModelInfo | None:
     """See `Client.check_for_update`."""
     _check_in(state, transport, trains=False)
+    _say_goodbyes(state, transport)
     info = state.models.update(transport)
-    _send_metrics(state, transport)
+    counter_reports.send(state, transport)
     return info
 
 
 def train(
-    state: ClientState, transport: Transport, deadline_seconds: float, stopped: Callable[[], bool]
+    state: ClientState,
+    transport: Transport,
+    deadline_seconds: float,
+    stopped: Callable[[], bool],
+    enrolment_token: str = "",
 ) -> TrainingReport:
     """See `Client.train_if_eligible`."""
     from fedrec_client.training.session import Session
 
+    _say_goodbyes(state, transport)
     return Session(
         store=state.store,
         transport=transport,
@@ -66,6 +70,8 @@ def train(
         verified_task=lambda campaign, task: state.models.verified_task(transport, campaign, task),
         now=state.models.now,
         stopped=stopped,
+        enrolment_token=enrolment_token,
+        lock=state.lock,
     ).run(deadline_seconds)
 
 
@@ -73,21 +79,9 @@ def _check_in(state: ClientState, transport: Transport, *, trains: bool) -> Chec
     return transport.check_in(CheckIn(state.setup.population, __version__, state.version, trains))
 
 
-def _send_metrics(state: ClientState, transport: Transport) -> None:
-    """Counters of yesterday, once, where the person has agreed."""
-    today = metrics.day_of(state.setup.now())
-    if not transport.takes_counters or not state.consent.metrics:
-        return
-    if int(state.store.get(METRICS_DAY) or b"-1") >= today:
-        return
-    start = (today - 1) * metrics.DAY
-    events = [event for event in state.store.events(since=start) if event.time < start + metrics.DAY]
-    noised = metrics.noised(metrics.counters(events))
-    version = state.version
-    with state.lock, state.store.transaction():
-        state.store.put(METRICS_DAY, str(today).encode())
-        size = len(json.dumps(noised))
-        Book(state.store).note(
-            "metrics", state.setup.now(), bytes=size, epsilon=metrics.EPSILON, day=today - 1
-        )
-    transport.send_metrics(state.setup.population, version, noised)
+def _say_goodbyes(state: ClientState, transport: Transport) -> None:
+    """Tell the service of campaigns that this device left while it could not be told."""
+    for campaign, public, signature in enrolments.goodbyes(state.store):
+        with suppress(ServiceError):  # said again at the next call
+            transport.leave(campaign, public, signature)
+            enrolments.forget_goodbye(state.store, campaign)

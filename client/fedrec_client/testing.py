@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import NotPublished, ServerBusy, ServiceError
+from fedrec.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
@@ -31,6 +31,7 @@ from fedrec.wire.layout import (
     model_target,
     task_target,
 )
+from fedrec.wire.leaving import is_leaving
 from fedrec.wire.manifest import MANIFEST_FILE, Manifest
 from fedrec.wire.package import Terms, delta_name, pack_model, write_package
 from fedrec.wire.repository import Lifetimes, Repository, target_of
@@ -105,10 +106,13 @@ class FakeService:
         broken: by file name, bytes sent in the place of the true ones.
         cut_after: downloads are cut off after so many bytes.
         metrics: counters that came.
+        report_tokens: of these.
         check_ins: requests that came.
         campaign: id of a campaign to be offered; empty: none.
         enrolments: that came.
         tasks: by campaign, the signed task.
+        over: campaigns that have ended.
+        left: campaign and public key of every device that left.
         sent_bytes: of all downloads of targets.
         version: of the champion; 0: none.
         end: call it to remove what was published; else that happens with the object.
@@ -132,10 +136,13 @@ class FakeService:
         self.broken: dict[str, bytes] = {}
         self.cut_after: int | None = None
         self.metrics: list[Mapping[str, float]] = []
+        self.report_tokens: list[str] = []
         self.check_ins: list[CheckIn] = []
         self.campaign = ""
         self.enrolments: list[Enrolment] = []
         self.tasks: dict[str, bytes] = {}
+        self.over: set[str] = set()
+        self.left: list[tuple[str, bytes]] = []
         self.sent_bytes = 0
         self.version = 0
         self._canary = (0, 0)
@@ -271,18 +278,36 @@ class FakeService:
     def enrol(self, enrolment: Enrolment) -> None:
         """See `Transport`."""
         self._answers()
+        self._expect_on(enrolment.campaign)
         if enrolment not in self.enrolments:
             self.enrolments.append(enrolment)
 
     def task(self, campaign: str, identity: bytes) -> bytes | None:
         """See `Transport`."""
         self._answers()
+        self._expect_on(campaign)
         return self.tasks.get(campaign)
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
         """See `Transport`."""
         self._answers()
-        self.metrics.append(dict(counters))
+        return campaign not in self.over
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Transport`."""
+        self._answers()
+        if not is_leaving(identity, campaign, signature):
+            raise ServiceError("a device that left has not signed it")
+        self.left.append((campaign, identity))
+
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
+        """See `Transport`."""
+        self._answers()
+        if token not in self.report_tokens:
+            self.report_tokens.append(token)
+            self.metrics.append(dict(counters))
 
     def close(self) -> None:
         """See `Transport`; the service stays for other clients."""
@@ -292,6 +317,10 @@ class FakeService:
             raise ServiceError("the service cannot be reached: offline on purpose")
         if self.busy:
             raise ServerBusy("the service is busy: come back in 60 to 120 s", (60.0, 120.0))
+
+    def _expect_on(self, campaign: str) -> None:
+        if campaign in self.over:
+            raise CampaignOver("the campaign is over: wait for another")
 
     def _target(self, version: int, name: str, content: bytes | None = None) -> Any:
         content = (self.folder(version) / name).read_bytes() if content is None else content

@@ -8,7 +8,7 @@ Out of scope: checking what came (`trusted_metadata`, `model_updates`, `policy`)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -51,12 +51,14 @@ class Enrolment:
         identity: [32] Ed25519 public key for secure aggregation.
         node_key: public key of the SuperNode, one line in OpenSSH's form.
         users: people on this device.
+        token: of the app's own login, where the operator asks for one; single use.
     """
 
     campaign: str
     identity: bytes
     node_key: str
     users: int = 1
+    token: str = field(default="", repr=False)
 
 
 class Transport(Protocol):
@@ -87,15 +89,40 @@ class Transport(Protocol):
         ...
 
     def enrol(self, enrolment: Enrolment) -> None:
-        """Join a campaign; the same keys again change nothing."""
+        """Join a campaign; the same keys again change nothing.
+
+        Raises:
+            CampaignOver: its roster is closed or full.
+        """
         ...
 
     def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """The signed task of a campaign for an enrolled device; None while the roster is open."""
+        """The signed task of a campaign for an enrolled device; None while the roster is open.
+
+        Raises:
+            CampaignOver: it has ended.
+        """
         ...
 
-    def send_metrics(self, population: str, model_version: int, counters: Mapping[str, float]) -> None:
-        """Counters that were randomised on the device; the service adds them up and keeps nothing else."""
+    def goes_on(self, campaign: str, identity: bytes) -> bool:
+        """Whether a campaign in which this device takes part has not ended."""
+        ...
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """This device has left a campaign; `signature` as in `fedrec.wire.leaving`. Not tried again."""
+        ...
+
+    def send_metrics(
+        self, population: str, model_version: int, counters: Mapping[str, float], token: str
+    ) -> None:
+        """Counters that were randomised on the device; the service adds them up and keeps nothing else.
+
+        Args:
+            population: whose.
+            model_version: in use; 0: none.
+            counters: within the bounds of `fedrec.wire.counters`.
+            token: random, of this report: the same report again is counted once.
+        """
         ...
 
     def close(self) -> None:

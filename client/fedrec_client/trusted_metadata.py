@@ -2,13 +2,14 @@
 
 Rules for versions, keys, thresholds, expiry, rollback and key rotation are those of The Update Framework, carried out
 by `tuf.ngclient.Updater` (https://theupdateframework.github.io/specification/latest/#detailed-client-workflow). What
-is ours: where bytes come from (`fetcher`), the time, which never goes back (`latest_time`), and that what was
+is ours: where bytes come from (`fetcher`), the time, which never goes back (`trusted_time`), and that what was
 accepted is in the store, so that deleting or restoring a folder opens no way back. Importing this module loads `tuf`;
 it is imported when an update runs. Out of scope: what targets mean (`model_updates`).
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,10 +40,10 @@ from fedrec.errors import (
 )
 from fedrec.wire.layout import MODELS, POPULATION, SIGNED_AT, hashed_name
 from fedrec_client.fetcher import METADATA_URL, TARGETS_URL, TransportFetcher
-from fedrec_client.latest_time import latest_time, note_signed
 from fedrec_client.model_updates import WORKING
 from fedrec_client.store.base import Store
 from fedrec_client.transport import Transport
+from fedrec_client.trusted_time import TrustedTime
 
 #: Beginning of the records that hold accepted metadata.
 RECORDS = "tuf/"
@@ -152,7 +153,7 @@ def refreshed(
                 fetcher,
                 CONFIG,
                 bootstrap=root,
-                now=latest_time(store, clock()),
+                now=TrustedTime(store).now(clock()),
             )
             try:
                 updater.refresh()
@@ -164,7 +165,7 @@ def refreshed(
             yield TrustedMetadata(updater, fetcher)
         finally:
             _keep(store, working, before)
-            note_signed(store, float(_signed_at(updater)))
+            TrustedTime(store).accept(_signed_at(updater))
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -208,9 +209,10 @@ def _line(error: Exception) -> str:
     return "".join(filter(str.isprintable, " ".join(str(error).split())))[:160]
 
 
-def _signed_at(updater: ClockedUpdater) -> int:
-    when = updater.trusted(Timestamp.type).unrecognized_fields.get(SIGNED_AT, 0)
-    return when if type(when) is int and 0 <= when < 1 << 53 else 0
+def _signed_at(updater: ClockedUpdater) -> float:
+    """Of the timestamp, in seconds since 1970; -inf where it does not say."""
+    when = updater.trusted(Timestamp.type).unrecognized_fields.get(SIGNED_AT)
+    return float(when) if type(when) is int and 0 <= when < 1 << 53 else -math.inf
 
 
 def _lay_out(store: Store, working: Path) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedrec.content.encoders import Encoder, unit_rows
 from fedrec.data.interactions import Catalog, FloatArray
 from fedrec.errors import ConfigError, RunError
-from fedrec.wire.files import read_arrays, write_arrays
+from fedrec.wire.files import PUBLIC, read_arrays, write_arrays
 
 FIELDS = ("title", "categories", "text")
 SEPARATOR = " | "
@@ -119,7 +119,7 @@ def _cached(texts: list[str], encoder: Encoder, cache: Path | None) -> FloatArra
         return known
     vectors = encoder.encode(texts)
     cache.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, {"vectors": vectors}, {"sha256": _sum(vectors)})
+    write_arrays(path, {"vectors": vectors}, {"sha256": _sum(vectors)}, PUBLIC)
     return vectors
 
 

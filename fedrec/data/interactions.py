@@ -202,6 +202,12 @@ class UserBatch:
         """[U] history lengths."""
         return np.diff(self.indptr)
 
+    def emptied(self) -> UserBatch:
+        """The same users without any history."""
+        review = None if self.review is None else self.review[:0]
+        time = None if self.time is None else self.time[:0]
+        return UserBatch(self.user, np.zeros_like(self.indptr), self.item[:0], self.value[:0], time, review)
+
     @property
     def row(self) -> IntArray:
         """[N] position in the batch of the user who owns each entry."""

@@ -68,7 +68,7 @@ def evaluate(
         raise ConfigError(
             f"evaluation.probabilities: {recommender.kind!r} gives none; train a ranker (deepfm)"
         )
-    judged = np.flatnonzero((target.counts > 0) & _chosen(target, settings, seed))
+    judged = np.flatnonzero((target.counts > 0) & chosen(target, settings, seed))
     # Someone must be scored to learn the size of the catalogue, judged or not.
     rows = judged if len(judged) else np.arange(min(len(history), 1), dtype=np.int64)
     sums, start, size = None, 0, 1
@@ -122,7 +122,7 @@ def evaluate_batch(
     )
 
 
-def _chosen(target: UserBatch, settings: EvaluationSettings, seed: int) -> NDArray[np.bool_]:
+def chosen(target: UserBatch, settings: EvaluationSettings, seed: int) -> NDArray[np.bool_]:
     """[U] who is judged; the same users under every method and on every node."""
     if settings.judged_part == 1.0:
         return np.ones(len(target), dtype=bool)

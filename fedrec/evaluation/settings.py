@@ -6,7 +6,11 @@ judged (the coordinator).
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedrec.errors import ConfigError
 
 
 class EvaluationSettings(BaseModel):
@@ -37,6 +41,17 @@ class EvaluationSettings(BaseModel):
     judged_part: float = Field(default=1.0, gt=0, le=1)
     list_k: int = Field(default=10, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_held_data(cls, values: Any) -> Any:
+        """A node, a device and a coordinator know no evaluation but the run's own."""
+        if isinstance(values, dict) and "held_data" in values and "held_data" not in cls.model_fields:
+            raise ValueError(
+                "held_data belongs to simulations, whose researcher holds all the data: nodes, devices and "
+                "deployments refuse it; leave it out"
+            )
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationSettings:
         if any(k < 1 for k in self.ks) or len(set(self.ks)) != len(self.ks):
@@ -59,3 +74,21 @@ class EvaluationSettings(BaseModel):
     def protocols(self) -> tuple[str, ...]:
         """Names of the measured candidate sets, as they stand before the slash of a metric's name."""
         return ("full",) * self.full + ("sampled",) * self.sampled
+
+
+def parse_evaluation(plain: object) -> EvaluationSettings:
+    """Settings from JSON values that `model_dump` gave, as nodes, devices and coordinators read them.
+
+    Raises:
+        ConfigError: in one line, what is wrong.
+    """
+    try:
+        return EvaluationSettings.model_validate(plain)
+    except ValidationError as error:
+        problems = "; ".join(
+            ".".join(map(str, item["loc"]))
+            + ": " * bool(item["loc"])
+            + item["msg"].removeprefix("Value error, ")
+            for item in error.errors()
+        )
+        raise ConfigError(f"evaluation settings: {problems}") from error

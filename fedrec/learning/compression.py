@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedrec.data.interactions import IntArray
 from fedrec.errors import ProtocolError
 from fedrec.learning.keys import Purpose, key, normal, uniform, user_keys
-from fedrec.learning.updates import Floats, Layout, State, Updates, UpdateSum
+from fedrec.learning.updates import Floats, Layout, State, Updates, UpdateSum, finite
 
 #: What the server keeps between rounds beside its optimiser's state.
 RATE, SENT = "compression/rate", "compression/sent"
@@ -135,11 +135,7 @@ class Compressor:
     def add(
         self, total: UpdateSum, updates: Updates, where: IntArray, users: IntArray, clip_norm: float | None
     ) -> None:
-        """Add the updates of `users` (keys), whose rows of `carried` are `where`.
-
-        Raises:
-            ProtocolError: an update is not finite.
-        """
+        """Add the updates of `users` (keys), whose rows of `carried` are `where`; one not finite counts as zero."""
         for k in range(updates.n_users):
             blocks = self._layout.zeros()
             updates.add_into(blocks, np.eye(1, updates.n_users, k)[0])
@@ -147,9 +143,8 @@ class Compressor:
                 blocks[name] += kept[where[k]]
             norm = float(np.sqrt(sum(np.vdot(values, values) for values in self._halves(blocks))))
             if not np.isfinite(norm):
-                raise ProtocolError(
-                    "an update is not finite: expected finite numbers; lower the learning rate"
-                )
+                blocks, norm = self._layout.zeros(), 0.0
+                total.zeroed += 1
             scale = 1.0 if clip_norm is None else clip_norm / max(norm, clip_norm)
             sent = self._sent(self._layout.flatten(blocks) * scale, users[k], clip_norm)
             for name, values in self._layout.unflatten(sent).items():
@@ -159,8 +154,13 @@ class Compressor:
             total.clipped += int(clip_norm is not None and norm > clip_norm)
             total.norm += norm
         total.users += updates.n_users
-        total.loss += float(updates.loss.sum())
-        total.examples += float(updates.examples.sum())
+        total.loss += finite(updates.loss)
+        total.examples += finite(updates.examples)
+
+    def nothing(self) -> Quantised:
+        """What a user without anything to send sends, in the same form as everybody else."""
+        assert self._compression.bits is not None
+        return Quantised(np.zeros(self._layout.size, dtype=np.int8), 0.0, self._compression.bits)
 
     def _halves(self, blocks: dict[str, Floats]) -> list[NDArray[np.floating]]:
         """All values, once each: of a symmetric matrix the upper triangle."""

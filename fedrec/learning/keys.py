@@ -1,7 +1,8 @@
 """Counter-based randomness: every draw is a hash of (seed, purpose, round, user, counter).
 
 No generator has a state, so whichever engine, process or order computes a user's update, it sees the same
-batches, the same negatives and the same initial vectors. The hash is SplitMix64's finaliser (Steele et al.
+batches, the same negatives and the same initial vectors. Words and uniforms are the same on every machine; a normal
+may differ in its last bit, because logarithm and cosine do. The hash is SplitMix64's finaliser (Steele et al.
 2014, "Fast splittable pseudorandom number generators", OOPSLA), applied once per component. It is for
 simulation and training only: noise that must keep a secret never comes from here.
 """

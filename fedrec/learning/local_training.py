@@ -43,7 +43,6 @@ def train_users(
     clip_norm: float | None,
     n_items: int,
     *,
-    zero_bad: bool = False,
     compressor: Compressor | None = None,
 ) -> tuple[UpdateSum, State]:
     """Sum of the clipped updates of all users of the batch, and their new local state.
@@ -56,7 +55,6 @@ def train_users(
         round_key: seed and round.
         clip_norm: L2 bound of one user's whole update, or None.
         n_items: I.
-        zero_bad: an update that is not finite counts as zero instead of ending the round.
         compressor: adds updates as the server would read them; None: whole.
     """
     total = UpdateSum(recommender.layout(n_items, round_key.round).zeros())
@@ -71,7 +69,7 @@ def train_users(
             mine = {name: values[where] for name, values in local.items()}
             updates, changed = recommender.compute_updates(shared, mine, chunk, round_key)
             if compressor is None:
-                add_clipped(total, updates, clip_norm, zero_bad=zero_bad)
+                add_clipped(total, updates, clip_norm)
             else:
                 compressor.add(total, updates, where, chunk.user, clip_norm)
             for name, values in changed.items():

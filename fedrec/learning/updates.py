@@ -247,6 +247,12 @@ class Updates:
         return layout.flatten(totals).astype(np.float64)
 
 
+#: A number of one user beyond it is taken for a failure of the computation.
+LARGEST = 2.0**40
+#: What is told of a sum beside its vector.
+NUMBERS = ("users", "loss", "examples", "clipped", "norm", "zeroed")
+
+
 @dataclass
 class UpdateSum:
     """The sum of clipped updates over some users: all that a server ever learns from them.
@@ -258,6 +264,7 @@ class UpdateSum:
         loss, examples: summed over the users.
         clipped: how many updates were scaled down.
         norm: sum of the norms before clipping.
+        zeroed: users whose update was not finite and counts as zero.
     """
 
     blocks: dict[str, Floats]
@@ -266,18 +273,19 @@ class UpdateSum:
     examples: float = 0.0
     clipped: int = 0
     norm: float = 0.0
+    zeroed: int = 0
     noise_std: float = 0.0
 
     def merge(self, other: UpdateSum) -> None:
         """Add another sum of the same layout."""
         for name, values in other.blocks.items():
             self.blocks[name] += values
-        for name in ("users", "loss", "examples", "clipped", "norm"):
+        for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """The scalar fields by name."""
-        for name in ("users", "loss", "examples", "clipped", "norm"):
+        for name in NUMBERS:
             yield name, float(getattr(self, name))
 
 
@@ -285,3 +293,9 @@ def _segment_sums(values: Floats, indptr: NDArray[np.int64]) -> Floats:
     """[U] sums of consecutive segments, exact zero for empty ones."""
     owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     return np.bincount(owner, values, minlength=len(indptr) - 1).astype(np.float64)
+
+
+def finite(values: NDArray[Any]) -> float:
+    """The sum of those values that are finite and below 2^40 in size; the others count as zero."""
+    floats = np.asarray(values, dtype=np.float64)
+    return float(floats[np.isfinite(floats) & (np.abs(floats) < LARGEST)].sum())

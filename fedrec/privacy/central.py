@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.errors import PrivacyRefused
-from fedrec.privacy.mechanism import Contribution, Floats, checked
+from fedrec.privacy.mechanism import Contribution, Floats, checked, contribution
 from fedrec.privacy.noise import NoiseSource, snap
 from fedrec.privacy.plan import PrivacyPlan
 
@@ -39,7 +39,7 @@ class Central(FloatSums):
         self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Contribution:
         """[P] the sum as it is."""
-        return checked(vector, users)
+        return contribution(vector, users)
 
     def release(
         self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource
@@ -62,7 +62,7 @@ class OnDevice(FloatSums):
         self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Contribution:
         """[P] the sum as it is."""
-        return checked(vector, users)
+        return contribution(vector, users)
 
     def release(
         self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource

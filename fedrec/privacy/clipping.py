@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.errors import ProtocolError
-from fedrec.learning.updates import Updates, UpdateSum
+from fedrec.learning.updates import Updates, UpdateSum, finite
 
 
-def add_clipped(
-    total: UpdateSum, updates: Updates, clip_norm: float | None, *, zero_bad: bool = False
-) -> None:
+def add_clipped(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
     """Add each user's update to `total`, scaled by min(1, clip_norm / norm); norms in float64.
+
+    An update that is not finite, or loses its finite norm, counts as zero and is counted in `total.zeroed`: an answer
+    must not end in an error that depends on one user's data.
 
     Args:
         total: sum of the same layout; changed in place.
         updates: U users.
         clip_norm: C, or None to add the updates as they are.
-        zero_bad: an update that is not finite counts as zero. A guarantee must not end in an error that depends
-            on one user's data, so this is how it is under differential privacy.
-
-    Raises:
-        ProtocolError: an update is not finite and not `zero_bad`; nothing was added.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         norms = updates.norms()
     good = np.isfinite(norms)
-    if not good.all() and not zero_bad:
-        raise ProtocolError(
-            f"{int((~good).sum())} of {updates.n_users} updates are not finite: "
-            "expected finite numbers; lower the learning rate"
-        )
     # min(1, C / norm) without a division by zero.
     scale = np.ones_like(norms) if clip_norm is None else clip_norm / np.maximum(norms, clip_norm)
     scale[~good], norms[~good] = 0.0, 0.0
     updates.add_into(total.blocks, scale)
     total.users += updates.n_users
-    total.loss += float(updates.loss.sum())
-    total.examples += float(updates.examples.sum())
+    total.zeroed += int((~good).sum())
+    total.loss += finite(updates.loss)
+    total.examples += finite(updates.examples)
     total.clipped += 0 if clip_norm is None else int((norms > clip_norm).sum())
-    total.norm += float(norms.sum())
+    total.norm += finite(norms)

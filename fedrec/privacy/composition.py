@@ -32,7 +32,7 @@ from fedrec.privacy.renyi import ORDERS, rdp, rdp_epsilon
 _GAUSSIAN, _BASIC, _RENYI = 0.5, 0.25, 0.25
 _FILTER_ORDERS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 14.0, 20.0, 32.0)
 
-#: A plan, and how many of its first rounds were charged.
+#: A plan, and how many of its first charges were made: its rounds, then its metrics.
 Used = tuple[PrivacyPlan, int]
 
 
@@ -80,7 +80,7 @@ def _basic(used: Sequence[Used], delta: float) -> float:
     """Whole plans, since where a plan was stopped may be a choice too."""
     if sum(plan.delta for plan, _ in used) > delta:
         return math.inf
-    return sum(plan_epsilon(plan, plan.rounds) for plan, _ in used)
+    return sum(plan_epsilon(plan, plan.charges) for plan, _ in used)
 
 
 def _releases(used: Sequence[Used]) -> list[Release]:

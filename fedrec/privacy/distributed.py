@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.errors import PrivacyRefused
-from fedrec.privacy.mechanism import Contribution, Floats, checked
+from fedrec.privacy.mechanism import Contribution, Floats, contribution
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import Integers, PrivacyPlan
 
@@ -63,7 +63,7 @@ class Distributed:
                 f"sum of {len(vector)} values: expected at most the plan's {self.plan.parameters}, "
                 "for which rounding was charged"
             )
-        values, rotation = checked(vector, users), self.integers.rotation(len(vector), round_)
+        values, rotation = contribution(vector, users), self.integers.rotation(len(vector), round_)
         if rotation is not None:
             values = np.asarray(rotation.apply(values))
         rounded = dithered(values * self.integers.scale, noise)
@@ -105,15 +105,11 @@ class Distributed:
 
 
 def dithered(values: Floats, noise: NoiseSource) -> Contribution:
-    """[P] int64 floor(values + u), u uniform in [0, 1): unbiased rounding.
+    """[P] int64 floor(values + u), u uniform in [0, 1): unbiased rounding; too large values count as the largest.
 
-    Raises:
-        PrivacyRefused: a value is too large to be rounded exactly.
+    `PrivacyTerms` are valid only if sums of clipped updates stay far below that bound, so no honest one meets it.
     """
-    if len(values) and not np.abs(values).max() < _EXACT:
-        raise PrivacyRefused(
-            f"scaled sum reaches {np.abs(values).max():g}: expected below {_EXACT:g}; lower the privacy scale"
-        )
+    values = np.clip(values, -_EXACT, _EXACT)
     base = np.floor(values)
     # floor(values + u) without the rounding error of that sum, which grows with the values.
     up = noise.uniform(len(values)) >= 1.0 - (values - base)

@@ -123,7 +123,7 @@ class _Setting:
         if self.trust == "local":
             return z * root / math.sqrt(m)
         integers = self.plan.distributed
-        return z * root / m / (1.0 if integers is None else math.sqrt(integers.survivors))
+        return z * root / m / (1.0 if integers is None else math.sqrt(integers.honest))
 
     def _releases(self, z: float) -> list[Release]:
         limits = self.plan.interaction

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.secagg.rotation import Rotation, padded_size, tail
@@ -43,7 +44,9 @@ class Integers(BaseModel):
     Attributes:
         scale: integer steps per unit of the update.
         bits: sums are taken modulo 2^bits.
-        survivors: part of the cohort that must reply; noise shares are sized for it.
+        survivors: part of the cohort that must reply.
+        corrupted: part of the cohort that may reply without its share of noise, and tell the server so; shares are
+            sized for the rest of the survivors, so that the noise of the honest ones is the planned noise.
         beta: probability, per round, that rounding moves a user's integers further than the sensitivity says.
         rotation_seed: public, of the rotations before rounding; None: no rotation.
     """
@@ -53,8 +56,23 @@ class Integers(BaseModel):
     scale: float = Field(gt=0)
     bits: int = Field(default=32, ge=8, le=48)
     survivors: float = Field(default=0.8, gt=0, le=1)
+    corrupted: float = Field(default=0.0, ge=0, lt=1)
     beta: float = Field(gt=0, lt=1)
     rotation_seed: int | None = Field(default=None, ge=0, lt=2**53)
+
+    @model_validator(mode="after")
+    def _some_are_honest(self) -> Self:
+        if self.corrupted >= self.survivors:
+            raise ValueError(
+                f"corrupted is {self.corrupted:g} and survivors is {self.survivors:g}: expected less, or no noise is "
+                "left"
+            )
+        return self
+
+    @property
+    def honest(self) -> float:
+        """Part of the cohort whose shares make up the planned noise."""
+        return self.survivors - self.corrupted
 
     def coordinates(self, size: int) -> int:
         """n: how many integers carry `size` values."""
@@ -125,6 +143,7 @@ def integers_of(settings: PrivacySettings, delta: float, rounds: int, parameters
         scale=settings.scale or 1.0,
         bits=settings.bits,
         survivors=settings.survivors,
+        corrupted=min(settings.corrupted, settings.survivors / 2),
         beta=delta * ROUNDING_DELTA / rounds,
         rotation_seed=_seed(settings.noise_seed) if rotate else None,
     )

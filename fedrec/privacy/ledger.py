@@ -1,9 +1,10 @@
 """The privacy-budget ledger: what was released about whom, charged before it leaves, and a hard stop at the limit.
 
 An account is a data subject and a data set, not a run: everything learned from the same interactions adds up. A run
-first *reserves* its plan, a schedule fixed in advance, and then *charges* each round. Charging a round a second time
-for the same bytes is free (they say nothing new); for other bytes it is refused. How several plans add up is
-`composition`'s business; that entries survive a crash and show tampering is `journal`'s.
+first *reserves* its plan, a schedule fixed in advance, and then *charges* each round, and its release of metrics as
+one round more. Charging a round a second time for the same bytes is free (they say nothing new); for other
+bytes it is refused. How several plans add up is `composition`'s business; that entries survive a crash and show
+tampering is `journal`'s.
 
 Out of scope: keeping the bytes for a second sending (`outbox`). A new installation begins with an empty ledger: what
 earlier ones spent is then forgotten, and nobody can tell from here.
@@ -157,7 +158,7 @@ class Ledger:
             return
         for other in self._plans(account).values():
             _check_alike(account, plan, other)
-        self._check(account, run, plan, plan.rounds)
+        self._check(account, run, plan, plan.charges)
         self._write(
             Reservation(account=account, run=run, at=_now(), plan=content, digest=digest, limit=self._limit)
         )
@@ -180,9 +181,9 @@ class Ledger:
             raise PrivacyRefused(
                 f"round {round_} of run {run!r} was charged for other bytes: send those again, or start a new run"
             )
-        if not 1 <= round_ <= plan.rounds:
+        if not 1 <= round_ <= plan.charges:
             raise BudgetExhausted(
-                f"round {round_} of run {run!r}: the reserved plan has {plan.rounds} rounds; nothing was released. "
+                f"round {round_} of run {run!r}: the reserved plan has {plan.charges} rounds; nothing was released. "
                 "Plan more rounds in a new run"
             )
         self._check(account, run, plan, max(round_, self._rounds(account, run)))
@@ -216,13 +217,13 @@ class Ledger:
             return
         others = self._used(account, without=run)
         # Alone, a plan is a schedule fixed in advance, and held to the limit as a whole.
-        plans = [*others, (plan, rounds)] if others else [(plan, plan.rounds)]
+        plans = [*others, (plan, rounds)] if others else [(plan, plan.charges)]
         epsilon, delta = composed_epsilon(plans, self._limit.delta)
         if not (epsilon <= self._limit.epsilon and delta <= self._limit.delta):
             raise BudgetExhausted(
-                f"budget of {account}: {rounds} of {plan.rounds} rounds of run {run!r} on top of {len(others)} other "
-                f"runs make epsilon {epsilon:.4g} at delta {delta:.3g}, the limit is {self._limit.epsilon:.4g} at "
-                f"{self._limit.delta:.3g}; nothing was released. Plan a smaller epsilon or fewer rounds"
+                f"budget of {account}: {rounds} of {plan.charges} charges of run {run!r} on top of {len(others)} "
+                f"other runs make epsilon {epsilon:.4g} at delta {delta:.3g}, the limit is {self._limit.epsilon:.4g} "
+                f"at {self._limit.delta:.3g}; nothing was released. Plan a smaller epsilon or fewer rounds"
             )
 
     def _used(self, account: Account, without: str | None = None) -> list[tuple[PrivacyPlan, int]]:

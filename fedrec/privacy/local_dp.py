@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedrec.errors import PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, calibrate
 from fedrec.privacy.central import FloatSums, noised
-from fedrec.privacy.mechanism import Contribution, Floats, checked
+from fedrec.privacy.mechanism import Contribution, Floats, checked, contribution
 from fedrec.privacy.noise import NoiseSource, snap
 
 #: Above this, a coin of 53 bits would no longer be exact enough, and there is nothing left to protect.
@@ -154,7 +154,7 @@ class Local(FloatSums):
         self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
     ) -> Contribution:
         """[P] the sum plus one full noise per user, as one draw."""
-        values, std = checked(vector, users), self.plan.noise_multipliers[round_ - 1] * clip_norm
+        values, std = contribution(vector, users), self.plan.noise_multipliers[round_ - 1] * clip_norm
         return noised(values, std * math.sqrt(users), noise)
 
     def release(

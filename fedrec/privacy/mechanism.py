@@ -53,7 +53,7 @@ class Mechanism(Protocol):
             noise: the node's own source.
 
         Raises:
-            PrivacyRefused: the vector is not finite, or holds something for no user.
+            PrivacyRefused: settings that are not the plan's; never because of the values.
         """
 
     def zero(self, size: int) -> Contribution:
@@ -92,11 +92,20 @@ def mechanism_of(plan: PrivacyPlan) -> Mechanism:
     return Local(plan) if plan.trust == "local" else Central(plan)
 
 
+def contribution(vector: Contribution, users: int) -> Floats:
+    """[P] what a node's users give, as float64: zero where it is not finite, or where no user is behind it.
+
+    A node's answer must not depend on data in any other way than by its values, so nothing is refused here.
+    """
+    values = np.asarray(vector, dtype=np.float64).reshape(-1)
+    return np.where(np.isfinite(values) & (users > 0), values, 0.0)
+
+
 def checked(vector: Contribution, users: int) -> Floats:
-    """The vector as float64 [P].
+    """The sum that is to be released, as float64 [P]; for the coordinator.
 
     Raises:
-        PrivacyRefused: it is not one finite vector, or nobody stands behind it.
+        PrivacyRefused: it is not one finite vector, or no user is behind it.
     """
     values = np.asarray(vector, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():

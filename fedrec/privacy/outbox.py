@@ -2,7 +2,10 @@
 
 The order is: stage, `Ledger.charge` with the digest, send. After a crash a round that is charged is answered with the
 staged bytes, at no further cost; bytes that were staged and never charged were never sent and are replaced.
-Out of scope: what is in the bytes, and who is charged (`ledger`).
+
+Under trust "central" the bytes hold no noise. They are of this node's own users, whose data lie beside them; they are
+readable by its owner only, and those of a round go when a later round is staged: a coordinator has its charged model
+on the disk before it asks for the next. Out of scope: what is in the bytes, and who is charged (`ledger`).
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from pathlib import Path
 
 from fedrec.errors import PrivacyRefused
 from fedrec.privacy.durable import durable_write, make_folder
+from fedrec.privacy.private_files import make_private, remove_durably, remove_half_written
 
 #: Rounds of one run that can be asked for again.
-KEPT_ROUNDS = 3
+KEPT_ROUNDS = 1
 
 
 class Outbox:
@@ -34,11 +38,15 @@ class Outbox:
         kept = self._path(run, round_, digest)
         try:
             make_folder(self._folder)
+            make_private(self._folder)
+            remove_half_written(self._folder)
             durable_write(kept, payload)
             newest = max(number for number, _ in self._staged(run))
-            for number, path in list(self._staged(run)):
-                if path != kept and (number == round_ or number <= newest - KEPT_ROUNDS):
-                    path.unlink()
+            remove_durably(
+                path
+                for number, path in list(self._staged(run))
+                if path != kept and (number == round_ or number <= newest - KEPT_ROUNDS)
+            )
         except OSError as error:
             raise PrivacyRefused(
                 f"outbox {self._folder} cannot be written ({error.strerror}): nothing is sent; make room, start again"
@@ -55,8 +63,7 @@ class Outbox:
 
     def discard(self, run: str) -> None:
         """Forget a run that is over."""
-        for _, path in list(self._staged(run)):
-            path.unlink(missing_ok=True)
+        remove_durably([path for _, path in self._staged(run)])
 
     def _staged(self, run: str) -> Iterator[tuple[int, Path]]:
         for path in self._folder.glob(f"{_label(run)}-*.bin"):

@@ -20,6 +20,7 @@ from fedrec.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.accounting import Accountant, calibrate
 from fedrec.privacy.accounting import epsilon as epsilon_of
 from fedrec.privacy.integers import Carried, Integers, integers_of
+from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.releases import GaussianRelease, Release, SkellamRelease
 from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings, Trust, Unit
 
@@ -28,6 +29,7 @@ __all__ = [
     "Carried",
     "Integers",
     "InteractionPlan",
+    "MetricsRelease",
     "PrivacyPlan",
     "PrivacySettings",
     "make_plan",
@@ -53,6 +55,7 @@ class PrivacyPlan(BaseModel):
         parameters: P, length of the longest vector sent.
         adaptive, distributed, interaction: details of the modes that need them.
         carried: trust "central" where sums travel as integers; None: as real numbers.
+        metrics: what is released of metrics once the rounds are over, charged as number T + 1; None: nothing.
         noise_seed: not None: noise can be foreseen, so NOTHING is private; for simulations on public data.
     """
 
@@ -76,6 +79,7 @@ class PrivacyPlan(BaseModel):
     distributed: Integers | None = None
     interaction: InteractionPlan | None = None
     carried: Carried | None = None
+    metrics: MetricsRelease | None = None
     noise_seed: int | None = None
 
     @model_validator(mode="after")
@@ -123,12 +127,58 @@ class PrivacyPlan(BaseModel):
                 self.carried is not None
                 and (self.unit, self.trust, self.adaptive) != ("user", "central", None),
             ),
+            *self._metrics_problems(),
+        ]
+
+    def _metrics_problems(self) -> list[tuple[str, bool]]:
+        if self.metrics is None:
+            return []
+        own, rounds = self.metrics.integers, self.distributed
+        return [
+            (
+                "metrics of a user are about all of his interactions: unit 'interaction' cannot bound them; set "
+                "privacy.metrics to 'none'",
+                self.unit == "interaction",
+            ),
+            (
+                "metrics have integers under trust 'distributed', and nowhere else",
+                (own is None) != (rounds is None),
+            ),
+            (
+                "metrics are summed with the bits of the rounds",
+                own is not None and rounds is not None and own.bits != rounds.bits,
+            ),
         ]
 
     @property
     def denominator(self) -> float:
         """qN: fixed, whoever came."""
         return self.sampling_rate * self.population
+
+    @property
+    def charges(self) -> int:
+        """How often the plan is charged: T rounds, and the metrics if there are any."""
+        return self.rounds + (self.metrics is not None)
+
+    def metrics_plan(self) -> PrivacyPlan:
+        """What releases the metrics, as a plan of one round with everybody; its mechanism is that of any round.
+
+        Raises:
+            PrivacyRefused: the plan releases none.
+        """
+        if self.metrics is None:
+            raise PrivacyRefused("the privacy plan releases no metrics: set privacy.metrics = 'noised'")
+        changes: dict[str, Any] = {
+            "sampling": "everyone",
+            "sampling_rate": 1.0,
+            "rounds": 1,
+            "clip_norm": self.metrics.bound,
+            "noise_multipliers": (self.metrics.noise_multiplier,),
+            "parameters": self.metrics.values,
+            "distributed": self.metrics.integers,
+        }
+        alone: dict[str, Any] = {"adaptive": None, "carried": None, "metrics": None}
+        return PrivacyPlan.model_validate(dict(self) | changes | alone)
 
     @property
     def amplification(self) -> float:
@@ -181,12 +231,17 @@ class PrivacyPlan(BaseModel):
         if self.distributed is None:
             raise PrivacyRefused("noise shares belong to trust 'distributed': this plan has none")
         l2, _ = self.integer_sensitivity
-        floor = self.distributed.survivors * self.denominator
+        floor = self.distributed.honest * self.denominator
         return (self.noise_multipliers[round_ - 1] * l2) ** 2 / floor
 
-    def releases(self, rounds: int | None = None) -> list[Release]:
-        """Everything that the first `rounds` rounds release about one unit."""
-        done = self.noise_multipliers[: self.rounds if rounds is None else rounds]
+    def releases(self, charges: int | None = None) -> list[Release]:
+        """Everything that the first `charges` charges (None: all) release about one unit: rounds, then metrics."""
+        count = self.charges if charges is None else charges
+        last = self.metrics_plan().releases() if self.metrics is not None and count > self.rounds else []
+        return [*self._round_releases(count), *last]
+
+    def _round_releases(self, rounds: int) -> list[Release]:
+        done = self.noise_multipliers[:rounds]
         if self.interaction is not None:
             steps, rate = self.interaction.local_steps, self.interaction.batch_rate
             return [GaussianRelease(z, steps, rate) for z in done]
@@ -195,14 +250,16 @@ class PrivacyPlan(BaseModel):
             return [SkellamRelease(l2, l1, (z * l2) ** 2) for z in done]
         return [GaussianRelease(z, 1, self.amplification) for z in done]
 
-    def epsilon(self, rounds: int | None = None, accountant: Accountant | None = None) -> float:
-        """Epsilon at `delta` of the first `rounds` rounds; what integers may break is taken off delta first."""
-        return epsilon_of(self.releases(rounds), self.kept_delta, accountant or self.accountant)
+    def epsilon(self, charges: int | None = None, accountant: Accountant | None = None) -> float:
+        """Epsilon at `delta` of the first `charges` charges; what integers may break is taken off delta first."""
+        return epsilon_of(self.releases(charges), self.kept_delta, accountant or self.accountant)
 
-    def lost_delta(self, rounds: int) -> float:
-        """Part of delta that goes to integers in so many rounds: rounding too far, or wrapping around."""
+    def lost_delta(self, charges: int) -> float:
+        """Part of delta that goes to integers in so many charges: rounding too far, or wrapping around."""
+        rounds = min(charges, self.rounds)
         if self.distributed is not None:
-            return self.distributed.beta * rounds
+            last = self.metrics.integers if self.metrics is not None and charges > self.rounds else None
+            return self.distributed.beta * rounds + (last.beta if last is not None else 0.0)
         return 0.0 if self.carried is None else 2.0 * self.carried.wrap * rounds
 
     @property
@@ -212,7 +269,7 @@ class PrivacyPlan(BaseModel):
         Raises:
             PrivacyRefused: nothing.
         """
-        lost = self.lost_delta(self.rounds)
+        lost = self.lost_delta(self.charges)
         if lost >= self.delta:
             raise PrivacyRefused(
                 f"integers may fail with probability {lost:.2g}, by rounding or wrapping around: expected far less "
@@ -313,6 +370,10 @@ def _calibrated(
         "carried": carried,
         "noise_seed": settings.noise_seed,
     }
+    if settings.metrics == "noised":
+        from fedrec.privacy.metrics_budget import metrics_for
+
+        fields["metrics"] = metrics_for(settings, fields)
 
     def at(z: float, integers: Integers | None) -> PrivacyPlan:
         multipliers = tuple(z * each for each in schedule)

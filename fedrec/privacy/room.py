@@ -44,6 +44,11 @@ def with_room(at: Callable[[Integers], PrivacyPlan], integers: Integers, *, chos
     raise PrivacyRefused(_no_room(plan, integers, chosen=chosen))
 
 
+def fits(plan: PrivacyPlan) -> bool:
+    """Whether the sums of a plan stay below its modulus; True for plans without integers."""
+    return plan.distributed is None or _fits(plan, plan.distributed)
+
+
 def _fits(plan: PrivacyPlan, integers: Integers) -> bool:
     return _needed(plan, integers) <= 2.0**integers.bits
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fedrec.evaluation.names import check_bounded
 
 Unit = Literal["user", "interaction"]
 Trust = Literal["central", "distributed", "local"]
+#: Metrics that are released unless others are asked for.
+RELEASED = ("full/ndcg@10", "full/hr@10")
+#: More metrics need more noise on each of them.
+MOST_METRICS = 8
 
 
 class AdaptiveClip(BaseModel):
@@ -59,12 +65,15 @@ class PrivacySettings(BaseModel):
         population: N, public; None: the number of users in the data.
         accountant: "pld" or "rdp"; trust "distributed" always takes "rdp".
         adaptive: let the clip norm follow a quantile; trust "central" only.
-        scale, bits, survivors: of trust "distributed", see `integers.Integers`; scale None: chosen so that rounding
-            costs 1 % of noise, or up to 25 % where there is no room for that.
+        scale, bits, survivors, corrupted: of trust "distributed", see `integers.Integers`; scale None: chosen so that
+            rounding costs 1 % of noise, or up to 25 % where there is no room for that.
         rotate: of trust "distributed": sums are rotated before they become integers, which saves bits; None: up to
             20 bits.
         interaction: of unit "interaction".
-        metrics: "exact": sums of evaluation metrics leave the nodes unprotected.
+        metrics: "noised": sums of a few metrics leave the nodes once, for the final model, with noise that is part of
+            the plan and charged (`metrics_release`); "none": nothing of an evaluation leaves.
+        metrics_share: part of the budget that they take.
+        released_metrics: which; the more, the more noise on each.
         account: whose data these are, by name; runs under one name add up in a ledger (None: the data set,
             or the path of the file).
         ledger: folder of the account; limit_epsilon: what the account may spend over all runs (None: epsilon).
@@ -85,11 +94,20 @@ class PrivacySettings(BaseModel):
     scale: float | None = Field(default=None, gt=0)
     bits: int = Field(default=32, ge=8, le=48)
     survivors: float = Field(default=0.8, gt=0, le=1)
+    corrupted: float = Field(default=0.1, ge=0, lt=1)
     rotate: bool | None = None
     interaction: InteractionPlan | None = None
-    metrics: Literal["exact", "none"] = "none"
+    metrics: Literal["noised", "none"] = "none"
+    metrics_share: float = Field(default=0.05, gt=0, le=0.5)
+    released_metrics: tuple[str, ...] = Field(default=RELEASED, min_length=1, max_length=MOST_METRICS)
     account: str | None = Field(default=None, min_length=1)
     ledger: Path | None = None
     limit_epsilon: float | None = Field(default=None, gt=0)
     noise_seed: int | None = None
     force: bool = False
+
+    @field_validator("released_metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_bounded(names)
+        return names

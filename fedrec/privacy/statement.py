@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fedrec.errors import ConfigError
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.reading import tier
 from fedrec.privacy.statement_fields import (
@@ -31,7 +32,7 @@ from fedrec.privacy.statement_fields import (
     whole_user_epsilon,
 )
 from fedrec.privacy.trust import adversary, local_epsilon, uncovered
-from fedrec.wire.files import write_json
+from fedrec.wire.files import PUBLIC, write_json
 
 #: Names of the fields, in the order in which they are read.
 FIELDS = (
@@ -85,7 +86,9 @@ class StatementFacts(BaseModel):
         aggregator: "plain" or "sealed": the coordinator sees what every node sends; "secagg": sums over nodes.
         least_nodes: fewest nodes in a sum of secure aggregation.
         simulated: its integers were summed without the cryptography.
-        metrics: "exact": sums of evaluation metrics leave the nodes without noise.
+        metrics: of the evaluation, what left the nodes: "exact" sums, which only a run without a plan lets out, sums
+            that were "noised" under the plan, or "none".
+        held_data: exact metrics were computed beside the run, by a researcher who holds the data himself.
         selected: rounds or settings were chosen by looking at these users' held-out interactions.
         tuned: settings were chosen in other runs on this data that are not charged here.
         exact_numbers: names of numbers that leave nodes without noise beside the update, such as "loss".
@@ -107,7 +110,8 @@ class StatementFacts(BaseModel):
     aggregator: str = "plain"
     least_nodes: int = 0
     simulated: bool = False
-    metrics: Literal["exact", "none"] = "none"
+    metrics: Literal["exact", "noised", "none"] = "none"
+    held_data: bool = False
     selected: bool = False
     tuned: bool = False
     exact_numbers: tuple[str, ...] = ()
@@ -123,8 +127,17 @@ class StatementFacts(BaseModel):
 
 
 def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
-    """The twelve fields by name, with `headline`, `warnings` and `private` before them."""
-    exact = facts.metrics == "exact"
+    """The twelve fields by name, with `headline`, `warnings` and `private` before them.
+
+    Raises:
+        ConfigError: exact sums of metrics, or noised ones that are not in the plan, beside a plan.
+    """
+    if plan is not None and (
+        facts.metrics == "exact" or (facts.metrics == "noised" and plan.metrics is None)
+    ):
+        raise ConfigError(
+            f"metrics {facts.metrics!r} beside a privacy plan: a private run releases those of its plan, or none"
+        )
     made = {
         "unit": unit_field(plan),
         "adversary_and_trust": adversary(
@@ -137,18 +150,20 @@ def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
         ),
         "adjacency": adjacency_field(plan),
         "guarantee": guarantee_field(plan, facts.rounds),
-        "released": released_field(plan, facts.rounds, exact, facts.exact_numbers),
+        "released": released_field(plan, facts.rounds, facts.metrics, facts.exact_numbers),
         "not_covered": {
             "text": uncovered(
                 plan,
                 plain=facts.aggregator != "secagg",
-                exact_metrics=exact,
+                metrics=facts.metrics,
+                held_data=facts.held_data,
                 exact_numbers=facts.exact_numbers,
                 selected=facts.selected,
                 tuned=facts.tuned,
                 lists_served=facts.lists_served,
             ),
             "metrics": facts.metrics,
+            "held_data": facts.held_data,
             "exact_numbers": list(facts.exact_numbers),
         },
         "mechanism": mechanism_field(plan),
@@ -171,7 +186,7 @@ def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
 def write_statement(folder: Path, made: Statement) -> Path:
     """Write `privacy.json` into a run folder."""
     path = folder / "privacy.json"
-    write_json(path, made)
+    write_json(path, made, PUBLIC)
     return path
 
 
@@ -181,7 +196,8 @@ def write_statement(folder: Path, made: Statement) -> Path:
 def _budget(plan: PrivacyPlan | None, facts: StatementFacts) -> Field:
     if plan is None:
         return {"text": ["Nothing is booked: there is no budget."], "ledger": facts.ledger}
-    text = [f"The epsilon covers all {plan.rounds} rounds of this run together, not one round."]
+    metrics = " and the release of metrics" if plan.metrics is not None else ""
+    text = [f"The epsilon covers all {plan.rounds} rounds{metrics} of this run together, not one round."]
     if facts.ledger is None:
         text.append("No ledger is kept: what other runs on the same people spent is not known and adds up.")
     else:
@@ -265,9 +281,10 @@ def _headline(plan: PrivacyPlan | None, guarantee: Field) -> str:
         trust = f"for a whole user it is {number(guarantee['user_epsilon'])}; nobody but one's own node is trusted"
     if plan.noise_seed is not None:
         return "NOT PRIVATE: the noise comes from a known seed. It may only be used to see what privacy would cost."
+    what = f"all {plan.rounds} rounds" + (" and their metrics" if plan.metrics else "")
     return (
-        f"Epsilon {number(guarantee['epsilon'])} for each {plan.unit} at delta {plan.delta:.2g}, over all "
-        f"{plan.rounds} rounds, among {plan.population:,} users; {trust}."
+        f"Epsilon {number(guarantee['epsilon'])} for each {plan.unit} at delta {plan.delta:.2g}, over {what}, among "
+        f"{plan.population:,} users; {trust}."
     )
 
 
@@ -287,8 +304,6 @@ def _warnings(plan: PrivacyPlan | None, facts: StatementFacts) -> list[str]:
             epsilon = whole_user_epsilon(plan)
         if tier(epsilon) == "weak":
             out.append(f"WEAK: for a whole user, epsilon is {number(epsilon)} at delta {plan.delta:.2g}.")
-        if facts.metrics == "exact":
-            out.append("METRICS ARE NOT PROTECTED: exact sums of evaluation metrics leave the nodes.")
         if facts.exact_numbers:
             out.append(f"EXACT NUMBERS leave the nodes without noise: {', '.join(facts.exact_numbers)}.")
         if plan.trust == "distributed" and facts.aggregator != "secagg":

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedrec.privacy.accounting import gaussian_mu, summary
 from fedrec.privacy.composition import rounding_delta
+from fedrec.privacy.noised_means import TUNING_NOT_COVERED
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.reading import attack_power, tier
 
@@ -85,6 +86,7 @@ def guarantee_field(plan: PrivacyPlan | None, rounds: int) -> Field:
         f"Epsilon {number(epsilon)} at delta {plan.delta:.2g} for each {plan.unit}, in a population of "
         f"{plan.population:,}: a {tier(epsilon)} guarantee (up to 1 strong, up to 10 reasonable, above weak).",
         _plainly(power, plan.unit),
+        TUNING_NOT_COVERED,
     ]
     if plan.delta > 0.1 / plan.population:
         text.append(
@@ -114,7 +116,7 @@ def guarantee_field(plan: PrivacyPlan | None, rounds: int) -> Field:
 
 
 def released_field(
-    plan: PrivacyPlan | None, rounds: int, exact_metrics: bool, exact_numbers: Sequence[str]
+    plan: PrivacyPlan | None, rounds: int, metrics: str, exact_numbers: Sequence[str]
 ) -> Field:
     """What leaves the nodes or the coordinator."""
     if plan is None:
@@ -129,19 +131,29 @@ def released_field(
         )
         if plan.adaptive is not None:
             text.append("Each round's noised share of updates below the clip norm; it is charged.")
-    text.append(
-        "Sums of evaluation metrics over the users, exact."
-        if exact_metrics
-        else "No evaluation metrics over the users."
-    )
+    text.append(_metrics_released(plan, metrics))
     if exact_numbers:
         text.append(f"Exact sums over the users of: {', '.join(exact_numbers)}.")
     return {
         "text": text,
         "rounds": rounds,
         "every_round": True,
-        "metrics": "exact" if exact_metrics else "none",
+        "metrics": metrics,
     }
+
+
+def _metrics_released(plan: PrivacyPlan | None, metrics: str) -> str:
+    if metrics == "exact":
+        return "Sums of evaluation metrics over the users, exact, with counts for each item."
+    if plan is None or plan.metrics is None:
+        return "No evaluation metrics over the users."
+    names = ", ".join(plan.metrics.names)
+    if metrics == "none":
+        return f"No evaluation metrics over the users, though {names} were planned and are part of epsilon."
+    return (
+        f"One noised sum of {names} and of the number of judged users, for the final model; it is charged. "
+        "Nothing else of the evaluation: no counts of items, groups or lists."
+    )
 
 
 def mechanism_field(plan: PrivacyPlan | None) -> Field:
@@ -174,7 +186,12 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
         "denominator": plan.denominator,
         "parameters": plan.parameters,
     }
-    for name in ("adaptive", "distributed", "interaction"):
+    if plan.metrics is not None:
+        text.append(
+            f"Metrics: {len(plan.metrics.names)} values in [0, 1] and a 1 for each judged user, a vector of norm at "
+            f"most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that."
+        )
+    for name in ("adaptive", "distributed", "interaction", "metrics"):
         part = getattr(plan, name)
         if part is not None:
             values[name] = part.model_dump(mode="json")
@@ -268,7 +285,7 @@ def _plainly(power: Mapping[str, float], unit: str) -> str:
 
 @lru_cache(maxsize=16)
 def _costs(plan: PrivacyPlan) -> Mapping[str, float | None]:
-    return summary(plan.releases(), plan.delta - rounding_delta(plan, plan.rounds))
+    return summary(plan.releases(), plan.delta - rounding_delta(plan, plan.charges))
 
 
 @lru_cache(maxsize=16)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from fedrec.privacy.plan import PrivacyPlan
-
-#: Whether exact sums of evaluation metrics leave the nodes.
-Metrics = Literal["exact", "none"]
+from fedrec.privacy.room import fits
 
 
 class PrivacyTerms(BaseModel):
@@ -22,7 +20,6 @@ class PrivacyTerms(BaseModel):
         dataset: whose interactions are learned from; runs on one data set share an account.
         limit_epsilon: the most that an account may spend, over all runs.
         ledger: folder of the ledgers; None: in the run's own folder, so that other runs are not counted.
-        metrics: "exact": sums of metrics leave the nodes, unprotected; "none": no evaluation over users.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,4 +29,13 @@ class PrivacyTerms(BaseModel):
     dataset: str
     limit_epsilon: float
     ledger: Path | None = None
-    metrics: Metrics = "none"
+
+    @model_validator(mode="after")
+    def _honest_sums_fit(self) -> Self:
+        """Nodes and coordinator both validate: no honest sum may wrap around, whatever the data are."""
+        if not fits(self.plan):
+            raise ValueError(
+                "sums under this plan do not fit its integers: expected scale x clip norm x users, noise included, "
+                "below 2^bits; plan it again with more bits or a lower scale"
+            )
+        return self

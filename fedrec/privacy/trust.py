@@ -63,27 +63,33 @@ def adversary(
     return {"text": text, **values}
 
 
-def local_epsilon(plan: PrivacyPlan, users: int) -> float:
-    """Epsilon, at the plan's delta, against somebody who sees the contribution of one node with `users` users.
+def local_epsilon(plan: PrivacyPlan, users: float) -> float:
+    """Epsilon, at the plan's delta, against a server that can take away all noise but that of `users` users.
 
-    The node's contribution carries only the shares of its own users: users / (survivors' floor) of the variance.
-    Infinite for a plan whose nodes add no noise.
+    It sees the contribution of one node with so many users, or works with all the others in a sum. What is left are
+    the users' shares: users / (number of honest users that shares were sized for) of the variance. Infinite for a
+    plan whose nodes add no noise.
     """
     if plan.distributed is None:
         return math.inf if _central(plan) else plan.epsilon()
-    part = min(1.0, users / (plan.distributed.survivors * plan.denominator))
+    honest = plan.distributed.honest
+    parts = [min(1.0, users / (honest * plan.denominator))] * plan.rounds
+    if plan.metrics is not None:
+        # Everybody is asked for them, whatever the cohort of a round is.
+        parts.append(min(1.0, users / (honest * plan.population)))
     shares = [
         replace(each, variance=each.variance * part) if isinstance(each, SkellamRelease) else each
-        for each in plan.releases()
+        for each, part in zip(plan.releases(), parts, strict=True)
     ]
-    return epsilon(shares, plan.delta - rounding_delta(plan, plan.rounds), plan.accountant)
+    return epsilon(shares, plan.delta - rounding_delta(plan, plan.charges), plan.accountant)
 
 
 def uncovered(
     plan: PrivacyPlan | None,
     *,
     plain: bool,
-    exact_metrics: bool,
+    metrics: str,
+    held_data: bool = False,
     exact_numbers: Sequence[str] = (),
     selected: bool = False,
     tuned: bool = False,
@@ -94,7 +100,8 @@ def uncovered(
     Args:
         plan: None: no privacy, and so nothing is covered.
         plain: the coordinator sees what every node sends, sealed on its way or not.
-        exact_metrics: sums of evaluation metrics leave the nodes without noise.
+        metrics: "noised": sums of some leave under the plan; "exact": without noise, in a run without a plan; "none".
+        held_data: exact metrics were computed beside the run on data that a researcher holds.
         exact_numbers: names of other numbers that do.
         selected: rounds or settings were chosen on these users' held-out interactions.
         tuned: settings were chosen in other runs on this data.
@@ -111,20 +118,24 @@ def uncovered(
         if plain:
             out.append("The server: it sees what each node sends, which has only that node's noise in it.")
         out.append(
-            "Cheating nodes: nodes that leave their noise share out and work with others take that share away from "
-            f"everybody; the plan allows for {_missing(plan)} of the cohort not answering, and for no cheating."
+            "Cheating nodes: nodes that leave their noise share out and work with the server take that share away "
+            f"from all users; the plan allows for {_missing(plan)} of the cohort not answering and for "
+            f"{_corrupted(plan):.0%} of it cheating; {_beyond(plan)}."
         )
     if plan.unit == "interaction":
         out.append(
             "Whole users: what shows in many interactions of a person is covered only by the user epsilon."
         )
-    if exact_metrics:
+    which = (
+        "those released are noised and charged; any others"
+        if metrics == "noised"
+        else "none over users leave this run; any"
+    )
+    out.append(f"Evaluation metrics: {which} computed elsewhere would not be covered.")
+    if held_data:
         out.append(
-            "Evaluation metrics: exact sums over the users leave the nodes, without noise and uncharged."
-        )
-    else:
-        out.append(
-            "Evaluation metrics: none over users leave this run; any computed elsewhere would not be covered."
+            "Metrics of held data: exact ones were computed beside this run by a researcher who holds all the data; "
+            "they are no release of this run, and whoever publishes them publishes them without protection."
         )
     if exact_numbers:
         out.append(f"Numbers sent exactly beside the updates: {', '.join(exact_numbers)}.")
@@ -217,6 +228,20 @@ def _choices(selected: bool, tuned: bool) -> list[str]:
 
 def _central(plan: PrivacyPlan) -> bool:
     return plan.trust == "central" and plan.unit == "user"
+
+
+def _corrupted(plan: PrivacyPlan) -> float:
+    return plan.distributed.corrupted if plan.distributed else 0.0
+
+
+def _beyond(plan: PrivacyPlan) -> str:
+    """What is left of the guarantee when twice as many nodes cheat as the plan allows for."""
+    assert plan.distributed is not None
+    twice = max(2.0 * plan.distributed.corrupted, 0.1)
+    left = max(plan.distributed.survivors - twice, 0.0) * plan.denominator
+    found = math.inf if left <= 0 else local_epsilon(plan, left)
+    shown = "no bound is left" if math.isinf(found) else f"epsilon would be {found:.3g}"
+    return f"with {twice:.0%} of it cheating {shown}"
 
 
 def _missing(plan: PrivacyPlan) -> str:

@@ -78,15 +78,19 @@ class Encoding:
             numbers: [numbers], below 2^42, kept to 2^-20.
             uniform: gives so many uniforms in [0, 1), from a cryptographic generator.
 
+        Values that are not finite count as zero and too large ones as the largest: data never leads to a refusal.
+
         Raises:
-            AggregationRefused: something is not finite, or too large.
+            AggregationRefused: the shapes are not those of the encoding.
         """
         out = self._empty(values, numbers, self.size)
+        values = clamped(values, _EXACT / self.scale / 2.0)
         x = values if self._rotation is None else self._rotation.apply(values)
         for start in range(0, len(x), _BLOCK):
             block = x[start : start + _BLOCK] * self.scale
             block += uniform(len(block))
             np.floor(block, out=block)
+            np.clip(block, -_EXACT, _EXACT, out=block)
             out[start : start + len(block)] = block.astype(np.int64).astype(self.dtype)
         return self._with_numbers(out, numbers)
 
@@ -129,17 +133,10 @@ class Encoding:
                 f"{values.shape} values and {numbers.shape} numbers: expected ({size},) and ({self.numbers},)",
                 Reason.FORMAT,
             )
-        if not (np.isfinite(values).all() and np.isfinite(numbers).all()):
-            raise AggregationRefused(
-                "the update is not finite: nothing is sent; lower the learning rate or clip",
-                Reason.NOT_FINITE,
-            )
-        _refuse_beyond("a number", np.abs(numbers).max(initial=0.0), _RANGE)
-        _refuse_beyond("a value of the update", np.abs(values).max(initial=0.0), _EXACT / self.scale)
         return np.zeros(self.length, dtype=self.dtype)
 
     def _with_numbers(self, out: Residues, numbers: Floats) -> Residues:
-        fixed = np.rint(numbers * 2.0**UNIT_BITS).astype(np.int64).view(np.uint64)
+        fixed = np.rint(clamped(numbers, _RANGE) * 2.0**UNIT_BITS).astype(np.int64).view(np.uint64)
         shifts = np.arange(self._limbs, dtype=np.uint64) * np.uint64(self._width)
         limbs = (fixed[:, None] >> shifts) & np.uint64((1 << self._width) - 1)
         out[self.carried :] = limbs.reshape(-1).astype(self.dtype)
@@ -159,11 +156,10 @@ class Encoding:
         return np.ascontiguousarray(total)
 
 
-def _refuse_beyond(what: str, largest: float, bound: float) -> None:
-    if largest >= bound:
-        raise AggregationRefused(
-            f"{what} is {largest:g}: expected less than {bound:g}; nothing is sent", Reason.RANGE
-        )
+def clamped(values: NDArray[Any], bound: float) -> Floats:
+    """The values within +-`bound`; those that are not finite are zero."""
+    floats = np.asarray(values, dtype=np.float64)
+    return np.clip(np.where(np.isfinite(floats), floats, 0.0), -bound, bound)
 
 
 def encoding_for(

@@ -88,6 +88,23 @@ def degree(
     return 2 * next(half for half in range(max(1, high - 8), high + 1) if fits(half))
 
 
+def log2_exposure(n: int, k: int, t: int, corrupt: float) -> float:
+    """log2 of a bound on the chance that corrupted devices and a cheating server open the secrets of any device.
+
+    Args:
+        n: devices in the cohort.
+        k: neighbours of each.
+        t: shares that open a secret.
+        corrupt: part of the devices that works with the server.
+    """
+    needed, bad = 2 * t - (k + 1), math.ceil(corrupt * n)
+    if needed <= 0:
+        return 0.0
+    if needed > min(k, bad):
+        return -math.inf
+    return min(0.0, math.log2(n) + _log2_tails(n - 1, bad, k)[needed])
+
+
 def threshold(k: int, fraction: float = 2 / 3, corrupted: int = 0) -> int:
     """t for k neighbours: the smallest of at least `fraction` of the k + 1 holders, with 2 t > k + 1 + corrupted.
 

@@ -29,6 +29,9 @@ class Reason(StrEnum):
     SURVIVORS = "survivors"  # the list of survivors is impossible, too short, or leaves this device out
     CONSENT = "consent"  # too few neighbours signed this list of survivors
     FORMAT = "format"  # a message with other parts, types or sizes than expected
-    # Its own part.
-    NOT_FINITE = "not_finite"  # an update that is not finite
-    RANGE = "range"  # a value beyond what the integers hold
+    # What a run may ask for.
+    SCHEDULE = "schedule"  # a sum that the terms do not list, or list once and that was let out
+    DIFFERENCE = "difference"  # participants too close to those of an earlier exact sum
+    PROMISES = "promises"  # the record of earlier sums is missing or damaged
+    # Settings, never data: what a device computes is clamped, and cannot lead to a refusal.
+    RANGE = "range"  # more users than the integers have room for, or no bound for an update

@@ -29,7 +29,8 @@ class Member(BaseModel):
     Attributes:
         name: by which its operator knows it.
         key: Ed25519 public key, 32 bytes in hex.
-        users: how many people it hosts, as declared at enrolment.
+        users: how many users it hosts; one, unless the operator vouches for more.
+        vouched: the operator knows the member to be a site with so many users; a member's own word is not enough.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,16 @@ class Member(BaseModel):
     name: str = Field(min_length=1)
     key: str = Field(pattern=_KEY)
     users: int = Field(default=1, ge=0)
+    vouched: bool = False
+
+    @model_validator(mode="after")
+    def _one_device_is_one_user(self) -> Member:
+        if self.users > 1 and not self.vouched:
+            raise ValueError(
+                f"member {self.name!r} has {self.users} users and vouched is false: one device counts as one user "
+                "unless the operator vouches for it in the roster"
+            )
+        return self
 
 
 class Roster(BaseModel):
@@ -56,6 +67,11 @@ class Roster(BaseModel):
 
     def __len__(self) -> int:
         return len(self.members)
+
+    @property
+    def users(self) -> int:
+        """How many users all members host together."""
+        return sum(member.users for member in self.members)
 
     @cached_property
     def digest(self) -> bytes:

@@ -23,6 +23,7 @@ from fedrec.secagg.reasons import Reason
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _LENGTH_BYTES = 4
+_NUMBERS = "numbers of the reply"
 Scalar = str | int | float | bool
 
 
@@ -68,9 +69,11 @@ def sealed_context(run: str, phase: str, round_: int, kind: str, node: str) -> b
 
 
 def pack(arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, Scalar]) -> bytes:
-    """Arrays and scalars as bytes."""
-    head = json.dumps(dict(numbers), sort_keys=True).encode()
-    body = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+    """Arrays and scalars as bytes, whose length follows from names, types and shapes alone."""
+    names = sorted(numbers)
+    head = json.dumps(names).encode()
+    values = np.array([float(numbers[name]) for name in names])
+    body = save({name: np.ascontiguousarray(each) for name, each in arrays.items()} | {_NUMBERS: values})
     return len(head).to_bytes(_LENGTH_BYTES, "big") + head + body
 
 
@@ -82,16 +85,17 @@ def unpack(payload: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Scalar]]:
     """
     end = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "big")
     try:
-        numbers = json.loads(payload[_LENGTH_BYTES:end])
+        names = json.loads(payload[_LENGTH_BYTES:end])
         arrays = load(payload[end:])
-    except (ValueError, SafetensorError) as error:
+        values = arrays.pop(_NUMBERS).tolist()
+        numbers = {str(name): _scalar(value) for name, value in zip(names, values, strict=True)}
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AggregationRefused(
             f"a sealed reply holds no reply ({type(error).__name__}): run one version of fedrec",
             Reason.FORMAT,
         ) from None
-    scalars = (str, int, float, bool)
-    if not isinstance(numbers, dict) or not all(isinstance(value, scalars) for value in numbers.values()):
-        raise AggregationRefused(
-            "a sealed reply holds no reply: expected named numbers; run one version of fedrec", Reason.FORMAT
-        )
     return arrays, numbers
+
+
+def _scalar(value: float) -> Scalar:
+    return int(value) if value == int(value) else value

@@ -34,6 +34,7 @@ from fedrec.secagg.messages import (
 )
 from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import SIGNATURE_BYTES
+from fedrec.secagg.schedule import Group
 from fedrec.secagg.terms import SecaggTerms
 
 #: Streams that are open together.
@@ -112,15 +113,32 @@ class Server:
             for place in self._sharers
         }
 
-    def masked(self, replies: Replies) -> Requests:
-        """From masked vectors, which are added up here, to the confirm requests."""
-        asked = set(self._sharers)
+    @property
+    def sharers(self) -> tuple[int, ...]:
+        """Who shared; known from the share stage on."""
+        return self._sharers
+
+    def masked(self, replies: Replies, group: Group | None = None) -> Requests:
+        """From masked vectors, which are added up here, to the confirm requests.
+
+        Args:
+            replies: of the mask stage.
+            group: of a guarded sum, who took part in earlier ones; devices beside whom others would not stand are
+                left out of this one (`Group.choose`).
+        """
+        asked, came = set(self._sharers), dict[int, NDArray[np.unsignedinteger]]()
         for place, arrays in sorted(replies.items()):
             with self._dropping(place):
                 self._must_be_in(place, asked)
                 check(arrays, {"masked": (self._total.dtype.name, self._total.shape)})
-                np.add(self._total, arrays["masked"], out=self._total)
-                self._survivors[place] = None
+                came[place] = arrays["masked"]
+        chosen, why = (tuple(came), "") if group is None else group.choose(came, self._terms.min_nodes)
+        if why:
+            raise self._abort(why)
+        self.refused |= dict.fromkeys(set(came) - set(chosen), "left out beside devices that are missing")
+        for place in chosen:
+            np.add(self._total, came[place], out=self._total)
+            self._survivors[place] = None
         self._sealed = {}
         self._enough(len(self._survivors), "sent a vector")
         self._all_can_be_opened(self._survivors)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from fedrec.errors import AggregationRefused
+from fedrec.secagg.encoding import encoding_for
 from fedrec.secagg.graph import degree, threshold
 from fedrec.secagg.roster import Roster
+from fedrec.secagg.schedule import Schedule
 
 PROTOCOL = "fedrec secure aggregation 1"
+#: The rule for exact sums (`schedule`) rests on it.
+LEAST_THRESHOLD = 2 / 3 - 1e-9
 
 
 class PlainTerms(BaseModel):
@@ -57,12 +62,15 @@ class SecaggTerms(BaseModel):
         range_users: for how many users at their bound the integers have room.
         clip_norm: L2 bound of one user's update, for the scale of the integers; None: values come as integers.
         noise_std: of the noise that devices add to the values of the whole sum themselves.
-        min_nodes: fewest devices in a sum; a sum of two tells each the other's update.
+        min_nodes: fewest devices in a sum, since a sum of two tells each the other's update; also the fewest by
+            which the participants of two exact sums differ (see `schedule`).
         min_users: fewest declared users of the devices in a sum; the privacy plan's noise is sized for it.
         threshold: part of a neighbourhood whose shares open a secret.
         corrupted: devices of a neighbourhood that may work with the server.
         neighbours: k; None: everybody up to 100 devices, above as many as `graph.degree` says.
         plan: digest of the privacy plan, in hex; empty without one.
+        exact_sums: without a plan: sums without any noise are let out, on purpose.
+        schedule: the sums of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -81,6 +89,36 @@ class SecaggTerms(BaseModel):
     corrupted: int = Field(default=0, ge=0)
     neighbours: int | None = Field(default=None, ge=2)
     plan: str = ""
+    exact_sums: bool = False
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _honest_answers_fit(self) -> Self:
+        """No honest answer may overflow: its refusal would depend on data (both sides validate)."""
+        if self.clip_norm is not None and (self.rotate or self.bits == 32):
+            try:
+                encoding_for(
+                    1,
+                    self.bits,
+                    users=self.range_users,
+                    clip_norm=self.clip_norm,
+                    numbers=0,
+                    rotation_seed=0 if self.rotate else None,
+                    noise_std=self.noise_std,
+                )
+            except AggregationRefused as error:
+                raise ValueError(str(error)) from error
+        if self.schedule.guarded and self.threshold < LEAST_THRESHOLD:
+            raise ValueError(
+                f"threshold is {self.threshold:g} and exact sums are guarded: expected 2/3 or more, so that any two "
+                "of them are opened by devices that know both"
+            )
+        if self.roster.users > self.range_users:
+            raise ValueError(
+                f"range_users is {self.range_users} and the roster has {self.roster.users} users: expected at least "
+                "as many, or their sum does not fit"
+            )
+        return self
 
     def degree(self, nodes: int) -> int:
         """k, for a cohort of `nodes` devices."""

@@ -38,7 +38,7 @@ from tuf.api.metadata import (
 )
 
 from fedrec.errors import RegistryError, RunError
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec.wire.layout import (
     DELEGATED,
     ONLINE,
@@ -317,7 +317,7 @@ class Repository:
 
     def _write(self, name: str, content: bytes) -> None:
         try:
-            atomic_write(self.folder / name, content)
+            atomic_write(self.folder / name, content, PUBLIC)
         except OSError as error:
             raise RegistryError(
                 f"{self.folder / name} cannot be written ({error.strerror}): nothing was changed"

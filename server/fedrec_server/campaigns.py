@@ -1,11 +1,15 @@
 """Training campaigns as they lie on disk: who enrolled, and the signed task that answers them.
 
-    ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is closed
+    ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is
+                                       closed, and how it ended
     ROOT/<campaign>/enrolments.jsonl   one device per line, in the order of the roster
     ROOT/<campaign>/task.json          from the closing of the roster on; its hash is in the signed metadata
+    ROOT/<campaign>/left.jsonl         devices of a closed roster that have left, as they said
+    ROOT/<campaign>/operator.lock      locked by the operator's process while it lives
 
 The model service serves it, the operator's process opens, closes and runs it (`fedrec campaign run`); both read the
-same files. A device is known by keys that it made for this campaign alone. Out of scope: rounds.
+same files. A device is known by keys that it made for this campaign alone. A campaign is over when its operator
+says so or when the operator's process has died: devices that ask are told. Out of scope: rounds.
 """
 
 from __future__ import annotations
@@ -18,18 +22,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from fedrec.errors import RegistryError
+from fedrec.errors import CampaignOver, RegistryError
 from fedrec.wire.files import atomic_write, write_json
+from fedrec.wire.leaving import is_leaving
 
 STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.json"
+LEFT, LOCK = "left.jsonl", "operator.lock"
+#: How a campaign that brought a new version ended.
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,14 @@ class State:
         opened: seconds since 1970.
         max_devices: more are refused.
         closed: the roster is complete.
+        ended: how it ended, for the operator: `DONE`, or what went wrong; empty: it has not.
     """
 
     population: str
     opened: int
     max_devices: int
     closed: bool = False
+    ended: str = ""
 
 
 class CampaignBook:
@@ -118,8 +129,36 @@ class CampaignBook:
         """Complete the roster: nobody can enrol any more."""
         with self._alone(campaign):
             state = self.state(campaign)
-            write_json(self.folder(campaign) / STATE, asdict(state) | {"closed": True})
+            self._write(campaign, replace(state, closed=True))
             return self.roster(campaign)
+
+    def end(self, campaign: str, how: str) -> None:
+        """The campaign is over: nobody can enrol, and devices that ask are told so. The first word stands."""
+        with self._alone(campaign):
+            state = self.state(campaign)
+            self._write(campaign, replace(state, closed=True, ended=state.ended or how))
+
+    def hold(self, campaign: str) -> IO[bytes]:
+        """Say that the operator's process lives, until the file that is given back is closed or the process dies."""
+        path = self.folder(campaign) / LOCK
+        fresh = path.with_name(f".{LOCK}.{secrets.token_hex(4)}")
+        file = fresh.open("wb")
+        # Locked before it has its name: there is no moment at which the operator seems dead.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fresh.replace(path)
+        return file
+
+    def is_over(self, campaign: str) -> bool:
+        """Whether it has ended, or its operator's process died."""
+        return bool(self.state(campaign).ended) or self._is_orphaned(campaign)
+
+    def left(self, campaign: str) -> set[str]:
+        """Identities, in hex, of devices that left after the roster was closed."""
+        path = self.folder(campaign) / LEFT
+        if not path.exists():
+            return set()
+        lines = path.read_text().splitlines(keepends=True)
+        return {json.loads(line)["identity"] for line in lines if line.endswith("\n")}
 
     def give(self, campaign: str, task: bytes) -> None:
         """Let the devices of the roster have their task, once its hash is signed."""
@@ -130,7 +169,7 @@ class CampaignBook:
         found = []
         for path in self._root.glob(f"*/{STATE}"):
             state = self.state(path.parent.name)
-            if state.population == population and not state.closed:
+            if state.population == population and not (state.closed or self._is_orphaned(path.parent.name)):
                 found.append((state.opened, path.parent.name))
         return max(found, default=(0, ""))[1]
 
@@ -142,7 +181,7 @@ class CampaignBook:
             if device in roster:
                 return
             if state.closed:
-                raise RegistryError(f"the roster of campaign {campaign} is closed: wait for another")
+                raise CampaignOver(f"the roster of campaign {campaign} is closed: wait for another")
             if any(
                 device.identity == other.identity or device.node_key == other.node_key for other in roster
             ):
@@ -150,28 +189,56 @@ class CampaignBook:
                     "a key stands on the roster with another: make new keys for every campaign"
                 )
             if len(roster) >= state.max_devices:
-                raise RegistryError(f"the roster of campaign {campaign} is full: wait for another")
-            self._add(campaign, device, cut=self._cut(campaign))
+                raise CampaignOver(f"the roster of campaign {campaign} is full: wait for another")
+            self._add(campaign, ENROLMENTS, asdict(device))
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Campaigns`; an open roster forgets the device, a closed one notes that it left."""
+        if not is_leaving(identity, campaign, signature):
+            raise RegistryError(f"a device that left campaign {campaign} has not signed it: nothing is noted")
+        if not campaign.isalnum() or not (self._root / campaign / STATE).exists():
+            return  # the operator has removed it
+        with self._alone(campaign):
+            roster = self.roster(campaign)
+            stay = [device for device in roster if device.identity != identity.hex()]
+            if len(stay) == len(roster) or identity.hex() in self.left(campaign):
+                return
+            if self.state(campaign).closed:
+                self._add(campaign, LEFT, {"identity": identity.hex(), "time": int(time.time())})
+            else:
+                lines = (json.dumps(asdict(device), sort_keys=True) + "\n" for device in stay)
+                atomic_write(self.folder(campaign) / ENROLMENTS, "".join(lines).encode())
 
     def task(self, campaign: str, identity: bytes) -> bytes | None:
         """See `Campaigns`."""
+        if self.is_over(campaign):
+            raise CampaignOver(f"campaign {campaign} is over: wait for another")
         if not any(identity.hex() == device.identity for device in self.roster(campaign)):
             raise RegistryError(f"a device that is not on the roster of campaign {campaign}: enrol first")
         path = self.folder(campaign) / TASK
         return path.read_bytes() if path.exists() else None
 
-    def _add(self, campaign: str, device: Enrolled, cut: int) -> None:
-        path = self.folder(campaign) / ENROLMENTS
+    def _write(self, campaign: str, state: State) -> None:
+        write_json(self.folder(campaign) / STATE, asdict(state))
+
+    def _is_orphaned(self, campaign: str) -> bool:
+        """Whether an operator's process held the campaign and died."""
+        try:
+            with (self.folder(campaign) / LOCK).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            return False
+        return True
+
+    def _add(self, campaign: str, name: str, entry: dict[str, Any]) -> None:
+        """A line behind the last whole one of a file; on disk when this returns."""
+        path = self.folder(campaign) / name
+        cut = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
         with path.open("ab") as file:
             file.truncate(cut)
-            file.write((json.dumps(asdict(device), sort_keys=True) + "\n").encode())
+            file.write((json.dumps(entry, sort_keys=True) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-
-    def _cut(self, campaign: str) -> int:
-        """Where the last whole line ends."""
-        path = self.folder(campaign) / ENROLMENTS
-        return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
     @contextmanager
     def _alone(self, campaign: str) -> Iterator[None]:

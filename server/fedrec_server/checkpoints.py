@@ -1,7 +1,9 @@
 """Where a coordinator stands, on disk: the model with its progress in one file, and a line for each round.
 
 A killed coordinator goes on after its last checkpoint. In a private run the order is: stage the new model, charge for
-it, let it be seen; a staged model that was never charged is forgotten. Out of scope: rounds (`coordinator`).
+it, let it be seen; a staged model that was never charged is removed, when the charge fails or at the next start.
+Models are readable by their owner only, and on the disk with their names before anything is charged for them.
+Out of scope: rounds (`coordinator`).
 """
 
 from __future__ import annotations
@@ -9,18 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import RunError
+from fedrec.errors import BudgetExhausted, FedrecError, LedgerTampered, RunError
 from fedrec.learning.updates import State
+from fedrec.privacy.durable import sync_folder
+from fedrec.privacy.private_files import remove_durably, remove_half_written
 from fedrec.wire.files import atomic_write, read_arrays, write_arrays
 from fedrec_server.private_rounds import PrivateRounds
 from fedrec_server.task import Progress
 
 Event = dict[str, Any]
 STAGED = "staged.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
@@ -50,21 +56,28 @@ class Checkpoints:
         folder: of the coordinator.
         private: charges for models before they are seen; None: nothing is private.
         on_event: told each round's record.
+        forget_sum: called as soon as a checkpoint is in place, or will never be: the sum of its round goes.
     """
 
     def __init__(
-        self, folder: Path, private: PrivateRounds | None, on_event: Callable[[Event], None]
+        self,
+        folder: Path,
+        private: PrivateRounds | None,
+        on_event: Callable[[Event], None],
+        forget_sum: Callable[[], None] = lambda: None,
     ) -> None:
-        self._path = folder / "checkpoint.safetensors"
+        self._path = folder / CHECKPOINT
         self._staged = folder / STAGED
         self._records = folder / "rounds.jsonl"
         self._private = private
         self._on_event = on_event
+        self._forget_sum = forget_sum
 
     def load(self) -> Standing | None:
         """The last checkpoint; None, and no records of an earlier attempt, when there is none."""
+        remove_half_written(self._path.parent)
         if self._private is not None:
-            self._promote(self._private)
+            self._settle(self._private)
         if not self._path.exists():
             self._records.unlink(missing_ok=True)
             return None
@@ -80,6 +93,7 @@ class Checkpoints:
     def save(self, standing: Standing) -> None:
         """Write a checkpoint in the place of the last one."""
         write_arrays(self._path, standing.arrays(), asdict(standing.progress))
+        self._forget_sum()
 
     def save_round(self, standing: Standing, record: Event, *, checkpoint: bool) -> None:
         """Write the record of a round that is over and, in a private run or when asked to, a checkpoint."""
@@ -101,24 +115,36 @@ class Checkpoints:
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
         write_arrays(self._staged, standing.arrays(), header)
-        private.charge(standing.progress.round, _file_digest(self._staged))
-        self._staged.replace(self._path)
+        try:
+            private.charge(standing.progress.round, _file_digest(self._staged))
+        except (Exception, KeyboardInterrupt) as error:
+            # Where even the ledger cannot be read, the next start looks again.
+            with suppress(FedrecError, OSError):
+                self._settle(private)
+            if isinstance(error, BudgetExhausted | LedgerTampered):
+                self._forget_sum()
+            raise
+        self._promote()
         self._append(record)
         self._on_event(record)
 
-    def _promote(self, private: PrivateRounds) -> None:
-        """A model staged before a kill counts if it was charged; otherwise nobody has seen it."""
+    def _settle(self, private: PrivateRounds) -> None:
+        """A model that was staged counts if it was charged; otherwise nobody has seen it, and nobody will."""
         if not self._staged.exists():
             return
         try:
-            number = int(read_arrays(self._staged)[1]["round"])
-        except RunError:
-            self._staged.unlink()
-            return
-        if private.charged(number) == _file_digest(self._staged):
-            self._staged.replace(self._path)
+            charged = private.charged(int(read_arrays(self._staged)[1]["round"]))
+        except (RunError, KeyError):
+            charged = None
+        if charged is not None and charged == _file_digest(self._staged):
+            self._promote()
         else:
-            self._staged.unlink()
+            remove_durably([self._staged])
+
+    def _promote(self) -> None:
+        self._staged.replace(self._path)
+        sync_folder(self._path.parent)
+        self._forget_sum()
 
     def _append(self, record: Event) -> None:
         with self._records.open("a") as file:

@@ -7,7 +7,7 @@ secure aggregation (`secure_collector`), what is asked and what is done with it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,12 +32,15 @@ class Question:
         read: reads one answer, or raises ProtocolError.
         arrays: an example of an answer's arrays.
         names: of an answer's scalars.
+        release: under a privacy plan, makes what may be seen of a sum that was read, its noise included; a collector
+            that writes sums to the disk writes what this returns. None: nothing of the sum is to be released.
     """
 
     request: Request
     read: Reader
     arrays: Mapping[str, NDArray[Any]]
     names: tuple[str, ...]
+    release: Callable[[Any], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ class Answers:
         nodes: how many nodes are in them.
         failures: why the others are not, by node.
         facts: for the round's record.
+        released: what `Question.release` made, where the collector had to call it; `values` is empty then.
     """
 
     values: list[Any]
     nodes: int
     failures: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    released: NDArray[Any] | None = None
 
 
 class Collector(Protocol):
@@ -65,7 +70,11 @@ class Collector(Protocol):
 
         Raises:
             AggregationAborted: there is no sum.
+            PrivacyRefused: `Question.release` refused the sum.
         """
+
+    def forget(self, but: Collection[str] = ()) -> None:
+        """Remove what is kept of sums from the disk, apart from those with these labels."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,9 @@ class OpenCollector:
         )
         return Answers(list(good.values()), len(good), bad)
 
+    def forget(self, but: Collection[str] = ()) -> None:
+        """See `Collector`; nothing is kept."""
+
 
 @dataclass(frozen=True)
 class IntegerCollector:
@@ -107,6 +119,9 @@ class IntegerCollector:
             np.add(total, reply.arrays["integers"], out=total)
         users = sum(hosts[node].users for node in good)
         return Answers([read_sum(question, form, total, users)] if good else [], len(good), bad)
+
+    def forget(self, but: Collection[str] = ()) -> None:
+        """See `Collector`; nothing is kept."""
 
 
 def format_of(terms: SecaggTerms, question: Question) -> SumFormat:

@@ -6,7 +6,8 @@ number of rounds; "final" starts anew, learns from training and validation part 
 test part is looked at once.
 
 A killed coordinator, opened again on its folder, goes on after its last checkpoint and ends with the bits of an
-undisturbed run. Out of scope: what carries the messages, and presentation.
+undisturbed run. What it keeps for that in between, and the key to sealed replies, go as soon as they are not needed.
+Out of scope: what carries the messages, and presentation.
 """
 
 from __future__ import annotations
@@ -31,17 +32,20 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compression, choose_rows, note_rows
 from fedrec.learning.protocol import Exchange, Request
 from fedrec.learning.shards import keep_outside, round_layout, spell_rows
-from fedrec.learning.updates import Layout, State, UpdateSum
+from fedrec.learning.updates import NUMBERS, Layout, State, UpdateSum
 from fedrec.models.base import Recommender
 from fedrec.models.registry import build
+from fedrec.privacy.private_files import make_private, remove_durably
+from fedrec.secagg.sums import label_of
 from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_server.attendance import Attendance
 from fedrec_server.checkpoints import Checkpoints, Standing
 from fedrec_server.collectors import Answers, Question
 from fedrec_server.make_collector import make_collector
+from fedrec_server.private_metrics import MetricsRound
 from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import NUMBERS, read_update
-from fedrec_server.task import FEATURES_FILE, Progress, Task
+from fedrec_server.replies import read_update
+from fedrec_server.task import FEATURES_FILE, SEALED_KEY, Progress, Task
 
 Event = dict[str, Any]
 
@@ -73,13 +77,15 @@ class Coordinator:
         self._on_event = on_event
         self._stop = stop
         self.task = Task.read(folder)
+        make_private(folder)
         self._recommender: Recommender = build(self.task.model)
         self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
         self._collector = make_collector(self.task, exchange, folder, integers=integers)
         self._attendance = Attendance(self.task, exchange, on_event)
-        self._checkpoints = Checkpoints(folder, self._private, on_event)
+        self._checkpoints = Checkpoints(folder, self._private, on_event, self._collector.forget)
         standing = self._checkpoints.load() or self._beginning()
         self._shared, self._server, self._progress = standing.shared, standing.server, standing.progress
+        self._collector.forget(but=self._next_sums())
 
     def run(self) -> Outcome:
         """Run all rounds that are left.
@@ -100,6 +106,8 @@ class Coordinator:
             elif self._stop():
                 self._checkpoint(persist=True)
                 return Outcome(False, self._progress.round, self._shared, {})
+        self._collector.forget()
+        remove_durably([self._folder / SEALED_KEY])
         result = json.loads((self._folder / "result.json").read_text())
         return Outcome(True, self._progress.round, self._shared, result)
 
@@ -116,14 +124,14 @@ class Coordinator:
         if rows is not None:
             request.meta["rows"] = spell_rows(rows, self.task.n_items)
         layout = self._layout(number, rows)
-        record: Event = {"phase": progress.phase, "round": number}
+        record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
         try:
             answers = self._collector.ask(self._train_question(request, layout), self._attendance.meet())
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
                 return
-            total, facts = self._sum(answers.values, layout, number)
+            total, facts = self._sum(answers, layout, number)
         except AggregationAborted as error:
             record |= {"nodes": 0, "failures": {"sum": str(error)}}
             (self._lose if error.revealed else self._abandon)(record)
@@ -181,6 +189,7 @@ class Coordinator:
                 lambda reply, users, summed: private.read(reply, layout, users, clip_norm, summed=summed),
                 {"update": example},
                 ("users",),
+                lambda summed: private.noised([summed], layout, request.round, clip_norm),
             )
 
         return Question(
@@ -190,15 +199,18 @@ class Coordinator:
             NUMBERS,
         )
 
-    def _sum(self, updates: list[Any], layout: Layout, number: int) -> tuple[UpdateSum, Event]:
+    def _sum(self, answers: Answers, layout: Layout, number: int) -> tuple[UpdateSum, Event]:
         """What may be applied, and what may be said of it."""
         private, progress = self._private, self._progress
         if private is None:
             total = UpdateSum(layout.zeros())
-            for update in updates:
+            for update in answers.values:
                 total.merge(update)
             return total, _describe(total)
-        released, clip_norm = private.release(updates, layout, number, progress.clip_norm)
+        flat = answers.released
+        if flat is None:
+            flat = private.noised(answers.values, layout, number, progress.clip_norm)
+        released, clip_norm = private.released(flat, layout, number, progress.clip_norm)
         facts: Event = {
             "users": private.plan.denominator,
             "clip_norm": progress.clip_norm,
@@ -287,8 +299,10 @@ class Coordinator:
             "totals": progress.totals,
             "model_bytes": sum(values.nbytes for values in self._shared.values()),
         }
-        if self.task.has_test and (self.task.privacy is None or self.task.privacy.metrics == "exact"):
+        if self.task.has_test and self._private is None:
             result |= self._test()
+        elif self.task.has_test and self._private is not None and self._private.plan.metrics is not None:
+            result |= self._release_metrics(MetricsRound(self._private, self._folder))
         write_json(self._folder / "result.json", result)
         progress.done = True
 
@@ -322,6 +336,10 @@ class Coordinator:
             like.to_arrays(),
             (),
         )
+        return functools.reduce(MetricSums.merge, self._ask_evaluation(question).values, like)
+
+    def _ask_evaluation(self, question: Question) -> Answers:
+        """Enough answers to an evaluation; one that is lost is not abandoned."""
         try:
             answers = self._collector.ask(question, self._attendance.meet())
         except AggregationAborted as error:
@@ -333,7 +351,7 @@ class Coordinator:
                 f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); mend the nodes, "
                 "then --resume"
             )
-        return functools.reduce(MetricSums.merge, answers.values, like)
+        return answers
 
     def _test(self) -> Event:
         """The look at the test part, or why it is lost: nodes let the same sum out once."""
@@ -342,11 +360,36 @@ class Coordinator:
         except AggregationAborted as error:
             return {"test_lost": str(error)}
 
+    def _release_metrics(self, metrics: MetricsRound) -> Event:
+        """The one look of a private run: noised, charged, and said again as it was after a kill."""
+        try:
+            found = metrics.earlier()
+            if found is None:
+                answers = self._ask_evaluation(metrics.question(self._shared))
+                noised = answers.released
+                found = metrics.release(metrics.noised(answers.values) if noised is None else noised)
+            return {"test": found}
+        except AggregationAborted as error:
+            return {"test_lost": str(error)}
+        except PrivacyRefused as error:
+            if self._is_hidden:
+                return {"test_lost": str(error)}
+            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+
     # Where it stands -----------------------------------------------------------------------------------
 
     @property
     def _standing(self) -> Standing:
         return Standing(self._shared, self._server, self._progress)
+
+    def _next_sums(self) -> tuple[str, ...]:
+        """Labels of the sums that may be asked for next, and so may have come before a kill."""
+        progress = self._progress
+        if progress.done:
+            return ()
+        now, later = progress.round, progress.round + 1
+        asked = (("train", later), ("evaluate", now), ("evaluate", later))
+        return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
 
     def _fresh(self) -> tuple[State, State]:
         public = self._folder / FEATURES_FILE
@@ -375,7 +418,7 @@ def _describe(total: UpdateSum) -> Event:
         "loss": total.loss / max(total.examples, 1.0),
         "clipped_fraction": total.clipped / users,
         "mean_norm": total.norm / users,
-    }
+    } | ({"zeroed_updates": total.zeroed} if total.zeroed else {})
 
 
 def open_coordinator(

@@ -27,11 +27,13 @@ from typing import Any
 import httpx
 
 from fedrec.errors import ConfigError, FederationError
+from fedrec.privacy.private_files import make_private
 from fedrec.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec_server.certificates import make_certificates, make_node_key
 from fedrec_server.federation_parts import Parts, Record
 from fedrec_server.flower_cli import FlowerCli, NodeStatus, last_words
 from fedrec_server.flower_run import FlowerRun, check_nodes
+from fedrec_server.superlink_state import database_of, drop_deleted
 
 MAX_NODES = 64
 START_SECONDS = 120.0
@@ -42,9 +44,6 @@ WAIT_SECONDS = 30.0
 #: How long the process of a run that has ended may take to leave.
 LEAVE_SECONDS = 20.0
 POLL_SECONDS = 0.5
-#: How often a node looks for a message to start a process for; Flower's own interval is a second. Much shorter
-#: costs: the process comes before the message's content, and then waits for a second.
-TASK_POLL_SECONDS = "0.5"
 Event = dict[str, Any]
 Step = Callable[[str], None]
 
@@ -60,16 +59,13 @@ class Federation:
     # Up and down ---------------------------------------------------------------------------------------
 
     @classmethod
-    def up(
-        cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None, swift: bool = True
-    ) -> Federation:
+    def up(cls, folder: Path, nodes: int = 4, *, on_step: Step = lambda step: None) -> Federation:
         """Start a federation and wait until all its nodes are there.
 
         Args:
             folder: where it keeps its keys, database and logs; made when missing.
             nodes: how many SuperNodes.
             on_step: told what was done.
-            swift: hold nodes' calls until there are messages, keep what serves them warm; False: as Flower does.
 
         Raises:
             ConfigError: a number of nodes out of range.
@@ -85,7 +81,6 @@ class Federation:
                 f"a federation already runs in {folder}: stop it with `fedrec federation down`"
             )
         federation = cls(Parts(folder, Record.plan(nodes)))
-        federation.record.swift = swift
         federation.forget()
         federation.parts.write()
         try:
@@ -97,7 +92,12 @@ class Federation:
 
     @classmethod
     def admit(
-        cls, folder: Path, node_keys: Sequence[str], *, on_step: Step = lambda step: None
+        cls,
+        folder: Path,
+        node_keys: Sequence[str],
+        *,
+        on_step: Step = lambda step: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Federation:
         """Start SuperLink and gateway for devices that start themselves.
 
@@ -105,6 +105,7 @@ class Federation:
             folder: as for `up`.
             node_keys: public keys of the devices, one line each in OpenSSH's form.
             on_step: told what was done.
+            stop: asked between steps; it may raise to end them.
 
         Raises:
             FederationError: a part did not start; nothing is left running.
@@ -115,8 +116,10 @@ class Federation:
         federation.forget()
         federation.parts.write()
         try:
-            federation._start_servers(on_step)
-            federation.record.node_ids = [federation._register(k, line) for k, line in enumerate(node_keys)]
+            federation._start_servers(on_step, stop)
+            for k, line in enumerate(node_keys):
+                _expect_no_stop(stop)
+                federation.record.node_ids.append(federation._register(k, line))
             federation.parts.write()
             on_step(f"{len(node_keys)} devices admitted")
         except BaseException:
@@ -134,8 +137,12 @@ class Federation:
         return cls(Parts.read(folder))
 
     def down(self) -> None:
-        """Stop every process of the federation; keys, database and logs stay until `forget` or the next `up`."""
+        """Stop every process of the federation and remove its database, through which every message went.
+
+        Keys and logs stay until `forget` or the next `up`.
+        """
         end(self.record.mark, self.record.pids.values())
+        shutil.rmtree(self.parts.home("superlink"), ignore_errors=True)
         self.record.pids = {}
         self.parts.write()
 
@@ -229,7 +236,10 @@ class Federation:
         Raises:
             FedrecError: whatever ended the coordinator.
         """
-        return self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        finished = self.start_run(run_dir, app).wait(on_event=on_event, stop=stop)
+        self._await_leaving()
+        drop_deleted(database_of(self.parts.home("superlink")))
+        return finished
 
     def kill_coordinator(self) -> None:
         """Kill the process in which Flower runs the coordinator.
@@ -266,25 +276,30 @@ class Federation:
         A run whose coordinator was killed stays "running" at Flower for a minute, and nodes wait for the rest of
         what it was sending; they are free again when Flower is told that it is over.
         """
+        self._await_leaving()
+        for run_id, status in self.cli.run_status().items():
+            if not status.startswith("finished"):
+                self.cli.stop_run(run_id)
+
+        drop_deleted(database_of(self.parts.home("superlink")))
+
+    def _await_leaving(self) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
         while self._coordinators():
             if time.monotonic() > deadline:
                 raise FederationError("a run is going on in this federation: wait for its end, or stop it")
             time.sleep(POLL_SECONDS)
-        for run_id, status in self.cli.run_status().items():
-            if not status.startswith("finished"):
-                self.cli.stop_run(run_id)
 
     # Parts ---------------------------------------------------------------------------------------------
 
-    def _start_servers(self, on_step: Step) -> None:
+    def _start_servers(self, on_step: Step, stop: Callable[[], bool] = lambda: False) -> None:
         ca = make_certificates(self.parts.home("tls"), ("superlink", "gateway"))
         self.cli.write_config(f"127.0.0.1:{self.record.superlink_port}", ca)
         self._start_superlink()
         self._start("gateway", self.parts.gateway(), dict(os.environ))
-        self._await_health("superlink", self.record.superlink_port)
+        self._await_health("superlink", self.record.superlink_port, stop)
         on_step("SuperLink answers over TLS and demands node keys")
-        self._await_health("gateway", self.record.gateway_port)
+        self._await_health("gateway", self.record.gateway_port, stop)
         on_step("gateway answers over TLS: the only address that nodes are given")
 
     def _start_all(self, on_step: Step) -> None:
@@ -310,12 +325,13 @@ class Federation:
 
     def _start_superlink(self) -> None:
         home = self.parts.home("superlink")
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(home)
         self._start("superlink", self.parts.superlink(), flower_environment(home / "flower"))
 
     def _start_node(self, k: int) -> None:
         home = self.parts.node_home(k)
-        extra = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS} if self.record.swift else {}
-        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower", extra))
+        self._start(f"node-{k}", self.parts.node(k), flower_environment(home / "flower"))
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         self.record.started[name] = time.time()
@@ -328,11 +344,12 @@ class Federation:
         cut(self.parts.mark(name), [] if pid is None else [pid])
         self.parts.write()
 
-    def _await_health(self, name: str, port: int) -> None:
+    def _await_health(self, name: str, port: int, stop: Callable[[], bool] = lambda: False) -> None:
         """Wait until a part answers over TLS with a certificate of the private CA."""
         trust = ssl.create_default_context(cafile=str(self.parts.ca))
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and is_alive(self.record.pids[name]):
+            _expect_no_stop(stop)
             with suppress(httpx.HTTPError):
                 url = f"https://127.0.0.1:{port}/health"
                 if httpx.get(url, verify=trust, timeout=5.0, trust_env=False).is_success:
@@ -346,6 +363,11 @@ class Federation:
         node = status.get(self.record.node_ids[k])
         age = time.time() - self.record.started.get(f"node-{k}", 0.0)
         return node is not None and node.status == "online" and node.seconds <= age + 1.0
+
+
+def _expect_no_stop(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise FederationError("the federation was stopped while it started: start it again")
 
 
 def _point(link: Path, target: Path) -> None:

@@ -7,10 +7,12 @@ import secrets
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from fedrec.errors import FederationError
 from fedrec.processes import free_ports, program
 from fedrec.wire.files import write_json
+from fedrec_server.superlink_state import database_of
 
 
 @dataclass
@@ -24,7 +26,6 @@ class Record:
         node_ids: the nodes' ids at Flower.
         pids: process id of each part.
         started: when each part was started, in seconds since 1970.
-        swift: messages are neither waited for nor served as slowly as Flower does by itself.
         external: nodes are devices of other people, which start themselves.
     """
 
@@ -36,7 +37,6 @@ class Record:
     node_ids: list[str] = field(default_factory=list)
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
-    swift: bool = True
     external: bool = False
 
     @classmethod
@@ -48,7 +48,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Parts:
-    """Paths and commands of the federation in `folder`."""
+    """Paths and commands of the federation in `folder`.
+
+    Attributes:
+        node_program: module that starts a SuperNode and serves its messages.
+    """
+
+    node_program: ClassVar[str] = "fedrec_client.node_program"
 
     folder: Path
     record: Record
@@ -101,7 +107,7 @@ class Parts:
         command += ["--port", str(self.record.superlink_port), "--ssl-ca-certfile", str(self.ca)]
         command += ["--ssl-certfile", str(tls / "superlink.pem"), "--ssl-keyfile", str(tls / "superlink.key")]
         command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        return [*command, "--database", str(self.home("superlink") / "state.db")]
+        return [*command, "--database", str(database_of(self.home("superlink")))]
 
     def gateway(self) -> list[str]:
         """Command of the gateway in front of the SuperLink."""
@@ -114,21 +120,21 @@ class Parts:
             f"https://127.0.0.1:{self.record.superlink_port}",
             "--ca",
             str(self.ca),
-            *([] if self.record.swift else ["--hold-seconds", "0"]),
         ]
 
-    def supernode(self, key: Path, port: int, data: Path) -> list[str]:
-        """Command of a SuperNode: it is told the gateway's address, its own key and its own folder."""
-        command = [program("flower-supernode"), "--superlink", f"127.0.0.1:{self.record.gateway_port}"]
-        command += ["--root-certificates", str(self.ca), "--auth-supernode-private-key", str(key)]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        return [*command, "--node-config", f"node-dir={json.dumps(str(data))}"]
+    def supernode(self, home: Path, port: int) -> list[str]:
+        """Command of a SuperNode and of what serves its messages: it is told the gateway's address.
+
+        Args:
+            home: the node's own folder, with its `key` and `data`.
+            port: of its own API on 127.0.0.1.
+        """
+        command = [sys.executable, "-P", "-m", self.node_program, "--folder", str(home / "supernode")]
+        command += ["--superlink", f"127.0.0.1:{self.record.gateway_port}"]
+        command += ["--root-certificates", str(self.ca), "--key", str(home / "key")]
+        return [*command, "--port", str(port), "--node-dir", str(home / "data")]
 
     def node(self, k: int) -> list[str]:
         """Command of node k, kept running by a supervisor."""
-        home = self.node_home(k)
-        supernode = self.supernode(home / "key", self.record.node_ports[k], home / "data")
-        if self.record.swift:
-            warm = [sys.executable, "-m", "fedrec_client.warm_start", "--folder", str(home / "warm"), "--"]
-            supernode = [*warm, *supernode]
-        return [sys.executable, "-m", "fedrec_server.supervisor", *supernode]
+        supernode = self.supernode(self.node_home(k), self.record.node_ports[k])
+        return [sys.executable, "-P", "-m", "fedrec_server.supervisor", *supernode]

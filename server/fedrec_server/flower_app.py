@@ -25,6 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrec.errors import FederationError, ProtocolError
 from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec.learning.refusals import REFUSED, sentence_of
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_server.coordinator import open_coordinator
@@ -163,6 +164,9 @@ class GridExchange:
 
     def _read(self, node: str, message: Message) -> Reply | Failure:
         if message.has_error():
+            # Words of a node are not shown: it says a code, and what Flower says is bounded.
+            if message.error.code == REFUSED:
+                return Failure(sentence_of(str(message.error.reason)))
             reason = " ".join(str(message.error.reason or "no reason given").split())
             return Failure(f"error {message.error.code}: {reason[:MAX_REASON]}")
         if message.metadata.src_node_id != self._seen[node].node_id:

@@ -1,9 +1,14 @@
 """The only address that nodes are given: a TLS proxy that lets Flower's node API through and nothing else.
 
-Flower serves its node API and its control API on one port, and the control API knows no authentication: whoever
-reaches it can run code on the server and on every node. The path is compared as it came over the wire, before any
+Flower serves its node API and its control API on one port, and the control API knows no authentication: a caller that
+reaches it can run code on the server and on every node. The target is compared as it came over the wire, before any
 decoding, against a pattern without dots, escapes or doubled slashes, so that no trick can mean another path
 upstream. Node authentication itself is Flower's and passes through unchanged.
+
+The port is open to strangers, so limits hold before any credentials are shown (`admission`, `http_connection`): for
+each step of a connection a time, per address and in all a number of connections, of unfinished bytes and of calls
+to SuperLink at once. What SuperLink answers to a node's call with success authenticates the connection, and frees it
+of the limits on strangers; a call that SuperLink refuses ends its connection.
 
 A node that is told that there is no message for it sleeps for three seconds, which is most of the time of a short
 stage. So a node that asks for messages is answered when there is one, or after a while: the gateway asks on its
@@ -16,102 +21,152 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import re
+import signal
+import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
+from fedrec.errors import ServiceError
+from fedrec_server.admission import Admission, ConnectionLimits
+from fedrec_server.front import Front, allow_files, listen
+from fedrec_server.http_connection import Answer, Caller, Head, HttpServer, TimeLimits, tls
 from fedrec_server.patience import HOLD_SECONDS, Patience
 
 FLEET_PATH = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
 HEALTH_PATH = b"/health"
 PULL_PATH = b"/v1/fleet/pull-messages"
+#: Open to keys that are not registered, where SuperLink allows it: success there does not authenticate.
+REGISTER_PATH = b"/v1/fleet/register-node"
 #: Flower cuts arrays into pieces of 5 MiB.
 MAX_BODY_BYTES = 16 << 20
-MAX_HEADER_BYTES = 16 << 10
-MAX_HEADERS = 64
-BODY_SECONDS = 60.0
 UPSTREAM_SECONDS = 60.0
-MAX_CONNECTIONS = 512
+UPSTREAM_CONNECTIONS = 128
 #: Headers that speak about one connection (RFC 9110, section 7.6.1), or that the next hop sets itself.
 HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
-    b"transfer-encoding upgrade host content-length".split()
+    b"transfer-encoding upgrade expect host content-length".split()
 )
 
 
+@dataclass(frozen=True)
+class GatewayLimits:
+    """Of a gateway.
+
+    Attributes:
+        connections, times: of connections.
+        calls_per_address, calls: passed on at once for connections that are not authenticated.
+        turn_seconds: for which such a call waits until it is passed on.
+        max_body_bytes: of a request.
+    """
+
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    times: TimeLimits = field(default_factory=TimeLimits)
+    calls_per_address: int = 8
+    calls: int = 32
+    turn_seconds: float = 20.0
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
+class Turns:
+    """So many calls at once, of one address and of all; the others wait in order.
+
+    Args:
+        per_address, total: at once.
+        seconds: a call waits for so long.
+    """
+
+    def __init__(self, per_address: int, total: int, seconds: float) -> None:
+        self._per_address, self._seconds = per_address, seconds
+        self._all = asyncio.Semaphore(total)
+        self._one: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def turn(self, address: str) -> AsyncIterator[None]:
+        """Wait for a turn and hold it.
+
+        Raises:
+            TimeoutError: it did not come in time.
+        """
+        semaphore, users = self._one.get(address, (asyncio.Semaphore(self._per_address), 0))
+        self._one[address] = (semaphore, users + 1)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await semaphore.acquire()
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._all.acquire()
+                try:
+                    yield
+                finally:
+                    self._all.release()
+            finally:
+                semaphore.release()
+        finally:
+            semaphore, users = self._one[address]
+            self._one[address] = (semaphore, users - 1)
+            if users == 1:
+                del self._one[address]
+
+
 class Gateway:
-    """An ASGI application that forwards permitted requests to `client`'s base address.
+    """Forwards permitted requests to `client`'s base address; a `Handler`.
 
     Args:
         client: whose base address is the SuperLink's.
-        max_body_bytes: of a request.
+        limits: on strangers.
         patience: with which it waits for messages of a node.
     """
 
     def __init__(
         self,
         client: httpx.AsyncClient,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: GatewayLimits | None = None,
         patience: Patience | None = None,
     ) -> None:
+        limits = limits or GatewayLimits()
+        self.max_body_bytes = limits.max_body_bytes
         self._client = client
-        self._max_body_bytes = max_body_bytes
+        self._turns = Turns(limits.calls_per_address, limits.calls, limits.turn_seconds)
         self._patience = patience or Patience()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        response = await self._answer(Request(scope, receive))
-        await response(scope, receive, send)
+    def refusal(self, head: Head) -> Answer | None:
+        """See `Handler`: whatever is not open."""
+        return None if is_open(head.method, head.target) else Answer(404)
 
-    async def _answer(self, request: Request) -> Response:
-        path: bytes = request.scope.get("raw_path") or b""
-        if not is_open(request.method, path, request.scope["query_string"]):
-            return Response(status_code=404)
-        # The server's own limit holds only for headers that arrive in pieces.
-        header_bytes = sum(len(name) + len(value) for name, value in request.headers.raw)
-        if len(request.headers.raw) > MAX_HEADERS or header_bytes > MAX_HEADER_BYTES:
-            return Response(status_code=431)
+    async def answer(self, head: Head, body: bytes, caller: Caller) -> Answer:
+        """See `Handler`."""
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(request)
-        except (TimeoutError, ClientDisconnect):
-            return Response(status_code=408)
-        if body is None:
-            return Response(status_code=413)
-        if path == PULL_PATH:
+            if head.target != PULL_PATH:
+                return await self._call(head, body, caller)
             return await self._patience.wait(
-                lambda: self._forward(request, path, body), _has_message, request.is_disconnected
+                lambda: self._call(head, body, caller), _has_message, caller.is_gone
             )
-        return await self._forward(request, path, body)
+        except TimeoutError:
+            return Answer(503, close=True)
 
-    async def _body(self, request: Request) -> bytes | None:
-        """The body, or None when it is larger than permitted, whatever its header says."""
-        declared = request.headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > self._max_body_bytes:
-            return None
-        parts, size = [], 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > self._max_body_bytes:
-                return None
-        return b"".join(parts)
+    async def _call(self, head: Head, body: bytes, caller: Caller) -> Answer:
+        known = caller.authenticated
+        async with nullcontext() if known else self._turns.turn(caller.address):
+            with caller.forwarding():
+                answer = await self._forward(head, body)
+        if answer.status // 100 == 2 and head.target not in (HEALTH_PATH, REGISTER_PATH):
+            caller.accept()
+        elif answer.status >= 400 and not known:
+            return Answer(answer.status, answer.headers, answer.body, close=True)
+        return answer
 
-    async def _forward(self, request: Request, path: bytes, body: bytes) -> Response:
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() not in HOP]
+    async def _forward(self, head: Head, body: bytes) -> Answer:
+        headers = [(name, value) for name, value in head.headers if name.lower() not in HOP]
         ready = self._client.build_request(
-            request.method, self._client.base_url.copy_with(raw_path=path), headers=headers, content=body
+            head.method, self._client.base_url.copy_with(raw_path=head.target), headers=headers, content=body
         )
         try:
             upstream = await self._client.send(ready, stream=True)
@@ -120,68 +175,74 @@ class Gateway:
             finally:
                 await upstream.aclose()
         except httpx.HTTPError:
-            return Response(status_code=502)
-        response = Response(content, upstream.status_code)
+            return Answer(502)
         kept = [(name.lower(), value) for name, value in upstream.headers.raw if name.lower() not in HOP]
-        response.raw_headers = [*kept, (b"content-length", str(len(content)).encode())]
-        return response
+        return Answer(upstream.status_code, kept, content)
 
 
-def _has_message(response: Response) -> bool:
+def _has_message(answer: Answer) -> bool:
     """Whether a node is to get this at once: a message, which is never empty, or a refusal."""
-    return response.status_code != 200 or len(response.body) > 0
+    return answer.status != 200 or len(answer.body) > 0
 
 
-def is_open(method: str, raw_path: bytes, query: bytes) -> bool:
-    """Whether nodes may ask this: a call of the node API, or the health of the service."""
-    if query:
-        return False
+def is_open(method: str, target: bytes) -> bool:
+    """Whether nodes may ask this: a call of the node API, or the health of the service; never with a query."""
     if method == "GET":
-        return raw_path == HEALTH_PATH
-    return method == "POST" and FLEET_PATH.fullmatch(raw_path) is not None
+        return target == HEALTH_PATH
+    return method == "POST" and FLEET_PATH.fullmatch(target) is not None
 
 
-def make_app(
-    upstream: str,
-    ca: Path | None,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    hold_seconds: float = HOLD_SECONDS,
-) -> Starlette:
-    """The application; `upstream` is the SuperLink's address, `ca` what its certificate is checked against."""
-    verify = ssl.create_default_context(cafile=str(ca)) if ca is not None else True
-    client = httpx.AsyncClient(
-        base_url=upstream, verify=verify, timeout=UPSTREAM_SECONDS, follow_redirects=False, trust_env=False
+@dataclass(frozen=True)
+class Served:
+    """What a gateway serves, and how.
+
+    Attributes:
+        upstream: "https://host:port" of the SuperLink.
+        ca: certificate authority of the SuperLink's certificate.
+        certificate, key: of the gateway.
+        hold_seconds: how long a node waits for messages.
+        limits: on callers.
+    """
+
+    upstream: str
+    ca: Path
+    certificate: Path
+    key: Path
+    hold_seconds: float = HOLD_SECONDS
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
+
+
+async def serve(served: Served, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve on a listening socket until stopped.
+
+    Raises:
+        ServiceError: a certificate cannot be used.
+    """
+    limits = served.limits
+    context = tls(served.certificate, served.key)
+    allow_files(limits.connections.connections)
+    pool = httpx.Limits(
+        max_connections=UPSTREAM_CONNECTIONS, max_keepalive_connections=UPSTREAM_CONNECTIONS // 2
     )
+    async with httpx.AsyncClient(
+        base_url=served.upstream,
+        verify=ssl.create_default_context(cafile=str(served.ca)),
+        timeout=UPSTREAM_SECONDS,
+        limits=pool,
+        follow_redirects=False,
+        trust_env=False,
+    ) as client:
+        gateway = Gateway(client, limits, Patience(served.hold_seconds))
+        admission = Admission(limits.connections)
+        server = HttpServer(gateway, context, admission, limits.times)
+        await Front(listener, admission, server.serve).run(stop)
 
-    @asynccontextmanager
-    async def closing(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await client.aclose()
 
-    app = Starlette(lifespan=closing, debug=False)
-    # Mounted at the root without a route, so that Starlette neither redirects nor decodes a path first.
-    app.router.default = Gateway(client, max_body_bytes, Patience(hold_seconds))
-    return app
-
-
-def server_config(app: Starlette, host: str, port: int, certificate: Path, key: Path) -> uvicorn.Config:
-    """How the gateway is served: TLS, bounded headers and connections, no server name, no access log."""
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ssl_certfile=str(certificate),
-        ssl_keyfile=str(key),
-        http="h11",
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        limit_concurrency=MAX_CONNECTIONS,
-        ws="none",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-        log_level="warning",
-    )
+async def _until_signal(served: Served, listener: socket.socket) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(served, listener, stop)
 
 
 def main() -> None:
@@ -197,8 +258,12 @@ def main() -> None:
         "--hold-seconds", type=float, default=HOLD_SECONDS, help="how long a node waits for messages"
     )
     given = parser.parse_args()
-    app = make_app(given.upstream, given.ca, hold_seconds=given.hold_seconds)
-    uvicorn.Server(server_config(app, given.host, given.port, given.certificate, given.key)).run()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    served = Served(given.upstream, given.ca, given.certificate, given.key, given.hold_seconds)
+    try:
+        asyncio.run(_until_signal(served, listen(given.host, given.port)))
+    except ServiceError as error:
+        sys.exit(f"gateway: {error}")
 
 
 if __name__ == "__main__":

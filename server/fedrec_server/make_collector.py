@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from fedrec.errors import AggregationRefused, ProtocolError, RunError
@@ -11,7 +12,7 @@ from fedrec.secagg.sealed import open_, sealed_context, unpack
 from fedrec.secagg.terms import SealedTerms, SecaggTerms
 from fedrec_server.collectors import Collector, IntegerCollector, OpenCollector
 from fedrec_server.secure_collector import SecureCollector
-from fedrec_server.task import Task
+from fedrec_server.task import SEALED_KEY, Task
 
 
 def make_collector(task: Task, exchange: Exchange, folder: Path, *, integers: bool = False) -> Collector:
@@ -38,19 +39,24 @@ def make_collector(task: Task, exchange: Exchange, folder: Path, *, integers: bo
         stage_seconds=min(rounds.stage_seconds, rounds.deadline_seconds),
         min_nodes=rounds.min_nodes,
         min_reply_fraction=rounds.min_reply_fraction,
+        private=task.privacy is not None,
     )
 
 
 class _Opener:
-    """Opens what nodes sealed to this coordinator."""
+    """Opens what nodes sealed to this coordinator; the key goes when the run is finished."""
 
     def __init__(self, terms: SealedTerms, folder: Path) -> None:
         self._run = terms.run
+        self._path = folder / SEALED_KEY
+
+    @cached_property
+    def _private(self) -> bytes:
         try:
-            self._private = (folder / "sealed.key").read_bytes()
+            return self._path.read_bytes()
         except OSError as error:
             raise RunError(
-                f"{folder}/sealed.key cannot be read ({error.strerror}): without it no reply can be opened"
+                f"{self._path} cannot be read ({error.strerror}): without it no reply can be opened"
             ) from error
 
     def __call__(self, reply: Reply, node: str) -> Reply:

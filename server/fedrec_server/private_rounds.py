@@ -1,8 +1,9 @@
 """The coordinator's part of a private round: contributions are checked, summed, noised by the mechanism, and charged.
 
-The order at the end of a round is: the new model is staged on disk, its digest is charged in the ledger, then
-it becomes the checkpoint and may be broadcast. A coordinator killed in between either finds a charged model and
-goes on with it, or finds nothing charged and draws noise for the first time: no round's noise is drawn twice.
+The order at the end of a round is: noise is drawn, the new model is staged on disk, its digest is charged in the
+ledger, then it becomes the checkpoint and may be broadcast. A sum without noise is in memory only. A coordinator
+killed in between finds a charged model and goes on with it, or finds the noised sum and makes the same model of it,
+or finds neither: no noise of a charged round is drawn twice.
 
 Out of scope: what the noise is, and the model.
 """
@@ -84,19 +85,33 @@ class PrivateRounds:
         Raises:
             PrivacyRefused: too few users came for the noise that their shares add up to.
         """
+        return self.released(self.noised(contributions, layout, round_, clip_norm), layout, round_, clip_norm)
+
+    def noised(
+        self, contributions: list[Contribution], layout: Layout, round_: int, clip_norm: float
+    ) -> NDArray[np.float64]:
+        """What the mechanism makes of the contributions: all that may be kept of their sum.
+
+        Raises:
+            PrivacyRefused: too few users came for the noise that their shares add up to.
+        """
         total = self._mechanism.zero(self._size(layout))
         for sent, _ in contributions:
             total = self._mechanism.add(total, sent)
         users = sum(count for _, count in contributions)
-        noise = self._noise.derive("round", round_)
-        flat = self._mechanism.release(total, users, round_, clip_norm, noise)
+        return self._mechanism.release(total, users, round_, clip_norm, self._noise.derive("round", round_))
+
+    def released(
+        self, flat: NDArray[np.float64], layout: Layout, round_: int, clip_norm: float
+    ) -> tuple[UpdateSum, float]:
+        """What `noised` returned, as a sum, and the clip norm of the next round."""
         blocks = {
             name: values.astype(np.float64) for name, values in layout.unflatten(flat[: layout.size]).items()
         }
         # Noise of unit "interaction" was added step by step on the devices and is not known here.
         std = self.plan.noise_std(round_, clip_norm) if self.plan.unit == "user" else 0.0
-        released = UpdateSum(blocks, self.plan.denominator, noise_std=std)
-        return released, self._next_clip_norm(clip_norm, flat)
+        total = UpdateSum(blocks, self.plan.denominator, noise_std=std)
+        return total, self._next_clip_norm(clip_norm, flat)
 
     def reserve(self) -> None:
         """Book the whole plan before the first round; again is free.
@@ -136,7 +151,8 @@ class PrivateRounds:
         vector = sent.astype(np.float64)
         norm, bound = float(np.linalg.norm(vector[:size])), users * clip_norm * NORM_SLACK
         if norm > bound:
-            raise ProtocolError(f"update of norm {norm:.4g} for {users} users: expected at most {bound:.4g}")
+            # Without its norm: the reason goes into the records, which hold no number that has no noise.
+            raise ProtocolError(f"the norm of an update of {users} users: expected at most {bound:.4g}")
         if self.plan.adaptive is not None and abs(float(vector[-1])) > users / 2:
             raise ProtocolError("the count of unclipped updates is impossible: expected at most all users")
 

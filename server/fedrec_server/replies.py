@@ -12,10 +12,9 @@ import numpy as np
 from fedrec.errors import ProtocolError
 from fedrec.learning.compression import Quantised
 from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.updates import Layout, UpdateSum
+from fedrec.learning.updates import NUMBERS, Layout, UpdateSum
 from fedrec.secagg.terms import SecaggTerms, Terms
 
-NUMBERS = ("users", "loss", "examples", "clipped", "norm")
 #: Room for float32 rounding of a sum whose norm is at the bound.
 NORM_SLACK = 1.0 + 1e-4
 
@@ -108,8 +107,11 @@ def read_update(
     users = float(numbers["users"])
     if users != int(users) or not 0 <= users <= hosted_users:
         raise ProtocolError(f"reply speaks for {users:g} users: the node hosts {hosted_users}")
-    if not 0 <= float(numbers["clipped"]) <= users or float(numbers["examples"]) < 0:
-        raise ProtocolError("reply has impossible counts: expected 0 <= clipped <= users and examples >= 0")
+    counts = [float(numbers[name]) for name in ("clipped", "zeroed")]
+    if not all(0 <= count <= users for count in counts) or float(numbers["examples"]) < 0:
+        raise ProtocolError(
+            "reply has impossible counts: expected 0 <= clipped, zeroed <= users and examples >= 0"
+        )
     norm = float(np.linalg.norm(update.astype(np.float64)))
     if not math.isfinite(norm):
         raise ProtocolError("update is not finite: expected finite numbers")
@@ -125,6 +127,7 @@ def read_update(
         float(numbers["examples"]),
         int(numbers["clipped"]),
         float(numbers["norm"]),
+        int(numbers["zeroed"]),
     )
 
 

@@ -2,7 +2,8 @@
 
     attempt     a number that rises over the whole run, on disk before it is used; nodes join none twice
     give-away   noted on disk before nodes are asked for shares, because they will not be asked twice for this sum
-    sum         on disk as soon as it is known: a coordinator killed after that goes on with it
+    sum         on disk as soon as it is known, under a privacy plan with its noise: a coordinator killed after that
+                goes on with it (`kept_sum`)
 
 A coordinator killed between the last two has lost the sum, and says so (`AggregationAborted`, revealed). Out of
 scope: the protocol (`fedrec.secagg.server`), what is asked and done with the answer (`coordinator`).
@@ -13,24 +14,26 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationAborted, ProtocolError, RunError
+from fedrec.errors import AggregationAborted, AggregationRefused, ProtocolError
 from fedrec.learning.protocol import Exchange, Failure, Kind, Reply, Request
+from fedrec.privacy.durable import durable_write
 from fedrec.secagg.context import Context
 from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
+from fedrec.secagg.schedule import Group
 from fedrec.secagg.server import Server
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import SecaggTerms
-from fedrec.wire.files import read_arrays, write_arrays, write_json
 from fedrec_server.collectors import Answers, Question, format_of, read_sum
+from fedrec_server.kept_sum import KeptSum
 from fedrec_server.replies import Host, check_envelope
 
 PREFIX = "secagg/"
@@ -46,6 +49,7 @@ class SecureCollector:
         deadline_seconds: for the stage in which nodes compute.
         stage_seconds: for each of the others.
         min_nodes, min_reply_fraction: with fewer nodes, of those asked, there is no sum.
+        private: the run has a privacy plan: only what a question's `release` made is written to the disk.
     """
 
     def __init__(
@@ -58,10 +62,13 @@ class SecureCollector:
         stage_seconds: float,
         min_nodes: int,
         min_reply_fraction: float,
+        private: bool,
     ) -> None:
         self._exchange = exchange
         self._terms = terms
         self._diary = Diary(folder)
+        self._kept = KeptSum(folder)
+        self._private = private
         self._deadline_seconds = deadline_seconds
         self._stage_seconds = stage_seconds
         self._min_nodes = min_nodes
@@ -72,26 +79,41 @@ class SecureCollector:
 
         Raises:
             AggregationAborted: there is no sum.
+            PrivacyRefused: `Question.release` refused the sum, which is gone then.
         """
         request, form = question.request, format_of(self._terms, question)
         label = label_of(request.kind, request.phase, request.round)
-        kept = self._diary.sum(label)
+        noised = question.release is not None
+        kept = self._kept.get(label, noised=noised)
         if kept is None:
             if self._diary.given_away(label):
                 raise AggregationAborted(
                     f"sum {label} was lost when the coordinator stopped, after nodes had given their shares away",
                     revealed=True,
                 )
-            kept = self._attempt(request, label, form.encoding.length, hosts)
-            self._diary.keep_sum(label, *kept)
-        total, facts = kept
+            total, facts = self._attempt(request, label, form.encoding.length, hosts)
+            if question.release is not None:
+                total = question.release(read_sum(question, form, total, facts["users"]))
+            if noised or not self._private:
+                self._kept.keep(label, total, facts, noised=noised)
+        else:
+            total, facts = kept
+        if noised:
+            return Answers([], facts["nodes"], facts["failures"], facts["record"], released=total)
         value = read_sum(question, form, total, facts["users"])
         return Answers([value], facts["nodes"], facts["failures"], facts["record"])
+
+    def forget(self, but: Collection[str] = ()) -> None:
+        """See `Collector`; what an earlier version kept without noise under a plan is removed in any case."""
+        self._kept.forget(but, noised_only=self._private)
 
     def _attempt(
         self, request: Request, label: str, length: int, hosts: Mapping[str, Host]
     ) -> tuple[NDArray[np.unsignedinteger], dict[str, Any]]:
         by_place = {host.place: node for node, host in hosts.items() if host.place is not None}
+        group = self._diary.group() if request.kind in self._terms.schedule.guarded else None
+        if group is not None and group.joined:
+            by_place = {place: node for place, node in by_place.items() if place in group.members}
         context = Context(
             terms=self._terms.digest.hex(),
             kind=request.kind,
@@ -106,8 +128,12 @@ class SecureCollector:
         quick, slow = self._stage_seconds, self._deadline_seconds
         adverts = stages.run("advertise", dict.fromkeys(by_place, _NOTHING), quick)
         shares = stages.run("share", server.adverts(adverts), quick)
-        masked = stages.run(request.kind, server.shares(shares), slow)
-        signatures = stages.run("confirm", server.masked(masked), quick)
+        asked = server.shares(shares)
+        if group is not None:
+            group = _joined(group, server.sharers)
+            self._diary.keep_group(group)
+        masked = stages.run(request.kind, asked, slow)
+        signatures = stages.run("confirm", server.masked(masked, group), quick)
         last = server.signatures(signatures)
         least = max(self._min_nodes, math.ceil(self._min_reply_fraction * len(hosts)))
         if len(server.survivors) < least:
@@ -115,6 +141,8 @@ class SecureCollector:
                 f"{len(server.survivors)} of {len(hosts)} nodes sent a vector, expected at least {least}"
                 f" ({'; '.join(sorted(set(stages.failures.values()))[:5])})"
             )
+        if group is not None:
+            self._diary.keep_group(replace(group, last=server.survivors))
         self._diary.give_away(label)
         total = server.unmask(stages.run("unmask", last, quick))
         survivors = [by_place[place] for place in server.survivors]
@@ -126,6 +154,13 @@ class SecureCollector:
             "failures": failures,
             "record": {"secagg": stages.record() | {"attempt": context.attempt, "nodes": len(survivors)}},
         }
+
+
+def _joined(group: Group, sharers: tuple[int, ...]) -> Group:
+    try:
+        return group.check_sharers(sharers)
+    except AggregationRefused as error:
+        raise AggregationAborted(f"{error}; wait until they are back") from error
 
 
 _NOTHING: Arrays = {}
@@ -194,41 +229,42 @@ def _bytes(message: Request | Reply) -> int:
     return sum(values.nbytes for values in message.arrays.values())
 
 
+_NO_NOTES: dict[str, Any] = {"attempt": 0, "given": [], "group": {"joined": [], "last": None}}
+
+
 class Diary:
     """What a coordinator must not forget when it is killed; see the module's text."""
 
     def __init__(self, folder: Path) -> None:
         self._notes = folder / "secagg.json"
-        self._sum = folder / "secagg-sum.safetensors"
-        self._folder = folder
 
     def next_attempt(self) -> int:
         """A number larger than all before it."""
         notes = self._read()
         attempt = int(notes["attempt"]) + 1
-        write_json(self._notes, notes | {"attempt": attempt})
+        self._write(notes | {"attempt": attempt})
         return attempt
 
     def give_away(self, label: str) -> None:
         """Note that shares of this sum are being asked for."""
         notes = self._read()
-        write_json(self._notes, notes | {"given": [*notes["given"], label]})
+        self._write(notes | {"given": [*notes["given"], label]})
+
+    def keep_group(self, group: Group) -> None:
+        """Note who takes part in guarded sums, before nodes know it."""
+        self._write(self._read() | {"group": asdict(group)})
+
+    def group(self) -> Group:
+        """Who took part in guarded sums."""
+        plain = self._read()["group"]
+        return Group(tuple(plain["joined"]), None if plain["last"] is None else tuple(plain["last"]))
 
     def given_away(self, label: str) -> bool:
         """Whether they were."""
         return label in self._read()["given"]
 
-    def keep_sum(self, label: str, total: NDArray[np.unsignedinteger], facts: dict[str, Any]) -> None:
-        """Put a sum in the place of the one before it."""
-        write_arrays(self._sum, {"total": total}, facts | {"label": label})
-
-    def sum(self, label: str) -> tuple[NDArray[Any], dict[str, Any]] | None:
-        """The sum that is kept, if it is this one."""
-        with suppress(RunError):
-            arrays, facts = read_arrays(self._sum)
-            if facts["label"] == label:
-                return arrays["total"], facts
-        return None
+    def _write(self, notes: dict[str, Any]) -> None:
+        durable_write(self._notes, (json.dumps(notes, sort_keys=True) + "\n").encode())
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._notes.read_text()) if self._notes.exists() else {"attempt": 0, "given": []}
+        return json.loads(self._notes.read_text()) if self._notes.exists() else _NO_NOTES

@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedrec.errors import RunError
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.learning.protocol import Phase
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.registry import ModelConfig, parse
+from fedrec.privacy.private_files import make_private
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.terms import Terms, parse_terms
 from fedrec.wire.files import write_json
 
 #: Public features of the items [I, F], in the coordinator's folder of a run that has them.
 FEATURES_FILE = "features.safetensors"
+#: Private key to which nodes seal their replies, in the coordinator's folder until the run is finished.
+SEALED_KEY = "sealed.key"
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Task:
     aggregation: Terms = field(kw_only=True)
 
     def write(self, folder: Path) -> None:
-        """Write `task.json` into the coordinator's folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `task.json` into the coordinator's folder, which only its owner can look into."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         parts = ("model", "settings", "rounds", "evaluation", "privacy", "aggregation")
         plain = {name: (part := getattr(self, name)) and part.model_dump(mode="json") for name in parts}
         rest = ("n_items", "config_hash", "has_validation", "has_test")
@@ -51,6 +55,7 @@ class Task:
 
         Raises:
             RunError: there is none, or it cannot be read.
+            ConfigError: evaluation settings that no coordinator has, such as those of a simulation alone.
         """
         try:
             plain = json.loads((folder / "task.json").read_text())
@@ -60,7 +65,7 @@ class Task:
             parse(plain["model"]),
             NodeSettings.model_validate(plain["settings"]),
             RoundSettings.model_validate(plain["rounds"]),
-            EvaluationSettings.model_validate(plain["evaluation"]),
+            parse_evaluation(plain["evaluation"]),
             plain["n_items"],
             plain["config_hash"],
             plain["has_validation"],

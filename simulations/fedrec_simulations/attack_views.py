@@ -122,7 +122,7 @@ def _round(
     for where, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         mine = {name: values[where] for name, values in local.items()}
         updates, mine = target.recommender.compute_updates(shared, mine, piece, key)
-        add_clipped(total, updates, clip, zero_bad=plan is not None)
+        add_clipped(total, updates, clip)
         for name, values in mine.items():
             after[name][where] = values
     if plan is None:
@@ -189,7 +189,7 @@ def summed(target: Target, shared: State, users: IntArray, clip: float | None) -
     for _, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         local = target.recommender.init_local(piece.user, target.seed)
         updates, _ = target.recommender.compute_updates(shared, local, piece, RoundKey(target.seed, 1))
-        add_clipped(total, updates, clip, zero_bad=True)
+        add_clipped(total, updates, clip)
     return _flat(total, layout)
 
 

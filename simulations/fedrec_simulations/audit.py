@@ -123,7 +123,7 @@ class Training:
         mine = {name: values[rows] for name, values in local.items()}
         key, clip = RoundKey(self._seed, round_), self._plan.clip_norm
         total, changed = train_users(
-            self._recommender, self._shared, mine, batch.take(rows), key, clip, self._n_items, zero_bad=True
+            self._recommender, self._shared, mine, batch.take(rows), key, clip, self._n_items
         )
         total.users = float(joins.sum())
         after = _copied(local)

@@ -16,14 +16,16 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from fedrec.errors import ConfigError, PrivacyRefused
 from fedrec.evaluation.answers import Ranker
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.learning.compression import Compression
 from fedrec.learning.device_module import device_model_of
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.deepfm import DeepFmConfig
 from fedrec.models.registry import KINDS, ModelConfig, build
+from fedrec.privacy.noised_means import HELD_DATA
 from fedrec_simulations.sections import (
     DataSection,
+    EvaluationSection,
     FederationSection,
     NoPrivacy,
     PrivacySection,
@@ -50,7 +52,7 @@ class Config(Section):
     model: Annotated[ModelConfig, Field()]
     federation: FederationSection = FederationSection()
     secagg: SecaggSection = SecaggSection()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: EvaluationSection = EvaluationSection()
     privacy: Annotated[
         Annotated[NoPrivacy, Tag("none")] | Annotated[PrivacySection, Tag("private")],
         Discriminator(_privacy_kind),
@@ -194,6 +196,10 @@ class Config(Section):
             own["shard_parameters"] = self.secagg.dense_parameters
         return NodeSettings(**own)
 
+    def node_evaluation(self) -> EvaluationSettings:
+        """What nodes and coordinator know of the evaluation."""
+        return self.evaluation.of_nodes()
+
     def round_settings(self) -> RoundSettings:
         """The part that only the coordinator sees."""
         return RoundSettings(**{name: getattr(self.federation, name) for name in RoundSettings.model_fields})
@@ -217,10 +223,8 @@ class Config(Section):
             lines.append(
                 "NOT CHECKED: privacy.force is set; whether the budget allows learning was not asked."
             )
-        if privacy.metrics == "exact":
-            lines.append(
-                "METRICS ARE NOT PROTECTED: privacy.metrics is 'exact'; sums of evaluation metrics are not noised."
-            )
+        if self.evaluation.held_data:
+            lines.append(f"HELD DATA: evaluation.held_data is set; exact metrics are {HELD_DATA}.")
         return lines
 
     def _aggregation_warnings(self, what: str) -> list[str]:

@@ -12,13 +12,17 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fedrec.models.registry import build
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity, Member, Roster
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import PlainTerms, SealedTerms, SecaggTerms, Terms
+from fedrec_client.node_terms import guarded_sums
 from fedrec_simulations.config import Config
 from fedrec_simulations.privacy_terms import range_users
+from fedrec_simulations.sections import NoPrivacy
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,21 @@ class Enrolment:
         return self.identities[node] if self.identities else None
 
 
-def enrol(config: Config, users: Sequence[int], privacy: PrivacyTerms | None) -> Enrolment:
+def enrol(
+    config: Config,
+    users: Sequence[int],
+    privacy: PrivacyTerms | None,
+    *,
+    has_validation: bool = False,
+    has_test: bool = False,
+) -> Enrolment:
     """New terms and keys for a run.
 
     Args:
         config: of the run.
-        users: how many people each node hosts.
+        users: how many users each node hosts; whoever lays out the run vouches for their number.
         privacy: terms of the privacy plan, or None.
+        has_validation, has_test: which parts are held out.
     """
     run = privacy.run if privacy else secrets.token_hex(8)
     aggregator = config.privacy.aggregator
@@ -57,14 +69,38 @@ def enrol(config: Config, users: Sequence[int], privacy: PrivacyTerms | None) ->
         return Enrolment(SealedTerms(run=run, public=public.hex()), server_key=private)
     identities = [Identity.create() for _ in users]
     members = [
-        Member(name=str(k), key=identity.public.hex(), users=count)
+        Member(name=str(k), key=identity.public.hex(), users=count, vouched=count > 1)
         for k, (identity, count) in enumerate(zip(identities, users, strict=True))
     ]
-    return Enrolment(secagg_terms(config, members, run, privacy), identities)
+    schedule = schedule_of(config, privacy, has_validation=has_validation, has_test=has_test)
+    return Enrolment(secagg_terms(config, members, run, privacy, schedule), identities)
+
+
+def schedule_of(
+    config: Config, privacy: PrivacyTerms | None, *, has_validation: bool, has_test: bool
+) -> Schedule:
+    """The sums that the coordinator of a configuration asks for, and no others.
+
+    Rounds are chosen on the validation part only where nothing bounds them: neither the model nor a plan.
+    """
+    recommender = build(config.model)
+    most = recommender.fixed_rounds or config.federation.rounds
+    selects = has_validation and recommender.fixed_rounds is None and privacy is None
+    return Schedule(
+        select_rounds=most if selects else 0,
+        final_rounds=most,
+        evaluate_every=config.federation.evaluate_every if selects else 0,
+        final_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
+        guarded=guarded_sums(recommender, privacy),
+    )
 
 
 def secagg_terms(
-    config: Config, members: Sequence[Member], run: str, privacy: PrivacyTerms | None
+    config: Config,
+    members: Sequence[Member],
+    run: str,
+    privacy: PrivacyTerms | None,
+    schedule: Schedule,
 ) -> SecaggTerms:
     """Terms of secure aggregation among these devices.
 
@@ -73,6 +109,7 @@ def secagg_terms(
         members: the roster, in order.
         run: its random name.
         privacy: terms of the privacy plan, or None.
+        schedule: the sums of the run.
     """
     users = [member.users for member in members]
     plan = privacy.plan if privacy else None
@@ -91,6 +128,8 @@ def secagg_terms(
         corrupted=settings.corrupted,
         neighbours=settings.neighbours,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest() if plan else "",
+        exact_sums=isinstance(config.privacy, NoPrivacy) and config.privacy.exact_sums,
+        schedule=schedule,
     )
 
 

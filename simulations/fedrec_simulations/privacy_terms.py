@@ -94,5 +94,4 @@ def terms_of(config: Config, n_users: int, n_items: int, dataset: str) -> Privac
         dataset=dataset,
         limit_epsilon=privacy.limit_epsilon or plan.target_epsilon,
         ledger=None if privacy.ledger is None else privacy.ledger.absolute(),
-        metrics=privacy.metrics,
     )

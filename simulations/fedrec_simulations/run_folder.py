@@ -6,7 +6,10 @@ RUN/split/               the split in the data set's own ids, to be handed on
 RUN/catalog.json         titles and categories by item index
 RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
 RUN/nodes/<k>/           node.json, shard.npz, local/, identity.key: for node k alone
+RUN/held_data.json       exact metrics on data that the researcher holds, where asked for: no release
 RUN/report.html, environment.json, logs/
+
+Only their owner can look into `coordinator` and `nodes`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
+from fedrec.privacy.private_files import make_private
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec_client.node import Node, config_hash, open_node, write_node
 from fedrec_server.task import FEATURES_FILE, Task
@@ -89,17 +93,30 @@ class RunFolder:
             )
         # Before anything is written: a plan may be refused.
         privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
+        if privacy is not None and privacy.plan.metrics is not None and split.test is None:
+            raise ConfigError(
+                "privacy.metrics is 'noised' and nothing is held out to be judged: set it to 'none'"
+            )
         path.mkdir(parents=True, exist_ok=True)
-        node_settings, categories = config.node_settings(), category_matrix(prepared.catalog)
+        node_settings, evaluation = config.node_settings(), config.node_evaluation()
+        categories = category_matrix(prepared.catalog)
         shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
-        enrolment = enrol(config, [shard.train.n_users for shard in shards], privacy)
+        enrolment = enrol(
+            config,
+            [shard.train.n_users for shard in shards],
+            privacy,
+            has_validation=split.validation is not None,
+            has_test=split.test is not None,
+        )
+        (path / "nodes").mkdir(exist_ok=True, mode=0o700)
+        make_private(path / "nodes")
         for k, shard in enumerate(shards):
             write_node(
                 path / "nodes" / str(k),
                 shard,
                 config.model,
                 node_settings,
-                config.evaluation,
+                evaluation,
                 categories,
                 privacy,
                 aggregation=enrolment.terms,
@@ -109,12 +126,12 @@ class RunFolder:
             config.model,
             node_settings,
             config.round_settings(),
-            config.evaluation,
+            evaluation,
             split.train.n_items,
             config_hash(
                 config.model,
                 node_settings,
-                config.evaluation,
+                evaluation,
                 split.train.item_ids,
                 privacy,
                 enrolment.terms,

@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.privacy.settings import PrivacySettings
 from fedrec_simulations.features import FeatureSettings
@@ -111,6 +112,21 @@ class SplitSection(Section):
     path: Path | None = None
 
 
+class EvaluationSection(EvaluationSettings):
+    """What is measured, and by whom.
+
+    Attributes:
+        held_data: also measure the final model exactly, in this process, on the data that the researcher of a
+            simulation holds himself: no release, not covered by epsilon, refused by every deployment.
+    """
+
+    held_data: bool = False
+
+    def of_nodes(self) -> EvaluationSettings:
+        """The part that nodes and coordinator know."""
+        return EvaluationSettings(**{name: getattr(self, name) for name in EvaluationSettings.model_fields})
+
+
 class Aggregation(BaseModel):
     """How sums come about.
 
@@ -142,9 +158,12 @@ class NoPrivacy(Section, Aggregation):
 
     Attributes:
         unit: "none": clipped or not, sums are not noised, and no privacy guarantee is claimed.
+        exact_sums: nodes of a deployment let sums without noise out; without it they refuse. A simulation needs no
+            such word, since its data lie with whoever runs it.
     """
 
     unit: Literal["none"]
+    exact_sums: bool = False
 
 
 class PrivacySection(PrivacySettings, Aggregation):

@@ -14,7 +14,7 @@ import grpc
 
 from fedrec.wire.proto import model_service_pb2 as messages
 
-METHODS = ("CheckIn", "Fetch", "Enrol", "GetTask", "SendMetrics")
+METHODS = ("CheckIn", "Fetch", "Enrol", "GetTask", "Leave", "SendMetrics")
 INSIDE = (
     "Traceback", 'File "', ".py", "/tmp", "/home", "/root:", "/srv", "site-packages", "fedrec_server",
     "Exception", "Error(", "<class",
@@ -83,7 +83,10 @@ def good_messages(population: str) -> dict[str, bytes]:
         "Fetch": messages.FetchRequest(population=population, path="metadata/timestamp.json"),
         "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
         "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
-        "SendMetrics": messages.MetricsRequest(population=population, counters={"clicks": 1.0}),
+        "Leave": messages.LeaveRequest(campaign="ab" * 8, identity=bytes(32), signature=bytes(64)),
+        "SendMetrics": messages.MetricsRequest(
+            population=population, counters={"clicks": 1.0}, token="ab" * 16
+        ),
     }
     return {name: message.SerializeToString() for name, message in built.items()}
 

@@ -40,6 +40,7 @@ OVERRIDES = (
     "federation.checkpoint_every=1",
     "split.validation=false",
 )
+NODE_PROGRAM = "-m fedrec_client.node_program"
 WORK_SECONDS = 60.0
 #: Flower notices a dead coordinator after about a minute.
 NOTICE_SECONDS = 150.0
@@ -65,7 +66,8 @@ class NodeKiller:
 
     def _workers(self) -> set[int]:
         found = marked(self.federation.parts.mark(f"node-{self.k}"))
-        return {pid for pid, command in found.items() if "flwr-clientapp" in command}
+        # The program of the node itself is one of them; each message has a fork of it.
+        return {pid for pid, command in found.items() if NODE_PROGRAM in command}
 
 
 def refusal_of_stranger(federation: Federation, folder: Path) -> str:
@@ -74,10 +76,10 @@ def refusal_of_stranger(federation: Federation, folder: Path) -> str:
     Raises:
         FederationError: it was not refused.
     """
-    key, log = folder / "stranger", folder / "stranger.log"
-    make_node_key(key)
+    home, log = folder / "stranger", folder / "stranger.log"
+    make_node_key(home / "key")
     (port,) = free_ports(1)
-    command = federation.parts.supernode(key, port, folder)
+    command = federation.parts.supernode(home, port)
     mark = federation.parts.mark("stranger")
     child = start(command, mark=mark, env=flower_environment(folder / "flower"), log=log)
     try:

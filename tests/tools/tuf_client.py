@@ -26,8 +26,8 @@ from fedrec.errors import FedrecError
 from fedrec_client import MemoryStore, trusted_metadata
 from fedrec_client.folder_files import FolderFiles
 from fedrec_client.https_files import HttpsFiles
-from fedrec_client.latest_time import RECORD
 from fedrec_client.trusted_metadata import RECORDS, TrustedMetadata
+from fedrec_client.trusted_time import RECORD
 
 PINNED, CLOCK = "pinned", "clock"
 
@@ -60,7 +60,7 @@ def stored(folder: Path) -> Iterator[MemoryStore]:
             path = folder / name.removeprefix(RECORDS)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(store.get(name) or b"")
-        (folder / CLOCK).write_bytes(store.get(RECORD) or b'{"seen": 0, "signed": 0}')
+        (folder / CLOCK).write_bytes(store.get(RECORD) or b"{}")
         roots = sorted((folder / "root_history").glob("*.json"), key=lambda p: int(p.name.split(".")[0]))
         if roots:
             (folder / "root.json").write_bytes(roots[-1].read_bytes())

@@ -128,7 +128,7 @@ def inputs(name: str, drops: dict[str, list[int]], **fields: Any) -> Plain:
     """Everything that four devices with eight values each start from."""
     secrets = [hashlib.sha256(f"{name} identity {place}".encode()).hexdigest() for place in range(4)]
     members = tuple(
-        Member(name=f"device {place}", key=identity(secret).public.hex(), users=place + 1)
+        Member(name=f"device {place}", key=identity(secret).public.hex(), users=place + 1, vouched=place > 0)
         for place, secret in enumerate(secrets)
     )
     terms = SecaggTerms(run=name, roster=Roster(members=members), range_users=10, clip_norm=1.0, **fields)

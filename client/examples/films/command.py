@@ -1,15 +1,20 @@
-"""The command line: makes catalogue, service and devices, and serves the page until Ctrl-C."""
+"""The command line: makes catalogue, service and devices, and serves the page until Ctrl-C or SIGTERM.
+
+Exit status: 0 when it was told to end while it served, 130 when before that, 1 when it could not start.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import uvicorn
 
@@ -23,6 +28,10 @@ from films.people import Person
 from films.services import POPULATION, LoopbackService, ModelService, OfflineService
 from films.web import App
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130
+#: Answers that are being given when the app is told to end may take so long.
+GRACE_SECONDS = 2
 NAMES = ("Ada", "Ben", "Chiara", "Dev", "Esra", "Femi", "Greta", "Hiro")
 
 
@@ -30,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    serves = False
     try:
-        with socket.socket() as listener:
+        with told_to_end(), socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", options.port))
             port = listener.getsockname()[1]
             _say("training the start model on the bundled data")
             with running(options.folder, options.people, port, offline=options.offline) as app:
+                serves = True
                 _say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
                 config = uvicorn.Config(
                     app.asgi(),
@@ -45,12 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     server_header=False,
                     lifespan="off",
                     ws="none",
+                    timeout_graceful_shutdown=GRACE_SECONDS,
                 )
                 uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        return 0 if serves else INTERRUPTED
     except (FedrecError, OSError) as error:
         print(f"films: {error}", file=sys.stderr)  # noqa: T201 - a command line
         return 1
     return 0
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGINT and SIGTERM end what is inside, once and alike; while it is tidied up, further ones change nothing.
+
+    Uvicorn puts its own handlers in the place of these and, when it has ended, raises the signal again for them.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(each, end) for each in SIGNALS]
+    try:
+        yield
+    finally:
+        for each, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(each, handler)
 
 
 @contextmanager

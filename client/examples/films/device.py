@@ -12,7 +12,7 @@ from films.catalogue import Film
 #: Of the example: people come and go within minutes. A real app leaves both as they are.
 CONDITIONS = Conditions(min_events=3, min_period_seconds=0.0)
 #: So few people cannot hide among each other; `Policy()` is what a real app begins with, and it refuses this.
-DEMONSTRATION = Policy(min_cohort=3, max_epsilon_period=2_000.0, max_epsilon_lifetime=10_000.0)
+DEMONSTRATION = Policy(min_cohort=3, dishonest=0.0, max_epsilon_period=2_000.0, max_epsilon_lifetime=10_000.0)
 CAREFUL = Policy()
 SHOWN = 8
 MORE = 24

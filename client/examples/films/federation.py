@@ -6,18 +6,23 @@ a device (`people`), what is computed and published (`layer`), who hands it out 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedrec.errors import FedrecError, RegistryError
+from fedrec.errors import FedrecError
 from fedrec.wire.manifest import Manifest
+from fedrec_client.results import TrainingReport
 from fedrec_simulations.campaigns import Campaign
 from films.journal import Journal
 from films.people import Person
 from films.services import ModelService
+from films.words import NotNowError, step, trouble, without_a_model
+
+log = logging.getLogger(__name__)
 
 MIN_DEVICES = 3
 #: For all rounds; a session that takes longer ends by itself.
@@ -63,6 +68,7 @@ class Together:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ends = False
 
     def willing(self) -> list[Person]:
         """Who has agreed and whose device can now."""
@@ -72,18 +78,18 @@ class Together:
         """Begin a campaign.
 
         Raises:
-            RegistryError: one is under way, or too few devices are willing.
+            NotNowError: one is under way, or too few devices are willing.
         """
         with self._lock:
             if self.progress.running:
-                raise RegistryError("a campaign is under way: wait until it is done")
+                raise NotNowError("a campaign is under way: wait until it is done")
             willing = self.willing()
             if len(willing) < MIN_DEVICES:
-                raise RegistryError(
+                raise NotNowError(
                     f"{len(willing)} devices are ready: a sum over fewer than {MIN_DEVICES} would tell too much"
                 )
-            campaign = self.service.campaign(len(willing))
-            self.progress = Progress(0, "Campaign opened", running=True)
+            campaign = self.service.campaign(len(willing), lambda: self._ends)
+            self._at(0, "Campaign opened")
             self._thread = threading.Thread(target=self._run, args=(campaign, willing), name="campaign")
             self._thread.start()
 
@@ -93,16 +99,19 @@ class Together:
             self._thread.join(seconds)
 
     def stop(self) -> None:
-        """End what is under way."""
+        """End what is under way, for good; within seconds."""
+        self._ends = True
         for person in self.people:
             person.client.stop_training()
         self.wait(60)
 
     def _run(self, campaign: Campaign, willing: list[Person]) -> None:
         self.journal.service("Campaign", f"{campaign.id[:8]} opened for {len(willing)} devices")
+        sessions: dict[str, Future[TrainingReport]] = {}
+        reports: dict[str, TrainingReport | None] = {}
         try:
             with ThreadPoolExecutor(len(willing)) as pool:
-                sessions = [pool.submit(person.train, DEADLINE_SECONDS) for person in willing]
+                sessions |= {person.name: pool.submit(person.train, DEADLINE_SECONDS) for person in willing}
                 try:
                     made = self._campaign(campaign, len(willing))
                 except BaseException:
@@ -110,14 +119,18 @@ class Together:
                         person.client.stop_training()
                     raise
                 finally:
-                    _await(sessions)
+                    reports = {name: _report(session) for name, session in sessions.items()}
             self._hand_out(made)
         except FedrecError as error:
-            self.journal.service("Campaign", f"ended without a model: {error}")
-            self._at(self.progress.stage, str(error), running=False, failed=True)
+            log.info("campaign %s ended without a model: %s", campaign.id, error)  # for who runs the service
+            left, enrolled = len(campaign.book.left(campaign.id)), len(campaign.book.roster(campaign.id))
+            text = without_a_model(len(willing), left, enrolled, reports)
+            self.journal.service("Campaign", text)
+            self._at(self.progress.stage, text, running=False, failed=True)
         except Exception as error:  # told on the page, and the next campaign can be tried
             self.journal.service("Campaign", "ended without a model: internal error")
-            self._at(self.progress.stage, "internal error", running=False, failed=True)
+            text = "Something went wrong in this app. There is no new model; the privacy pages say what was spent."
+            self._at(self.progress.stage, text, running=False, failed=True)
             raise RuntimeError("a campaign ended in an unexpected way") from error
 
     def _campaign(self, campaign: Campaign, devices: int) -> Manifest:
@@ -134,12 +147,12 @@ class Together:
             try:
                 person.check_for_update()
             except FedrecError as error:
-                self.journal.device(person.name, f"update refused: {error}")
+                self.journal.device(person.name, f"has no new model: {trouble(error)}")
         self._at(len(STAGES), f"Version {made.version} is in use", running=False)
 
     def _step(self, text: str) -> None:
         self.journal.service("Campaign", text)
-        self._at(self.progress.stage, text[:1].upper() + text[1:])
+        self._at(self.progress.stage, step(text))
 
     def _event(self, event: dict[str, Any]) -> None:
         """Of the coordinator: how a round ended."""
@@ -156,7 +169,6 @@ class Together:
         self.revision += 1
 
 
-def _await(sessions: Sequence[Future[Any]]) -> None:
-    """Until all have ended; what went wrong on a device is told by the device."""
-    for session in sessions:
-        session.exception()
+def _report(session: Future[TrainingReport]) -> TrainingReport | None:
+    """Of a device, once its session has ended; what went wrong on a device is told by the device."""
+    return None if session.exception() is not None else session.result()

@@ -11,7 +11,8 @@ import dataclasses
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from films.device import (
     Screen,
 )
 from films.journal import Journal
+from films.words import ended, trouble
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Person:
         message: what the page says once.
         receipt: of the last deletion.
         update: of the last new model.
+        trouble: what went wrong when this device last spoke with the service, in words; empty: nothing.
     """
 
     number: int
@@ -72,6 +75,7 @@ class Person:
     message: str = ""
     receipt: Receipt | None = None
     update: ModelInfo | None = None
+    trouble: str = ""
     change: Change = field(default_factory=Change)
     training: bool = False
 
@@ -247,7 +251,8 @@ class Person:
             FedrecError: what came is refused or nobody answers; the model in use serves on.
         """
         started = time.perf_counter()
-        info = self._client.check_for_update()
+        with self._noting_trouble():
+            info = self._client.check_for_update()
         if info is None:
             return False
         self.update = info
@@ -265,9 +270,10 @@ class Person:
         self.training = True
         self._shown()
         try:
-            report = self._client.train_if_eligible(CONDITIONS, deadline_seconds)
+            with self._noting_trouble():
+                report = self._client.train_if_eligible(CONDITIONS, deadline_seconds)
         except FedrecError as error:
-            self.journal.device(self.name, f"did not train: {error}")
+            self.journal.device(self.name, f"did not train: {trouble(error)}")
             raise
         finally:
             self.training = False
@@ -275,15 +281,37 @@ class Person:
         self._tell(report)
         return report
 
+    @property
+    def state(self) -> str:
+        """Differs whenever what the page shows may differ; a charge in the middle of training included."""
+        if not self.training:
+            return str(self.revision)
+        return f"{self.revision}.{self._client.privacy_report().lifetime.campaigns}"
+
+    @contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except FedrecError as error:
+            self.trouble = trouble(error)
+            raise
+        self.trouble = ""
+
     def _tell(self, report: TrainingReport) -> None:
-        if not report.joined:
-            self.journal.device(self.name, f"did not train: {report.reason}")
-            return
-        self.journal.device(
-            self.name,
-            f"took part in {report.rounds} rounds: {report.bytes_up:,} encrypted bytes left, epsilon "
-            f"{report.epsilon_spent:,.0f} charged beforehand; session {report.reason}",
-        )
+        how = ended(report.reason)
+        if not report.epsilon_spent:
+            text = f"did not train: {how}; nothing left that tells anything, nothing was charged"
+        elif not report.joined:
+            text = (
+                f"began to train: shares of its keys left, epsilon {report.epsilon_spent:,.0f} charged before they "
+                f"did, no update left; {how}"
+            )
+        else:
+            text = (
+                f"took part in {report.rounds} rounds: {report.bytes_up:,} encrypted bytes left, epsilon "
+                f"{report.epsilon_spent:,.0f} charged before the first of them did; {how}"
+            )
+        self.journal.device(self.name, text)
 
     # Inside
 

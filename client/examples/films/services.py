@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from fedrec.errors import RegistryError
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel
 from fedrec.wire.manifest import Manifest
@@ -27,6 +27,7 @@ from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
 from fedrec_simulations.campaigns import Campaign
 from films.layer import campaign_config, layered
+from films.words import NotNowError
 
 POPULATION = "films"
 START_SUMMARY = {
@@ -54,8 +55,8 @@ class ModelService(Protocol):
         """Of the model that devices are to use."""
         ...
 
-    def campaign(self, devices: int) -> Campaign:
-        """A new one, open for enrolment."""
+    def campaign(self, devices: int, stop: Callable[[], bool]) -> Campaign:
+        """A new one, open for enrolment; it ends when `stop` is true."""
         ...
 
     def stop(self) -> None:
@@ -108,17 +109,16 @@ class LoopbackService:
         """See `ModelService`."""
         return self._registry.manifest(self._registry.aliases.champion)
 
-    def campaign(self, devices: int) -> Campaign:
+    def campaign(self, devices: int, stop: Callable[[], bool]) -> Campaign:
         """See `ModelService`."""
-        made = Campaign.open(self._book, self._registry, campaign_config(devices), self._keys)
         start = self._registry.open(self._registry.versions()[0]).model
-        return Campaign(
-            made.id,
-            made.book,
-            made.registry,
-            made.config,
-            made.keys,
-            lambda trained, _: layered(start, trained),
+        return Campaign.open(
+            self._book,
+            self._registry,
+            campaign_config(devices),
+            self._keys,
+            finish=lambda trained, _: layered(start, trained),
+            stop=stop,
         )
 
     def stop(self) -> None:
@@ -163,9 +163,9 @@ class OfflineService:
         """See `ModelService`."""
         return self._manifest
 
-    def campaign(self, devices: int) -> Campaign:
+    def campaign(self, devices: int, stop: Callable[[], bool]) -> Campaign:
         """See `ModelService`."""
-        raise RegistryError("the app was started with --offline: start it without to train together")
+        raise NotNowError("the app was started with --offline: start it without to train together")
 
     def stop(self) -> None:
         """See `ModelService`."""

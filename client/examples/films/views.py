@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from films.federation import MIN_DEVICES, STAGES, Together
 from films.journal import Journal
 from films.people import Person
 from films.services import ModelService
+from films.words import ended, not_now, refused
 
 Values = dict[str, Any]
 REASONS_SHOWN = 5
@@ -57,7 +58,7 @@ def person_view(person: Person) -> Values:
     values: Values = {
         "number": person.number,
         "name": person.name,
-        "revision": person.revision,
+        "revision": person.state,
         "screen": person.screen,
         "consent": consent,
         "stars": stars,
@@ -77,8 +78,10 @@ def person_view(person: Person) -> Values:
         case "privacy":
             values |= _privacy(person)
         case "device":
-            values |= {"status": client.status(), "eligible": person.eligible(), "states": _states(person)}
-            values |= {"fetched": person.update}
+            eligible = person.eligible()
+            values |= {"status": client.status(), "states": _states(person), "eligible": eligible.ok}
+            values |= {"not_now": not_now(eligible.reasons), "fetched": person.update}
+            values |= {"trouble": person.trouble}
     return values
 
 
@@ -183,14 +186,18 @@ def _alike(person: Person) -> list[Values]:
 
 def _privacy(person: Person) -> Values:
     report = person.client.privacy_report()
-    rounds = sum(int(entry.get("rounds", 0)) for entry in report.left)
+    rounds = sum(int(entry["rounds"]) for entry in report.left if entry["what"] == "sent")
     return {
         "report": report,
         "rounds": rounds,
         "left": [_left(entry) for entry in reversed(report.left)],
         "refused": [
-            {"time": _moment(entry["time"]), "reasons": [_plain(reason) for reason in entry["reasons"]]}
+            {"time": _moment(entry["time"]), "reasons": refused(entry["reasons"])}
             for entry in reversed(report.refused)
+        ],
+        "ended": [
+            {"time": _moment(entry["time"]), "text": ended(entry["reason"])}
+            for entry in reversed(report.ended)
         ],
         "budgets": list(_budgets(report.period.epsilon, report.lifetime.epsilon, report.limits)),
         "history": [
@@ -201,17 +208,37 @@ def _privacy(person: Person) -> Values:
         "demonstration": DEMONSTRATION,
         "real": CAREFUL,
         "receipt": person.receipt and asdict(person.receipt) | {"clock": _moment(person.receipt.time)},
-        "sent": _bytes(report.bytes_up),
+        "sent": _sum(report.left, report.bytes_up),
     }
+
+
+def _sum(left: Sequence[Values], counted: int) -> str:
+    """How much left in all, as far as it is counted."""
+    if all("bytes" in entry for entry in left):
+        return _bytes(counted)
+    if counted:
+        return f"At least {_bytes(counted)}"
+    return "Not yet counted" if any(entry["what"] == "under way" for entry in left) else "Not known"
 
 
 def _left(entry: Values) -> Values:
     """One thing that left the device, in words."""
-    if entry["what"] == "metrics":
-        text = f"Counters with noise, epsilon {entry['epsilon']:g}"
-    else:
-        text = f"Encrypted training updates in {entry['rounds']} rounds of campaign {entry['campaign'][:8]}"
-    return {"time": _moment(entry["time"]), "size": _bytes(entry["bytes"]), "text": text}
+    campaign = str(entry.get("campaign", ""))[:8]
+    match entry["what"]:
+        case "metrics":
+            text = f"Counters with noise, epsilon {entry['epsilon']:g}"
+        case "under way":
+            text = f"Encrypted training updates are leaving in campaign {campaign}"
+        case "cut off":
+            text = (
+                f"Encrypted training updates of campaign {campaign}; it was cut off, so nobody knows how many"
+            )
+        case _ if not entry["rounds"]:
+            text = f"Encrypted shares of keys in campaign {campaign}, no update"
+        case _:
+            text = f"Encrypted training updates in {entry['rounds']} rounds of campaign {campaign}"
+    size = _bytes(entry["bytes"]) if "bytes" in entry else "not known"
+    return {"time": _moment(entry["time"]), "size": size, "text": text}
 
 
 def _budgets(period: float, lifetime: float, limits: dict[str, float]) -> Iterator[Values]:
@@ -230,11 +257,6 @@ def _stage(k: int, now: int, failed: bool) -> str:
     if k == now:
         return "failed" if failed else "now"
     return "done" if k < now else "later"
-
-
-def _plain(reason: str) -> str:
-    """Without the code in front."""
-    return reason.partition(": ")[2] or reason
 
 
 def _moment(seconds: float) -> str:

@@ -7,6 +7,7 @@ escaped by the templates. Out of scope: what the buttons do (`people`, `federati
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,13 +25,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedrec.errors import ConsentRequired, DataError, FedrecError
+from fedrec.errors import DataError, FedrecError
 from films.catalogue import TASTES
 from films.federation import Together
 from films.journal import Journal
 from films.people import Person
 from films.services import ModelService
 from films.views import choices, journal_view, person_view, service_view
+from films.words import NotNowError, trouble
+
+log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 MAX_FORM_BYTES = 8_192
@@ -49,7 +53,7 @@ PIECES = "x-pieces"
 Form = Mapping[str, str]
 
 
-class ForeignFormError(FedrecError):
+class ForeignFormError(NotNowError):
     """A form that this page did not make."""
 
 
@@ -93,6 +97,7 @@ class App:
         service, together, journal: see there.
         hosts: names and ports under which the page is reached, e.g. "127.0.0.1:8080".
         token: that every form carries.
+        start: random, so that open tabs notice that the app was started again.
     """
 
     people: list[Person]
@@ -101,6 +106,7 @@ class App:
     journal: Journal
     hosts: frozenset[str]
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    start: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __post_init__(self) -> None:
         self._pages = Environment(
@@ -160,11 +166,11 @@ class App:
         return JSONResponse(await run_in_threadpool(self._changed, known))
 
     def _changed(self, known: Mapping[str, str]) -> dict[str, Any]:
-        pieces = {}
+        # Read before what they stand for: what changes in between is asked for again.
+        revisions, pieces = self._revisions(), {}
         for person in self.people:
-            if known.get(f"person-{person.number}") != str(person.revision):
+            if known.get(f"person-{person.number}") != revisions[f"person-{person.number}"]:
                 pieces[f"person-{person.number}"] = self._person_piece(person)
-        revisions = self._revisions()
         if known.get("service") != revisions["service"]:
             pieces["service"] = self._service_piece()
         if known.get("journal") != revisions["journal"]:
@@ -172,10 +178,11 @@ class App:
         return {"pieces": pieces, "revisions": revisions, "busy": self.together.progress.running}
 
     def _revisions(self) -> dict[str, str]:
-        people = {f"person-{person.number}": str(person.revision) for person in self.people}
-        told = sum(person.revision for person in self.people)
-        service = {"service": f"{self.together.revision}.{told}", "journal": str(self.journal.last)}
-        return people | service
+        """By piece; and of the app, which is another after every start and numbers its pieces anew."""
+        people = {f"person-{person.number}": person.state for person in self.people}
+        told = "-".join(people.values())
+        service = {"service": f"{self.together.revision}-{told}", "journal": str(self.journal.last)}
+        return people | service | {"app": self.start}
 
     # Actions
 
@@ -188,11 +195,9 @@ class App:
         person.message = ""
         try:
             await run_in_threadpool(action, person, form)
-        except ConsentRequired:
-            person.message = "Switch on personal recommendations first: without it nothing is kept."
-            person.revision += 1
         except FedrecError as error:
-            person.message = str(error)
+            log.info("%s: %s", request.path_params["action"], error)
+            person.message = trouble(error)
             person.revision += 1
         return await self._answer(request, f"/?person={person.number}#person-{person.number}")
 
@@ -201,7 +206,8 @@ class App:
         try:
             await run_in_threadpool(self.together.start)
         except FedrecError as error:
-            self.journal.service("Campaign", f"not opened: {error}")
+            log.info("campaign not opened: %s", error)
+            self.journal.service("Campaign", f"not opened: {trouble(error)}")
         return await self._answer(request, "/")
 
     async def _export(self, request: Request) -> Response:
@@ -299,7 +305,8 @@ def _consent(form: Form) -> str:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"{error}\n", 403 if isinstance(error, ForeignFormError) else 400)
+    assert isinstance(error, FedrecError)
+    return PlainTextResponse(f"{trouble(error)}\n", 403 if isinstance(error, ForeignFormError) else 400)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,13 +1,14 @@
 """What the SDK keeps on a device: events, a few named records, append-only logs.
 
 A store is the only place where personal data lies. What a call has acknowledged survives a killed process, a full
-disk, a power cut; what it has not is not there at all. Two kinds: `SqliteStore` on disk, every row sealed, and
-`MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
+disk, a power cut; what it has not is not there at all. What a call has deleted is gone: no file, and no copy of a
+file from before, opens to it under the key that the store has afterwards. Two kinds: `SqliteStore` on disk, every row
+sealed, and `MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +24,8 @@ class Receipt:
         id: random, to name the deletion in a log.
         time: seconds since 1970.
         events, records, entries: how many were deleted.
-        key_destroyed: the data key is gone: copies of the file in backups cannot be read any more.
+        key_destroyed: the key under which it was sealed is gone: copies of the file cannot be read any more, also
+            those in backups, unless the key was in them too.
         remaining: what was not deleted and why, e.g. that published sums cannot be taken back.
     """
 
@@ -62,6 +64,10 @@ class Store(Protocol):
         """Events, oldest first (by time, then in the order they came)."""
         ...
 
+    def arrivals(self) -> list[Event]:
+        """Events in the order they came, whatever their times."""
+        ...
+
     def get(self, name: str) -> bytes | None:
         """A named record."""
         ...
@@ -98,12 +104,12 @@ class Store(Protocol):
         """Delete events that retention does not keep; how many."""
         ...
 
-    def delete_events(self, since: float | None = None) -> int:
-        """Delete events, those from `since` on or all; how many."""
+    def delete_events(self, since: float | None = None, item: str | None = None) -> int:
+        """Delete events, those from `since` on, or all, and of one item, or of any; how many."""
         ...
 
-    def destroy(self, now: float) -> Receipt:
-        """Delete everything and the key; the store can only be closed afterwards."""
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
+        """Delete everything, and go on with these records and logs alone."""
         ...
 
     def describe(self) -> dict[str, Any]:

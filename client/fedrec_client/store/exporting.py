@@ -1,5 +1,6 @@
 """Everything in a store as JSON lines, for the person whose data it is; and events back into another store.
 
+An export is the person's own copy: no later deletion reaches it, and the receipt of one says so.
 Each line is an object with "kind": "event" (its fields), "record" (name and value) or "entry" (log, number, value).
 A value that is JSON stands as it is under "json"; any other as base64 under "bytes".
 """
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fedrec.errors import DataError
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import create, sync_folder
 from fedrec_client.events import Event
 from fedrec_client.store.base import Store
 
@@ -37,16 +39,26 @@ def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Into a new file, for its owner only.
+    """Into a new file, for its owner only; nothing is left where that cannot be.
+
+    It is written under its own name: a kill leaves half a file where the person looks for it, not one that is hidden.
 
     Raises:
         DataError: the file exists or cannot be written.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise DataError(f"{path} is there already: give a new file")
     try:
-        atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
-        path.chmod(0o600)
+        handle = create(path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): give another") from error
 

@@ -3,88 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import secrets
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedrec.errors import StoreError
-from fedrec_client.events import Event, EventType
+from fedrec_client.events import Event
 from fedrec_client.store.base import Receipt, Retention
+from fedrec_client.store.contents import AnswersFromMemory, Contents
 from fedrec_client.store.timeline import Timeline
 
 
-class MemoryStore:
+class MemoryStore(AnswersFromMemory):
     """See `Store`; everything is gone when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._events = Timeline()
-        self._records: dict[str, bytes] = {}
-        self._logs: dict[str, list[bytes]] = {}
+        self._contents = Contents()
         self._depth = 0
-        self._destroyed = False
 
     def add_event(self, event: Event) -> bool:
         """See `Store`."""
         with self._used():
-            return self._events.add(event)
-
-    def events(
-        self, *, since: float | None = None, types: Collection[EventType] | None = None
-    ) -> list[Event]:
-        """See `Store`."""
-        with self._used():
-            return self._events.select(since, types)
-
-    def get(self, name: str) -> bytes | None:
-        """See `Store`."""
-        with self._used():
-            return self._records.get(name)
+            return self._contents.timeline.add(event)
 
     def put(self, name: str, value: bytes) -> None:
         """See `Store`."""
         with self._used():
-            self._records[name] = bytes(value)
+            self._contents.records[name] = bytes(value)
 
     def remove(self, name: str) -> None:
         """See `Store`."""
         with self._used():
-            self._records.pop(name, None)
-
-    def names(self, prefix: str = "") -> list[str]:
-        """See `Store`."""
-        with self._used():
-            return sorted(name for name in self._records if name.startswith(prefix))
+            self._contents.records.pop(name, None)
 
     def append(self, log: str, value: bytes) -> int:
         """See `Store`."""
         with self._used():
-            self._logs.setdefault(log, []).append(bytes(value))
-            return len(self._logs[log])
-
-    def entries(self, log: str) -> list[bytes]:
-        """See `Store`."""
-        with self._used():
-            return list(self._logs.get(log, []))
-
-    def logs(self) -> list[str]:
-        """See `Store`."""
-        with self._used():
-            return sorted(self._logs)
+            self._contents.logs.setdefault(log, []).append(bytes(value))
+            return len(self._contents.logs[log])
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """See `Store`."""
         with self._used():
-            before = copy.deepcopy((self._events, self._records, self._logs)) if not self._depth else None
+            before = None if self._depth else self._contents.copy()
             self._depth += 1
             try:
                 yield
             except BaseException:
                 if before is not None:
-                    self._events, self._records, self._logs = before
+                    self._contents = before
                 raise
             finally:
                 self._depth -= 1
@@ -92,19 +61,22 @@ class MemoryStore:
     def expire(self, retention: Retention, now: float) -> int:
         """See `Store`."""
         with self._used():
-            return self._events.drop(self._events.expired(retention, now))
+            return self._contents.timeline.drop(self._contents.timeline.expired(retention, now))
 
-    def delete_events(self, since: float | None = None) -> int:
+    def delete_events(self, since: float | None = None, item: str | None = None) -> int:
         """See `Store`."""
         with self._used():
-            return self._events.drop([event.id for event in self._events.select(since, None)])
+            chosen = self._contents.timeline.select(since, None)
+            return self._contents.timeline.drop([event.id for event in chosen if item in (None, event.item)])
 
-    def destroy(self, now: float) -> Receipt:
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
         """See `Store`."""
         with self._used():
-            counts = (len(self._events), len(self._records), sum(map(len, self._logs.values())))
-            self._events, self._records, self._logs = Timeline(), {}, {}
-            self._destroyed = True
+            gone = self._contents
+            self._contents = Contents(
+                Timeline(), dict(records), {name: list(entries) for name, entries in logs.items()}
+            )
+        counts = len(gone.timeline), len(gone.records), gone.entries
         return Receipt(secrets.token_hex(8), now, *counts, key_destroyed=True)
 
     def describe(self) -> dict[str, Any]:
@@ -113,9 +85,10 @@ class MemoryStore:
             return {
                 "kind": "memory",
                 "key": "none: nothing is written",
-                "events": len(self._events),
-                "records": len(self._records),
-                "entries": sum(map(len, self._logs.values())),
+                "older_copies": "none: nothing is written",
+                "events": len(self._contents.timeline),
+                "records": len(self._contents.records),
+                "entries": self._contents.entries,
             }
 
     def close(self) -> None:
@@ -124,6 +97,4 @@ class MemoryStore:
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
         with self._lock:
-            if self._destroyed:
-                raise StoreError("this store was destroyed: open a new one")
             yield

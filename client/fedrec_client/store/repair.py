@@ -1,23 +1,32 @@
-"""What is sound in a damaged store, copied into a new one; the damaged file stays aside for whoever may want it.
+"""What is sound in a damaged store, or in one that is not the one that was left here.
 
-Rows are asked for one by one, so that a broken page costs the rows on it and no others. How many were lost is
-told by the index, by gaps in the numbering and by what cannot be opened, whichever says most: an upper bound. Logs
-keep their sound entries in order, chained anew, and what was lost is itself noted in the log "repairs": whoever
-counts a privacy budget by a log must treat a loss as the worst (see `participation`).
+Rows are asked for one by one, so that a broken page costs the rows on it and no others. What is lost is told by the
+root: a table whose rows are not exactly those of the root has lost at least one, be it to an older copy of itself.
+Logs keep their sound entries in order, and the loss is noted in the log "repairs": where records or entries may be
+missing or old, the privacy budget counts as spent (`participation`) and consent as withdrawn (`consent`).
+
+The sound rows go into a new file under a new key (`renewal`), and the damaged file goes: under the old key it would
+open to events that are deleted later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from fedrec.errors import DataError, StoreCorrupt, StoreError
+from fedrec.errors import DataError, StoreCorrupt, StoreError, StoreLocked
 from fedrec_client.events import Event
-from fedrec_client.store.chains import Head, entry_text, parse_entry
-from fedrec_client.store.schema import TABLES, migrate, write_head
+from fedrec_client.store.base import Store
+from fedrec_client.store.contents import Contents
+from fedrec_client.store.held import Held
+from fedrec_client.store.renewal import find_root
+from fedrec_client.store.root import TABLES, Root, Sum
+from fedrec_client.store.rows import Row, contents_of
 from fedrec_client.store.sealing import Sealer
 
 REPAIRS = "repairs"
@@ -25,60 +34,52 @@ REPAIRS = "repairs"
 _MAX_FAILURES = 20_000
 
 
-def rescue(path: Path, sealer: Sealer, check: bytes) -> dict[str, int]:
-    """Put a sound store in the place of a damaged one.
+def rescue(path: Path, held: Held) -> tuple[Contents, int, dict[str, int]]:
+    """What can be kept.
 
     Args:
-        path: of the database.
-        sealer: of the store.
-        check: [16] that this is the store's key.
+        path: of the database; it may be gone.
+        held: by the vault.
 
     Returns:
-        How many rows were kept and, at most, lost, by table.
+        The contents with a note of the loss, the counter that they are to have, and how many rows were lost, at
+        least, by table.
+
+    Raises:
+        StoreLocked: the file is another store's.
     """
-    from fedrec_client.store.sqlite import connect
-
-    fresh = path.with_name(f".{path.name}.repair")
-    _remove(fresh)
-    kept: dict[str, list[tuple[bytes, bytes]]] = {table: [] for table in TABLES}
-    lost = dict.fromkeys(TABLES, 0)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damaged:
-        for table in TABLES:
-            rows = list(_rows(damaged, table))
-            for _, key, sealed in rows:
-                if (text := _opened(sealer, table, key, sealed)) is not None:
-                    kept[table].append((key, text))
-            lost[table] = _expected(damaged, table, [number for number, _, _ in rows]) - len(kept[table])
-        before = _heads(damaged, sealer)
-    new = connect(fresh)
-    try:
-        migrate(new, sealer)
-        new.execute("BEGIN IMMEDIATE")
-        for table in ("events", "records"):
-            for key, text in kept[table]:
-                _write(new, sealer, table, key, text)
-        if not any(key == sealer.name("records", "\0key") for key, _ in kept["records"]):
-            text = len(b"\0key").to_bytes(2, "big") + b"\0key" + check
-            _write(new, sealer, "records", sealer.name("records", "\0key"), text)
-        counts = _write_logs(new, sealer, [text for _, text in kept["entries"]])
-        missed = (
-            1 if before is None else sum(head.count - counts.get(name, 0) for name, head in before.items())
-        )
-        lost["entries"] = max(lost["entries"], missed)
-        note = {"lost": lost, "kept": {table: len(rows) for table, rows in kept.items()}}
-        _append(new, sealer, REPAIRS, counts.get(REPAIRS, 0), json.dumps(note, sort_keys=True).encode())
-        new.execute("COMMIT")
-        new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        new.close()
-    _set_aside(path)
-    fresh.replace(path)
-    return {f"kept_{table}": len(rows) for table, rows in kept.items()} | {
-        f"lost_{table}": number for table, number in lost.items()
-    }
+    found: dict[str, list[Row]] = {table: [] for table in TABLES}
+    root: Root | None = None
+    if path.exists():
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as damaged:
+            try:
+                root, _ = find_root(damaged, held, f"store {path}")
+            except StoreLocked:
+                raise
+            except (StoreError, sqlite3.Error):
+                root = None
+            for table in TABLES:
+                found[table] = list(_rows(damaged, table))
+    texts, lost = {}, {}
+    for table, rows in found.items():
+        texts[table] = [text for row in rows if (text := _opened(held, table, row)) is not None]
+        lost[table] = _lost(held, table, rows, len(texts[table]), root)
+    contents = contents_of(texts, f"store {path}")
+    note = {"id": secrets.token_hex(8), "lost": lost, "kept": {table: len(texts[table]) for table in TABLES}}
+    contents.logs.setdefault(REPAIRS, []).append(json.dumps(note, sort_keys=True).encode())
+    return contents, max(held.counter, root.counter if root else 0) + 1, lost
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, bytes, bytes]]:
+def last_loss(store: Store) -> str:
+    """The id of the last repair after which records or entries may be missing or old; empty: there was none."""
+    for entry in reversed(store.entries(REPAIRS)):
+        note: dict[str, Any] = json.loads(entry)
+        if note["lost"]["records"] or note["lost"]["entries"]:
+            return str(note["id"])
+    return ""
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:
     """Number, key and sealed text of each row that can be read."""
     query = f"SELECT row, key, sealed FROM {table} WHERE row > ? ORDER BY row LIMIT 1"
     number, failures = 0, 0
@@ -97,79 +98,25 @@ def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, byt
             yield row
 
 
-def _expected(connection: sqlite3.Connection, table: str, numbers: list[int]) -> int:
-    """At most so many rows there were: as numbers from the first to the last, or as keys in the index."""
-    spans = [max(numbers) - min(numbers) + 1] if numbers else [0]
-    try:
-        query = f"SELECT count(key) FROM {table} INDEXED BY sqlite_autoindex_{table}_1"
-        spans.append(int(connection.execute(query).fetchone()[0]))
-    except (sqlite3.Error, TypeError):
-        spans.append(len(numbers) + 1)
-    return max(spans)
+def _lost(held: Held, table: str, rows: list[Row], kept: int, root: Root | None) -> int:
+    """At least so many: none only where the rows are exactly those of the root."""
+    if root is None:
+        return max(max((number for number, _, _ in rows), default=0) - kept, 1)
+    for key in held.keys:
+        sums = Sum()
+        for number, name, sealed in rows:
+            sums = sums.add(Sealer(key).digest(table, number, name, sealed))
+        if sums == root.sums[table] and kept == sums.count:
+            return 0
+    return max(root.sums[table].count - kept, 1)
 
 
-def _opened(sealer: Sealer, table: str, key: bytes, sealed: bytes) -> bytes | None:
+def _opened(held: Held, table: str, row: Row) -> bytes | None:
     """The text of a row; None for one that is not sound."""
-    try:
-        text = sealer.open(table, key, sealed)
-        if table == "events":
-            Event.parse(text)
-    except (StoreCorrupt, DataError):
-        return None
-    return text
-
-
-def _heads(connection: sqlite3.Connection, sealer: Sealer) -> dict[str, Head] | None:
-    """The ends of all logs; None when one of them cannot be read."""
-    try:
-        rows = connection.execute("SELECT key, sealed FROM heads").fetchall()
-        return dict(Head.parse(sealer.open("heads", *row)) for row in rows)
-    except (sqlite3.Error, StoreCorrupt):
-        return None
-
-
-def _write(connection: sqlite3.Connection, sealer: Sealer, table: str, key: bytes, text: bytes) -> None:
-    connection.execute(
-        f"INSERT OR IGNORE INTO {table} (key, sealed) VALUES (?, ?)", (key, sealer.seal(table, key, text))
-    )
-
-
-def _write_logs(connection: sqlite3.Connection, sealer: Sealer, texts: list[bytes]) -> dict[str, int]:
-    """Entries in the order of their numbers, chained anew; how many there are by log."""
-    logs: dict[str, dict[int, bytes]] = {}
-    for text in texts:
-        name, before, value = parse_entry(text)
-        logs.setdefault(name, {})[before.count] = value
-    for name, values in logs.items():
-        for count, number in enumerate(sorted(values)):
-            _append(connection, sealer, name, count, values[number])
-    return {name: len(values) for name, values in logs.items()}
-
-
-def _append(connection: sqlite3.Connection, sealer: Sealer, name: str, count: int, value: bytes) -> None:
-    row = connection.execute(
-        "SELECT sealed FROM heads WHERE key = ?", (sealer.name("heads", name),)
-    ).fetchone()
-    before = (
-        Head() if row is None else Head.parse(sealer.open("heads", sealer.name("heads", name), row[0]))[1]
-    )
-    if before.count != count:
-        raise StoreError(f"log {name!r} is being repaired twice: report this")
-    after = before.then(value)
-    key = sealer.name("entries", f"{name}\0{after.count}")
-    _write(connection, sealer, "entries", key, entry_text(name, before, value))
-    write_head(connection, sealer, name, after)
-
-
-def _set_aside(path: Path) -> None:
-    """The damaged file and what belongs to it, under names that nothing opens."""
-    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.damaged-{n}").exists())
-    for suffix in ("-wal", "-shm", ""):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.replace(path.with_name(f"{path.name}.damaged-{number}{suffix}"))
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    for key in held.keys:
+        with contextlib.suppress(StoreCorrupt, DataError):
+            text = Sealer(key).open(table, *row[1:])
+            if table == "events":
+                Event.parse(text)
+            return text
+    return None

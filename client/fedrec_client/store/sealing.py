@@ -34,7 +34,7 @@ class Sealer:
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(_derive(key, b"rows"))
-        self._names = _derive(key, b"names")
+        self._names, self._sums = _derive(key, b"names"), _derive(key, b"sums")
 
     def name(self, table: str, text: str) -> bytes:
         """[16] what stands in the file for a name: equal names of a table look equal, and nothing else is told."""
@@ -44,6 +44,11 @@ class Sealer:
         """Nonce and sealed text, padded to a length class."""
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, _padded(text), _place(table, row))
+
+    def digest(self, table: str, number: int, row: bytes, sealed: bytes) -> int:
+        """A row's part in the sum of its table (see `root`)."""
+        place = f"{table}\0{number}\0".encode()
+        return int.from_bytes(hmac.digest(self._sums, place + row + sealed, hashlib.sha256), "big")
 
     def open(self, table: str, row: bytes, sealed: bytes) -> bytes:
         """The text of `seal`.

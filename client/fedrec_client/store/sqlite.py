@@ -1,9 +1,11 @@
 """The store on disk: one SQLite file, every row sealed, what was acknowledged there for good.
 
-Write-ahead log with `synchronous=FULL`: an acknowledged write has reached the disk, so it outlives a killed process
-and a power cut; a full disk or a broken write leaves the state before it. One process holds a store at a time (the
-second waits a little, then StoreLocked); any number of threads share it. Events are decrypted once and then
-answered from memory. Out of scope: sealing (`sealing`), where the key is (`vault`), repairs (`repair`).
+An acknowledged write has reached the disk, so it outlives a killed process and a power cut; a full disk or a broken
+write leaves the state before it. A deletion writes the file anew under a new key (`renewal`): what was deleted opens
+nowhere any more once the call returns. Every change is in the file's root (`root`), and every change but an event's
+in the vault's counter, before the call returns. One process holds a store at a time (the second waits a little, then
+StoreLocked); any number of threads share it. Everything is read and checked when the store is opened and answered
+from memory afterwards. Out of scope: sealing (`sealing`), where the key is (`vault`), repairs (`repair`).
 """
 
 from __future__ import annotations
@@ -13,167 +15,178 @@ import logging
 import secrets
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from fedrec.errors import DataError, StoreCorrupt, StoreError, StoreFull, StoreLocked
-from fedrec_client.events import Event, EventType
+from fedrec.errors import StoreCorrupt, StoreError
+from fedrec.wire.files import private_folder, sweep
+from fedrec_client.events import Event
+from fedrec_client.store import renewal
 from fedrec_client.store.base import Receipt, Retention
-from fedrec_client.store.chains import Head, broken, entry_text, parse_entry
-from fedrec_client.store.schema import SCHEMA, TABLES, migrate, write_head
-from fedrec_client.store.sealing import Sealer
+from fedrec_client.store.contents import AnswersFromMemory, Contents
+from fedrec_client.store.database import DATABASE, connect, guard, translated, translated_files
+from fedrec_client.store.held import Held
+from fedrec_client.store.lock import FolderLock
+from fedrec_client.store.root import Root, stale
+from fedrec_client.store.rows import (
+    SCHEMA,
+    entry_row,
+    event_row,
+    insert,
+    read_all,
+    record_row,
+    sealed_row,
+    write_root,
+)
+from fedrec_client.store.sealing import KEY_BYTES, Sealer
 from fedrec_client.store.timeline import Timeline
-from fedrec_client.store.vault import Vault, check_value, open_vault
+from fedrec_client.store.vault import KEY_FILE, VAULT_FILE, Vault, open_vault
 
 log = logging.getLogger(__name__)
 
-DATABASE = "events.db"
 WAIT_SECONDS = 2.0
-#: The write-ahead log starts over after so many pages: little room is lost to it.
-_LOG_PAGES = 64
-#: A record by which the store knows its key.
-_CHECK = "\0key"
-_FULL = {sqlite3.SQLITE_FULL}
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_CANNOT_WRITE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
-class SqliteStore:
+class SqliteStore(AnswersFromMemory):
     """See `Store`. Build it with `open`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, vault: Vault, sealer: Sealer) -> None:
-        self.path = path
-        self._connection, self._vault, self._sealer = connection, vault, sealer
+    def __init__(self, folder: Path, vault: Vault, held: Held, lock: FolderLock) -> None:
+        self.path = folder / DATABASE
+        self._folder, self._vault, self._held, self._file_lock = folder, vault, held, lock
         self._lock = threading.RLock()
-        self._timeline: Timeline | None = None
-        self._heads: dict[str, Head] | None = None
-        self._depth = 0
-        self._closed = ""
+        self._depth, self._closed = 0, ""
+        #: How to take back in memory what a transaction that fails has done.
+        self._undo: list[Callable[[], object]] = []
+        self._renewing = self._counts = False
 
     @classmethod
-    def open(cls, folder: Path, vault: Vault | None = None, *, repair: bool = False) -> Self:
-        """The store of a folder; a new one when there is none.
+    def open(
+        cls, folder: Path, vault: Vault | None = None, *, repair: bool = False, passphrase: str | None = None
+    ) -> Self:
+        """The store of a folder; a new one when there is none. What a crash left of a deletion is finished first.
 
         Args:
-            folder: for its owner only.
-            vault: holds the key; None: as good as this device allows.
-            repair: when rows are damaged, copy what is sound into a new file and keep the damaged one aside.
+            folder: for its owner only; made so when it is not.
+            vault: holds the key; None: the folder's, or a new one as good as this device allows.
+            passphrase: wraps the key where no vault is given.
+            repair: when the store is damaged, or is not the one that was left here, keep what is sound in a new file.
 
         Raises:
             StoreLocked: the key is not there or not the store's, or another process holds the store.
-            StoreCorrupt: the file is damaged, and repair is False.
+            StoreCorrupt: the file is damaged, or rows or all of it are of an older copy, and repair is False.
             StoreFull: no room for the little that opening writes.
+            StoreError: the folder cannot be used, e.g. because a file in it is a symbolic link.
         """
-        vault = vault or open_vault(folder)
-        key = vault.key()
-        path = folder / DATABASE
+        with translated_files():
+            if private_folder(folder):
+                log.warning(
+                    "others could look into store folder %s: it is its owner's alone from now on", folder
+                )
+            lock = FolderLock.take(folder, WAIT_SECONDS)
         try:
-            return cls._opened(path, vault, key, check=repair)
+            vault = vault or open_vault(folder, passphrase)
+            store = cls(folder, vault, vault.read(), lock)
+            with translated(), translated_files():
+                store._begin(repair)
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    def _begin(self, repair: bool) -> None:
+        guard(self.path)
+        for name in (KEY_FILE, VAULT_FILE):
+            sweep(self._folder / name)
+        renewal.settle(self._folder, self._held)
+        if not self.path.exists() and self._held.counter == 0:
+            root = renewal.stage(self._folder, self._held.keys[0], self._held.store, Contents(), 1)
+            self._held = renewal.complete(self._folder, self._vault, self._held, self._held.keys[0], root)
+        try:
+            self._read()
         except StoreCorrupt:
             if not repair:
                 raise
-        from fedrec_client.store.repair import rescue
+            from fedrec_client.store.repair import rescue
 
-        lost = rescue(path, Sealer(key), check_value(key))
-        log.warning("store %s was damaged: %s", folder, lost)
-        return cls._opened(path, vault, key, check=True)
+            contents, counter, lost = rescue(self.path, self._held)
+            log.warning("store %s was damaged: %s", self._folder, lost)
+            key = secrets.token_bytes(KEY_BYTES)
+            root = renewal.begin(self._folder, self._vault, self._held, key, contents, counter)
+            self._held = renewal.complete(self._folder, self._vault, self._held, key, root)
+            self._read()
 
-    @classmethod
-    def _opened(cls, path: Path, vault: Vault, key: bytes, check: bool) -> Self:
-        connection = connect(path)
+    def _read(self) -> None:
+        """Everything, checked against the root; the vault is brought up to what was found."""
+        if not self.path.exists():
+            raise stale(f"the database of store {self._folder} is gone")
+        connection = connect(self.path, WAIT_SECONDS)
         try:
-            store = cls(path, connection, vault, Sealer(key))
-            with translated():
-                store._check_key()
-                migrate(connection, store._sealer)
-            if store.get(_CHECK) is None:
-                store.put(_CHECK, check_value(key))
-            if check:
-                store.check()
+            root, key = renewal.find_root(connection, self._held, f"store {self.path}")
+            self._contents = read_all(connection, Sealer(key), root, f"store {self.path}")
+            self._work_on(connection, key, root)
         except BaseException:
             connection.close()
             raise
-        return store
+        if len(self._held.keys) > 1 or root.counter != self._held.counter:
+            # A crash came between the database and the vault, at the end of a change or of a deletion.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                self._tell_vault(self._held.settled(key, root.counter))
+            except StoreError as error:
+                if len(self._held.keys) > 1:  # what was deleted would still open under the older one
+                    connection.close()
+                    raise
+                log.warning("the counter of store %s is behind: %s", self._folder, error)
+
+    def _work_on(self, connection: sqlite3.Connection, key: bytes, root: Root) -> None:
+        """A file whose contents are in memory."""
+        sealer = Sealer(key)
+        rows = connection.execute("SELECT row, key, sealed FROM records").fetchall()
+        self._connection, self._sealer, self._root = connection, sealer, root
+        self._record_rows = {row[1]: (row[0], sealer.digest("records", *row)) for row in rows}
 
     def add_event(self, event: Event) -> bool:
         """See `Store`."""
         with self._writing():
-            if not self._insert("events", event.id, event.to_bytes(), "INSERT OR IGNORE"):
+            timeline = self._contents.timeline
+            if event.id in timeline:
                 return False
-            if self._timeline is not None:
-                self._timeline.add(event)
+            self._add("events", *event_row(event))
+            timeline.add(event)
+            self._undo.append(lambda: timeline.drop([event.id]))
             return True
-
-    def events(
-        self, *, since: float | None = None, types: Collection[EventType] | None = None
-    ) -> list[Event]:
-        """See `Store`."""
-        with self._used():
-            return self._loaded().select(since, types)
-
-    def get(self, name: str) -> bytes | None:
-        """See `Store`."""
-        with self._used():
-            key = self._sealer.name("records", name)
-            row = self._connection.execute("SELECT sealed FROM records WHERE key = ?", (key,)).fetchone()
-            return None if row is None else _split(self._sealer.open("records", key, row[0]))[1]
 
     def put(self, name: str, value: bytes) -> None:
         """See `Store`."""
         with self._writing():
-            self._insert("records", name, _join(name, value), "INSERT OR REPLACE")
+            records, before = self._contents.records, self._contents.records.get(name)
+            if before == value:
+                return
+            self._counts = True
+            if before is None:
+                self._add("records", *record_row(name, value))
+                self._undo.append(lambda: records.pop(name))
+            else:
+                self._change_record(name, value)
+                self._undo.append(lambda: records.update({name: before}))
+            records[name] = bytes(value)
 
     def remove(self, name: str) -> None:
         """See `Store`."""
         with self._writing():
-            self._connection.execute(
-                "DELETE FROM records WHERE key = ?", (self._sealer.name("records", name),)
-            )
-
-    def names(self, prefix: str = "") -> list[str]:
-        """See `Store`."""
-        with self._used():
-            texts = self._texts("records")
-            return sorted(
-                name
-                for name in (_split(text)[0] for text in texts)
-                if name.startswith(prefix) and name != _CHECK
-            )
+            if name in self._contents.records:
+                del self._renewed().records[name]
 
     def append(self, log: str, value: bytes) -> int:
         """See `Store`."""
         with self._writing():
-            before = self._ends().get(log, Head())
-            after = before.then(value)
-            self._insert("entries", f"{log}\0{after.count}", entry_text(log, before, value))
-            write_head(self._connection, self._sealer, log, after)
-            self._ends()[log] = after
-            return after.count
-
-    def entries(self, log: str) -> list[bytes]:
-        """See `Store`."""
-        with self._used():
-            end, head, values = self._ends().get(log, Head()), Head(), []
-            for number in range(1, end.count + 1):
-                key = self._sealer.name("entries", f"{log}\0{number}")
-                row = self._connection.execute("SELECT sealed FROM entries WHERE key = ?", (key,)).fetchone()
-                if row is None:
-                    raise broken(log)
-                name, before, value = parse_entry(self._sealer.open("entries", key, row[0]))
-                if (name, before) != (log, head):
-                    raise broken(log)
-                head = head.then(value)
-                values.append(value)
-            if head != end:
-                raise broken(log)
-            return values
-
-    def logs(self) -> list[str]:
-        """See `Store`."""
-        with self._used():
-            return sorted(self._ends())
+            number = len(self._contents.logs.get(log, ())) + 1
+            self._counts = True
+            self._add("entries", *entry_row(log, number, value))
+            self._contents.logs.setdefault(log, []).append(bytes(value))
+            self._undo.append(lambda: self._forget_entry(log))
+            return number
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -184,33 +197,26 @@ class SqliteStore:
     def expire(self, retention: Retention, now: float) -> int:
         """See `Store`."""
         with self._writing():
-            return self._drop(self._loaded().expired(retention, now))
+            return self._drop(self._contents.timeline.expired(retention, now))
 
-    def delete_events(self, since: float | None = None) -> int:
+    def delete_events(self, since: float | None = None, item: str | None = None) -> int:
         """See `Store`."""
         with self._writing():
-            return self._drop([event.id for event in self._loaded().select(since, None)])
+            chosen = self._contents.timeline.select(since, None)
+            return self._drop([event.id for event in chosen if item in (None, event.item)])
 
-    def destroy(self, now: float) -> Receipt:
-        """See `Store`. The key goes first: what is left behind by a crash after that nobody can read."""
-        with self._used():
-            counts = {table: self._count(table) for table in ("events", "records", "entries")}
-            self._vault.destroy()
-            self._connection.close()
-            self._closed = "was destroyed"
-            for path in self.path.parent.glob(f"{self.path.name}*"):
-                path.unlink(missing_ok=True)
-        return Receipt(
-            secrets.token_hex(8),
-            now,
-            counts["events"],
-            counts["records"] - 1,
-            counts["entries"],
-            key_destroyed=True,
-        )
+    def erase(self, now: float, records: Mapping[str, bytes], logs: Mapping[str, Sequence[bytes]]) -> Receipt:
+        """See `Store`."""
+        with self._writing():
+            contents = self._renewed()
+            counts = len(contents.timeline), len(contents.records), contents.entries
+            self._contents = Contents(
+                Timeline(), dict(records), {name: list(entries) for name, entries in logs.items()}
+            )
+        return Receipt(secrets.token_hex(8), now, *counts, key_destroyed=True)
 
     def check(self) -> None:
-        """Read everything once.
+        """Read everything from the disk once more.
 
         Raises:
             StoreCorrupt: something is damaged.
@@ -219,77 +225,71 @@ class SqliteStore:
             (state,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if state != "ok":
                 raise StoreCorrupt(f"store {self.path} is damaged ({state!s:.80}): open it with repair=True")
-            self._loaded()
-            self.names()
-            for name in self._ends():
-                self.entries(name)
+            read_all(self._connection, self._sealer, self._root, f"store {self.path}")
 
     def describe(self) -> dict[str, Any]:
         """See `Store`."""
         with self._used():
-            size = sum(path.stat().st_size for path in self.path.parent.glob(f"{self.path.name}*"))
+            size = sum(path.stat().st_size for path in self._folder.glob(f"{DATABASE}*"))
             return {
                 "kind": "sqlite",
                 "schema": SCHEMA,
                 "key": self._vault.describe(),
+                "older_copies": self._vault.notices,
                 "bytes": size,
-                "events": self._count("events"),
-                "records": self._count("records") - 1,
-                "entries": self._count("entries"),
+                "events": len(self._contents.timeline),
+                "records": len(self._contents.records),
+                "entries": self._contents.entries,
             }
 
     def close(self) -> None:
         """See `Store`."""
         with self._lock:
             if not self._closed:
-                self._connection.close()
                 self._closed = "is closed"
+                self._connection.close()
+            self._file_lock.release()
 
-    def _check_key(self) -> None:
-        """A store knows its key: a wrong one must not look like a damaged file."""
-        if self._connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-            return
-        name = self._sealer.name("records", _CHECK)
-        known = self._connection.execute("SELECT 1 FROM records WHERE key = ?", (name,)).fetchone()
-        if known is None and any(self._count(table) for table in TABLES):
-            raise StoreLocked(
-                f"store {self.path} was written under another key: restore the key that made it"
-            )
+    def _add(self, table: str, name: str, text: bytes) -> None:
+        """A row more, in the file and in the root."""
+        sums = self._root.sums[table]
+        key, sealed = sealed_row(self._sealer, table, name, text)
+        number = sums.count + 1
+        insert(self._connection, table, (number, key, sealed))
+        digest = self._sealer.digest(table, number, key, sealed)
+        self._root = self._root.with_sum(table, sums.add(digest))
+        if table == "records":
+            self._set_record_row(key, (number, digest))
 
-    def _insert(self, table: str, name: str, text: bytes, how: str = "INSERT") -> int:
-        key = self._sealer.name(table, name)
-        sealed = self._sealer.seal(table, key, text)
-        return self._connection.execute(
-            f"{how} INTO {table} (key, sealed) VALUES (?, ?)", (key, sealed)
-        ).rowcount
+    def _change_record(self, name: str, value: bytes) -> None:
+        key, sealed = sealed_row(self._sealer, "records", *record_row(name, value))
+        number, before = self._record_rows[key]
+        self._connection.execute("UPDATE records SET sealed = ? WHERE row = ?", (sealed, number))
+        after = self._sealer.digest("records", number, key, sealed)
+        self._root = self._root.with_sum("records", self._root.sums["records"].swap(before, after))
+        self._set_record_row(key, (number, after))
 
-    def _texts(self, table: str) -> Iterator[bytes]:
-        for key, sealed in self._connection.execute(
-            f"SELECT key, sealed FROM {table} ORDER BY row"
-        ).fetchall():
-            yield self._sealer.open(table, key, sealed)
-
-    def _loaded(self) -> Timeline:
-        if self._timeline is None:
-            try:
-                self._timeline = Timeline.of(Event.parse(text) for text in self._texts("events"))
-            except DataError as error:
-                raise StoreCorrupt(f"store {self.path} holds what is {error}: update the app") from error
-        return self._timeline
-
-    def _ends(self) -> dict[str, Head]:
-        if self._heads is None:
-            rows = self._connection.execute("SELECT key, sealed FROM heads").fetchall()
-            self._heads = dict(Head.parse(self._sealer.open("heads", *row)) for row in rows)
-        return self._heads
+    def _set_record_row(self, key: bytes, row: tuple[int, int]) -> None:
+        earlier = dict(self._record_rows)
+        self._undo.append(lambda: setattr(self, "_record_rows", earlier))
+        self._record_rows[key] = row
 
     def _drop(self, ids: Collection[str]) -> int:
-        keys = [(self._sealer.name("events", each),) for each in ids]
-        self._connection.executemany("DELETE FROM events WHERE key = ?", keys)
-        return self._loaded().drop(ids)
+        return self._renewed().timeline.drop(ids) if ids else 0
 
-    def _count(self, table: str) -> int:
-        return int(self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+    def _renewed(self) -> Contents:
+        """The contents, to delete from: the transaction ends with a new file."""
+        before = self._contents
+        self._contents = before.copy()
+        self._undo.append(lambda: setattr(self, "_contents", before))
+        self._renewing = True
+        return self._contents
+
+    def _forget_entry(self, log: str) -> None:
+        entries = self._contents.logs[log]
+        entries.pop()
+        if not entries:
+            del self._contents.logs[log]
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
@@ -304,75 +304,63 @@ class SqliteStore:
         with self._used():
             if self._depth == 0:
                 self._connection.execute("BEGIN IMMEDIATE")
+                before = self._root
+                self._renewing = self._counts = False
+                self._undo.append(lambda: setattr(self, "_root", before))
             self._depth += 1
             try:
                 yield
                 if self._depth == 1:
-                    self._connection.execute("COMMIT")
+                    self._commit()
             except BaseException:
                 if self._depth == 1:
-                    self._timeline, self._heads = None, None
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                    self._take_back()
                 raise
             finally:
                 self._depth -= 1
 
+    def _commit(self) -> None:
+        if self._renewing:
+            self._connection.execute("ROLLBACK")
+            self._renew()
+            return
+        if len(self._undo) == 1:
+            self._connection.execute("ROLLBACK")
+        else:
+            root = self._root.counted() if self._counts else self._root
+            write_root(self._connection, root, self._sealer, self._held.store)
+            self._connection.execute("COMMIT")
+            self._root = root
+        self._undo.clear()
+        if self._counts:
+            self._tell_vault(self._held.settled(self._held.keys[0], self._root.counter))
 
-def connect(path: Path) -> sqlite3.Connection:
-    """The file, held by this process alone.
+    def _take_back(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        if not self._closed and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
-    Raises:
-        StoreError: see `translated`.
-    """
-    with translated():
-        connection = sqlite3.connect(
-            path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
-        )
+    def _renew(self) -> None:
+        """A new file under a new key, see `renewal`."""
+        key, counter = secrets.token_bytes(KEY_BYTES), self._root.counter + 1
+        with translated_files():
+            root = renewal.begin(self._folder, self._vault, self._held, key, self._contents, counter)
+        self._undo.clear()
         try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("COMMIT")
-            path.chmod(0o600)
+            self._connection.close()
+            with translated_files():
+                self._held = renewal.complete(self._folder, self._vault, self._held, key, root)
+            self._work_on(connect(self.path, WAIT_SECONDS), key, root)
         except BaseException:
-            connection.close()
+            # The next opening finishes: the new file is whole, and the vault knows its key.
+            self._closed = "was cut off in a deletion, which goes on when it is opened"
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
             raise
-    return connection
 
-
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """SQLite's errors as the SDK's own."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        primary = code & 0xFF
-        if primary in _FULL:
-            raise StoreFull(
-                "no room for the store: what was acknowledged is kept; free some space"
-            ) from error
-        if primary in _BUSY:
-            raise StoreLocked("another process holds the store: close it there first") from error
-        if primary in _CORRUPT:
-            raise StoreCorrupt(f"the store is damaged ({error}): open it with repair=True") from error
-        if primary in _CANNOT_WRITE:
-            raise StoreFull(
-                f"the store cannot be written ({error}): what was acknowledged is kept; check the disk"
-            ) from error
-        raise StoreError(f"the store cannot be used ({error}): report this") from error
-
-
-def _join(name: str, value: bytes) -> bytes:
-    front = name.encode()
-    return len(front).to_bytes(2, "big") + front + value
-
-
-def _split(text: bytes) -> tuple[str, bytes]:
-    size = int.from_bytes(text[:2], "big")
-    return text[2 : 2 + size].decode(), text[2 + size :]
+    def _tell_vault(self, held: Held) -> None:
+        """Raises StoreError where that cannot be: the change is kept, and told with the next one or at the next
+        opening; until then an older copy from before it would not be noticed."""
+        self._vault.write(held)
+        self._held = held

@@ -1,16 +1,19 @@
-"""Where the data key of a store is kept, best first: the OS keychain, a passphrase, a file.
+"""Where the data key of a store is kept, and the counter of its root; best first: OS keychain, passphrase, file.
 
-`vault.json` beside the store says which. With a passphrase the key is wrapped under Argon2id (RFC 9106) and can be
-unwrapped by nobody without it; changing the passphrase leaves the rows alone. The file is the last resort and says
-so in a warning and in every status: whoever can read the account's files can read the events.
-Destroying the key makes every copy of the store unreadable, also those in backups, unless the key was in them too.
+`vault.json` beside the store says which. With a passphrase the key is wrapped under Argon2id (RFC 9106) and cannot be
+unwrapped without it; changing the passphrase leaves the rows alone. The file is the last resort and says so in a
+warning and in every status: whoever can read the account's files can read the events.
+
+A deletion changes the key, which makes every copy of the file from before it unreadable, also those in backups,
+unless the key was in them too. The counter tells an older copy of the database from the one that was left here. In
+the keychain it lies outside the folder, so that an older copy of the whole folder is noticed; with a passphrase or a
+file it lies inside, and a whole folder put back, key and all, is not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
+import errno
 import importlib
 import json
 import logging
@@ -23,8 +26,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from fedrec.errors import StoreError, StoreLocked
-from fedrec.wire.files import atomic_write, write_secret
+from fedrec.errors import StoreError, StoreFull, StoreLocked
+from fedrec.wire.files import atomic_write, private_folder, read_private, refuse_link, sweep
+from fedrec_client.store.database import NO_ROOM
+from fedrec_client.store.held import Held
 from fedrec_client.store.sealing import KEY_BYTES, NONCE_BYTES
 
 log = logging.getLogger(__name__)
@@ -37,18 +42,32 @@ _WRAPPED = b"fedrec wrapped data key v1"
 
 
 class Vault(Protocol):
-    """Holds the data key of one store."""
+    """Holds the key and the counter of one store.
 
-    def key(self) -> bytes:
-        """[32] the data key.
+    Attributes:
+        notices: for status: which older copies of the store are noticed.
+    """
+
+    notices: str
+
+    def read(self) -> Held:
+        """What it holds.
 
         Raises:
             StoreLocked: it is missing, or the passphrase is wrong.
         """
         ...
 
-    def destroy(self) -> None:
-        """Make the key unrecoverable; harmless when it is gone already."""
+    def write(self, held: Held) -> None:
+        """Hold something else; on the disk, or with the keychain, when this returns.
+
+        Raises:
+            StoreError: that cannot be; it holds what it held.
+        """
+        ...
+
+    def key(self) -> bytes:
+        """[32] the data key as of now; each deletion changes it."""
         ...
 
     def describe(self) -> str:
@@ -85,8 +104,8 @@ def open_vault(folder: Path, passphrase: str | None = None, keychain: Keychain |
         StoreError: the folder cannot be used.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if (folder / VAULT_FILE).exists():
+        private_folder(folder)
+        if os.path.lexists(folder / VAULT_FILE):
             return _existing(folder, passphrase, keychain)
         if passphrase is not None:
             return PassphraseVault.create(folder, passphrase)
@@ -99,7 +118,9 @@ def open_vault(folder: Path, passphrase: str | None = None, keychain: Keychain |
 
 
 class KeychainVault:
-    """The key lies in the operating system's keychain."""
+    """Key and counter lie in the operating system's keychain."""
+
+    notices = "an older copy of a part or of the whole folder is noticed"
 
     def __init__(self, folder: Path, ring: Keychain, name: str) -> None:
         self._folder, self._ring, self._name = folder, ring, name
@@ -108,24 +129,34 @@ class KeychainVault:
     def create(cls, folder: Path, ring: Keychain) -> Self:
         """With a fresh key."""
         name = secrets.token_hex(16)
-        ring.set_password(_SERVICE, name, secrets.token_hex(KEY_BYTES))
+        ring.set_password(_SERVICE, name, Held.fresh().to_bytes().decode())
         _describe(folder, {"kind": "keychain", "name": name})
         return cls(folder, ring, name)
 
-    def key(self) -> bytes:
+    def read(self) -> Held:
         """See `Vault`."""
-        secret = self._ring.get_password(_SERVICE, self._name)
+        try:
+            secret = self._ring.get_password(_SERVICE, self._name)
+        except Exception as error:  # each keychain has errors of its own
+            raise StoreLocked(f"the OS keychain cannot be read ({error!s:.80}): unlock it") from error
         if secret is None:
             raise StoreLocked(
                 "the OS keychain has no key for this store: unlock it, or delete the store if it was removed"
             )
-        return bytes.fromhex(secret)
+        return Held.parse(secret, "the OS keychain")
 
-    def destroy(self) -> None:
+    def write(self, held: Held) -> None:
         """See `Vault`."""
-        if self._ring.get_password(_SERVICE, self._name) is not None:
-            self._ring.delete_password(_SERVICE, self._name)
-        (self._folder / VAULT_FILE).unlink(missing_ok=True)
+        try:
+            self._ring.set_password(_SERVICE, self._name, held.to_bytes().decode())
+        except Exception as error:
+            raise StoreLocked(
+                f"the OS keychain cannot be written ({error!s:.80}): unlock it and try again"
+            ) from error
+
+    def key(self) -> bytes:
+        """See `Vault`."""
+        return self.read().keys[0]
 
     def describe(self) -> str:
         """See `Vault`."""
@@ -133,21 +164,57 @@ class KeychainVault:
 
 
 class PassphraseVault:
-    """The key lies in `vault.json`, wrapped under a passphrase."""
+    """Key and counter lie in `vault.json`, wrapped under a passphrase."""
+
+    notices = "an older copy of the database is noticed, one of the whole folder is not"
 
     def __init__(self, folder: Path, passphrase: str) -> None:
         self._folder, self._passphrase = folder, passphrase
+        #: Settings of Argon2id and what it made of the passphrase, so that a change of the counter costs nothing.
+        self._stretched: tuple[dict[str, Any], bytes] | None = None
+        self._known: Held | None = None
 
     @classmethod
     def create(cls, folder: Path, passphrase: str) -> Self:
         """With a fresh key."""
         _check_passphrase(passphrase)
-        _describe(folder, _wrap(secrets.token_bytes(KEY_BYTES), passphrase))
-        return cls(folder, passphrase)
+        made = cls(folder, passphrase)
+        made.write(Held.fresh())
+        return made
+
+    def read(self) -> Held:
+        """See `Vault`."""
+        plain = _read(self._folder)
+        settings = {name: plain.get(name) for name in ("passes", "memory_kib", "lanes", "salt")}
+        try:
+            wrapped = bytes.fromhex(plain["wrapped"])
+            if self._stretched is None or self._stretched[0] != settings:
+                self._stretched = (settings, _stretch(settings, self._passphrase))
+            text = AESGCM(self._stretched[1]).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], _WRAPPED)
+        except InvalidTag as error:
+            self._stretched = None
+            raise StoreLocked("the passphrase is wrong: nothing was touched; try again") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreLocked(f"{VAULT_FILE} is broken ({error!s:.60}): restore it from a backup") from error
+        self._known = Held.parse(text, VAULT_FILE)
+        return self._known
+
+    def write(self, held: Held) -> None:
+        """See `Vault`."""
+        if self._stretched is None:
+            settings: dict[str, Any] = {"passes": PASSES, "memory_kib": MEMORY_KIB, "lanes": LANES}
+            fresh = settings | {"salt": secrets.token_bytes(16).hex()}
+            self._stretched = (fresh, _stretch(fresh, self._passphrase))
+        settings, key = self._stretched
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        wrapped = nonce + AESGCM(key).encrypt(nonce, held.to_bytes(), _WRAPPED)
+        plain = {"kind": "passphrase", **settings, "wrapped": wrapped.hex()}
+        _describe(self._folder, plain, shred=_lets_go(self._known, held))
+        self._known = held
 
     def key(self) -> bytes:
         """See `Vault`."""
-        return _unwrap(_read(self._folder), self._passphrase)
+        return self.read().keys[0]
 
     def change(self, passphrase: str) -> None:
         """Wrap the same key under another passphrase; a crash leaves one of the two.
@@ -156,12 +223,9 @@ class PassphraseVault:
             StoreLocked: the passphrase of this vault is wrong.
         """
         _check_passphrase(passphrase)
-        _describe(self._folder, _wrap(self.key(), passphrase))
-        self._passphrase = passphrase
-
-    def destroy(self) -> None:
-        """See `Vault`."""
-        _shred(self._folder / VAULT_FILE)
+        held = self.read()
+        self._passphrase, self._stretched, self._known = passphrase, None, None
+        self.write(held)
 
     def describe(self) -> str:
         """See `Vault`."""
@@ -169,16 +233,19 @@ class PassphraseVault:
 
 
 class FileVault:
-    """The key lies in a file that only its owner can read."""
+    """Key and counter lie in a file that only its owner can read."""
+
+    notices = "an older copy of the database is noticed, one of the whole folder is not"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._known: Held | None = None
 
     @classmethod
     def create(cls, folder: Path) -> Self:
         """With a fresh key."""
-        if not (folder / KEY_FILE).exists():
-            write_secret(folder / KEY_FILE, secrets.token_bytes(KEY_BYTES))
+        if not os.path.lexists(folder / KEY_FILE):
+            _replace(folder / KEY_FILE, Held.fresh().to_bytes(), shred=False)
         _describe(folder, {"kind": "file"})
         log.warning(
             "the key of store %s lies in a file beside it: whoever can read the files of this account can read the "
@@ -187,25 +254,25 @@ class FileVault:
         )
         return cls(folder)
 
-    def key(self) -> bytes:
+    def read(self) -> Held:
         """See `Vault`."""
         path = self._folder / KEY_FILE
         try:
-            if path.stat().st_mode & 0o077 and os.name == "posix":
-                raise StoreLocked(f"{path} can be read by others: chmod 600 it, and ask who has read it")
-            key = path.read_bytes()
+            self._known = Held.parse(read_private(path), str(path))
         except OSError as error:
             raise StoreLocked(
-                f"{path} cannot be read ({error.strerror}): without it the store is lost"
+                f"{path} cannot be read ({_why(error)}): without it the store is lost"
             ) from error
-        if len(key) != KEY_BYTES:
-            raise StoreLocked(f"{path} has {len(key)} bytes: expected {KEY_BYTES}; restore it from a backup")
-        return key
+        return self._known
 
-    def destroy(self) -> None:
+    def write(self, held: Held) -> None:
         """See `Vault`."""
-        _shred(self._folder / KEY_FILE)
-        (self._folder / VAULT_FILE).unlink(missing_ok=True)
+        _replace(self._folder / KEY_FILE, held.to_bytes(), shred=_lets_go(self._known, held))
+        self._known = held
+
+    def key(self) -> bytes:
+        """See `Vault`."""
+        return self.read().keys[0]
 
     def describe(self) -> str:
         """See `Vault`."""
@@ -246,24 +313,6 @@ def _existing(folder: Path, passphrase: str | None, keychain: Keychain | None) -
     )
 
 
-def _wrap(key: bytes, passphrase: str) -> dict[str, Any]:
-    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(NONCE_BYTES)
-    settings = {"passes": PASSES, "memory_kib": MEMORY_KIB, "lanes": LANES, "salt": salt.hex()}
-    wrapped = nonce + AESGCM(_stretch(settings, passphrase)).encrypt(nonce, key, _WRAPPED)
-    return {"kind": "passphrase", **settings, "wrapped": wrapped.hex()}
-
-
-def _unwrap(plain: dict[str, Any], passphrase: str) -> bytes:
-    try:
-        wrapped = bytes.fromhex(plain["wrapped"])
-        key = _stretch(plain, passphrase)
-        return AESGCM(key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], _WRAPPED)
-    except InvalidTag as error:
-        raise StoreLocked("the passphrase is wrong: nothing was touched; try again") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreLocked(f"{VAULT_FILE} is broken ({error!s:.60}): restore it from a backup") from error
-
-
 def _stretch(settings: dict[str, Any], passphrase: str) -> bytes:
     if not (settings["passes"] <= 16 and settings["memory_kib"] <= 1 << 20 and settings["lanes"] <= 16):
         raise ValueError("Argon2id settings that cost too much")
@@ -281,32 +330,51 @@ def _check_passphrase(passphrase: str) -> None:
         raise StoreLocked("a passphrase of fewer than 8 characters: give a longer one")
 
 
-def _describe(folder: Path, plain: dict[str, Any]) -> None:
-    atomic_write(folder / VAULT_FILE, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+def _lets_go(before: Held | None, after: Held) -> bool:
+    """Whether a key is given up."""
+    return before is None or not set(before.keys) <= set(after.keys)
+
+
+def _describe(folder: Path, plain: dict[str, Any], *, shred: bool = False) -> None:
+    content = (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode()
+    _replace(folder / VAULT_FILE, content, shred=shred)
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    path = folder / VAULT_FILE
     try:
-        plain = json.loads((folder / VAULT_FILE).read_text())
+        plain = json.loads(read_private(path))
     except (OSError, ValueError) as error:
-        raise StoreLocked(
-            f"{folder / VAULT_FILE} cannot be read ({error}): restore it from a backup"
-        ) from error
+        why = _why(error) if isinstance(error, OSError) else error
+        raise StoreLocked(f"{path} cannot be read ({why}): restore it from a backup") from error
     if not isinstance(plain, dict):
-        raise StoreLocked(f"{folder / VAULT_FILE} is broken: restore it from a backup")
+        raise StoreLocked(f"{path} is broken: restore it from a backup")
     return plain
 
 
-def _shred(path: Path) -> None:
-    """Write over a file before its name goes; on flash storage the old bytes may live on until they are reused."""
-    with contextlib.suppress(FileNotFoundError):
-        with path.open("r+b") as file:
-            file.write(secrets.token_bytes(max(path.stat().st_size, 1)))
-            file.flush()
-            os.fsync(file.fileno())
-        path.unlink()
+def _replace(path: Path, content: bytes, *, shred: bool) -> None:
+    """Put a file in the place of an earlier one, whose bytes are written over where they hold what must go.
+
+    On flash storage, and where the file system copies on write, the old bytes may live on until they are reused.
+    """
+    sweep(path)
+    try:
+        refuse_link(path)
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(path.open("r+b")) if shred and path.exists() else None
+            atomic_write(path, content)
+            if old is not None:
+                old.write(secrets.token_bytes(os.fstat(old.fileno()).st_size))
+                old.flush()
+                os.fsync(old.fileno())
+    except OSError as error:
+        kind = StoreFull if error.errno in NO_ROOM else StoreError
+        raise kind(
+            f"{path} cannot be written ({_why(error)}): what was acknowledged is kept; make room there"
+        ) from error
 
 
-def check_value(key: bytes) -> bytes:
-    """[16] by which a store knows its key without telling it."""
-    return hmac.digest(key, b"fedrec device store check", hashlib.sha256)[:16]
+def _why(error: OSError) -> str:
+    return (
+        "it is a symbolic link, and none is followed" if error.errno == errno.ELOOP else str(error.strerror)
+    )

@@ -3,11 +3,13 @@
 A *task* is the payload of a signed document of kind "task":
 
     population, campaign    whose, and which
+    created                 seconds since 1970: by a newer signature an older charge can leave its period
     expires                 seconds since 1970; refused afterwards
     model_version           whose items are the model's
     items                   SHA-256 in hex of the item ids, joined by NUL
     node                    model, settings, evaluation, privacy, aggregation: as in a node's `node.json`
     superlink, superlink_ca address "host:port", and the certificate that it must show (PEM)
+    bundle                  SHA-256 in hex of the app bundle that SuperLink sends; nothing of it is run
     rounds                  how many there will be
 
 A device joins a campaign under keys made for it alone, charges its budget in full before anything leaves, keeps

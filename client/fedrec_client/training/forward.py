@@ -5,7 +5,7 @@ what would leave the device anyway, and the secrets of a secure sum stay on the 
 only. No model, no torch. Out of scope: what is answered.
 
     question   header of `fedrec.wire.messages`, arrays as safetensors
-    answer     the same with a field "ok", or {"refused", "text", "reason"}, or {"broken": type of the error}
+    answer     the same with a field "ok", or {"refused": a code of `fedrec.learning.refusals`}
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-import fedrec.errors
-from fedrec.errors import AggregationRefused, FedrecError, ProtocolError, RunError
+from fedrec.errors import ProtocolError
 from fedrec.learning.protocol import Reply, Request
+from fedrec.learning.refusals import OVER, NodeRefused
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import unpack
 
@@ -32,16 +32,11 @@ _LENGTHS = struct.Struct(">QQ")
 Arrays = dict[str, NDArray[np.generic]]
 
 
-class NodeFailed(Exception):  # noqa: N818 - it names what happened
-    """The node has a bug; its own process knows more, and nobody else is told."""
-
-
 def forward(folder: Path, request: Request) -> Reply:
     """The answer of the node that listens in a folder.
 
     Raises:
-        FedrecError: the node refuses, or nobody listens any more.
-        NodeFailed: it failed.
+        NodeRefused: the node refuses, or no process listens any more.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         try:
@@ -49,13 +44,9 @@ def forward(folder: Path, request: Request) -> Reply:
             send(line, *encode(request))
             header, arrays = receive(line)
         except OSError as error:
-            raise RunError(
-                f"the session of this node is over ({error.strerror}): nothing is answered"
-            ) from error
+            raise NodeRefused(OVER) from error
     if "refused" in header:
-        raise _error(header)
-    if "broken" in header:
-        raise NodeFailed(header["broken"])
+        raise NodeRefused(str(header["refused"]))
     header.pop("ok", None)
     return decode(arrays, header, Reply)
 
@@ -100,10 +91,3 @@ def _exactly(line: socket.socket, size: int) -> bytes:
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
-
-
-def _error(header: dict[str, Any]) -> FedrecError:
-    kind, text = getattr(fedrec.errors, str(header["refused"]), ProtocolError), str(header["text"])
-    if kind is AggregationRefused:
-        return AggregationRefused(text, str(header["reason"]))
-    return kind(text) if isinstance(kind, type) and issubclass(kind, FedrecError) else ProtocolError(text)

@@ -1,8 +1,9 @@
 """The node of one session: one person, everything in this process's memory, nothing of it in any file.
 
-What is written is what was sent: kind, round and bytes of every answer, before it leaves. Secrets of secure
-aggregation, promises and answers die with the process, and the identity dies with the session, so that nobody can
-ask for anything a second time. Out of scope: starting processes (`worker`), the charge that came before (`session`).
+Here is the one place where answers leave this process: the first release is charged before it does (`charging`), and
+kind, round and bytes of every answer are written down. Secrets of secure aggregation, promises and answers die with
+the process, and the identity dies with the session, so that nobody can ask for anything a second time. Out of scope:
+starting processes (`worker`), how a charge is made (`session`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
-from fedrec.errors import AggregationRefused, FedrecError, PrivacyRefused, ProtocolError
-from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.errors import PrivacyRefused, ProtocolError
+from fedrec.evaluation.settings import parse_evaluation
 from fedrec.learning.protocol import Reply, Request
 from fedrec.learning.settings import NodeSettings
 from fedrec.models.registry import parse
@@ -30,7 +31,9 @@ from fedrec.secagg.terms import parse_terms
 from fedrec.wire.messages import decode, encode
 from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node
+from fedrec_client.outgoing import emit
 from fedrec_client.private_releases import PaidReleases
+from fedrec_client.training.charging import Charge, is_release
 from fedrec_client.training.forward import SENT, receive, send
 
 log = logging.getLogger(__name__)
@@ -53,12 +56,12 @@ def make_node(wanted: Mapping[str, Any]) -> Node:
         _split(wanted),
         parse(parts["model"]),
         NodeSettings.model_validate(parts["settings"]),
-        EvaluationSettings.model_validate(parts["evaluation"]),
+        parse_evaluation(parts["evaluation"]),
         LocalStore(None),
         privacy=terms,
         aggregation=parse_terms(parts["aggregation"]),
         identity=Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["identity"]))),
-        releases=PaidReleases(terms.plan.rounds),
+        releases=PaidReleases(terms.plan.charges),
     )
 
 
@@ -75,8 +78,12 @@ def _split(wanted: Mapping[str, Any]) -> Split:
     return Split(train, None, None, user_key=np.array([wanted["user_key"]], dtype=np.int64))
 
 
-def serve(node: Node, listener: socket.socket, folder: Path) -> None:
-    """Answer until the socket is closed, one question at a time."""
+def serve(node: Node, listener: socket.socket, folder: Path, charge: Charge) -> None:
+    """Answer until the socket is closed, one question at a time.
+
+    Raises:
+        NotCharged: the first release was not charged; nothing of it has left, and nothing more is answered.
+    """
     while True:
         try:
             line, _ = listener.accept()
@@ -84,27 +91,31 @@ def serve(node: Node, listener: socket.socket, folder: Path) -> None:
             return
         with line:
             try:
-                _answer(node, line, folder)
+                _answer(node, line, folder, charge)
             except (OSError, ProtocolError) as error:
                 log.warning("a question was dropped: %s", error)
 
 
-def _answer(node: Node, line: socket.socket, folder: Path) -> None:
+def _answer(node: Node, line: socket.socket, folder: Path, charge: Charge) -> None:
     header, arrays = receive(line)
-    try:
+    request: Request | None = None
+
+    def reply() -> Reply:
+        nonlocal request
         request = decode(arrays, header, Request)
-        reply = node.handle(request)
-        out, head = encode(reply)
-        note_sent(folder, request, reply)
-    except FedrecError as error:
-        reason = error.reason if isinstance(error, AggregationRefused) else ""
-        send(line, {}, {"refused": type(error).__name__, "text": str(error), "reason": reason})
-    except Exception as error:
-        # The text of an unexpected error may quote the person's data: it stays here, and its place is told only here.
-        log.error("the node failed: %s", type(error).__name__)
-        send(line, {}, {"broken": type(error).__name__})
-    else:
-        send(line, out, {**head, "ok": True})
+        return node.handle(request)
+
+    outcome = emit(reply, quiet=True)
+    # A question that could not be read was not put to the node.
+    if request is not None and is_release(request.kind, refused=isinstance(outcome, str)):
+        charge()
+    if isinstance(outcome, str):
+        send(line, {}, {"refused": outcome})
+        return
+    if request is not None:
+        note_sent(folder, request, outcome)
+    out, head = encode(outcome)
+    send(line, out, {**head, "ok": True})
 
 
 def note_sent(folder: Path, request: Request, reply: Reply) -> None:

@@ -3,7 +3,8 @@
 The group is killed, not asked: it holds nothing that must be saved. What it needs goes over a pipe that stays open:
 when this process dies, the session dies with it. Nothing personal is in a file; those that there are (a key for this
 campaign, logs) lie in memory where the system has a RAM file system (`/dev/shm`), else in the temporary folder, for
-their owner only, and are removed with the session.
+their owner only, and are removed with the session. The session asks this process for its charge (`charging`), and
+this process notices when the session waits for nothing (`watch`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,9 @@ from typing import Any
 
 from fedrec.errors import ServiceError
 from fedrec.processes import CUT_SECONDS, MARK, flower_environment, free_ports, kill, marked
+from fedrec.wire.bundle import check_named
+from fedrec_client.training.charging import Charge, Till, no_charge
+from fedrec_client.training.watch import Watch
 
 #: How often a session is looked after; a stop takes effect within this and the time a kill takes.
 TICK_SECONDS = 0.02
@@ -33,8 +38,6 @@ TICK_SECONDS = 0.02
 LAST_SECONDS = 3.0
 RAM = Path("/dev/shm")
 KILL_POLL_SECONDS = 0.005
-#: How often the SuperNode looks for a message to start a process for; Flower's own interval is a second.
-POLL = "0.5"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def run_task(
     node_key: str,
     deadline_seconds: float,
     stopped: Callable[[], bool],
+    charge: Charge = no_charge,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Take part in the rounds of a task.
 
@@ -76,16 +81,21 @@ def run_task(
         node_key: private key of the SuperNode, in OpenSSH's form.
         deadline_seconds: from now.
         stopped: asked many times a second; when true, everything is gone within 100 ms.
+        charge: called before the first release; makes the charge durable, or raises FedrecError and nothing leaves.
+        goes_on: whether the campaign does, by the model service; asked from another thread while nothing comes.
 
     Raises:
+        ProtocolError: the task names another app bundle than belongs to this installation.
         ServiceError: the session cannot be started.
     """
+    check_named(task.get("bundle"))
     folder = Path(tempfile.mkdtemp(prefix="fedrec-", dir=RAM if os.access(RAM, os.W_OK) else None))
     mark = f"session-{secrets.token_hex(8)}"
     wanted = {
         "node": task["node"],
         "superlink": task["superlink"],
         "superlink_ca": task["superlink_ca"],
+        "bundle": task.get("bundle"),
         "item_ids": list(item_ids),
         "history": list(history),
         "user_key": secrets.randbits(62),
@@ -93,11 +103,16 @@ def run_task(
         "node_key": node_key,
         "port": free_ports(1)[0],
     }
+    rounds = int(task["rounds"])
     worker: subprocess.Popen[bytes] | None = None
+    ours, theirs = socket.socketpair()
     try:
-        worker = _start(folder, mark, wanted)
-        reason = _look_after(worker, folder, int(task["rounds"]), deadline_seconds, stopped)
-        return _outcome(folder, int(task["rounds"]), reason)
+        worker = _start(folder, mark, wanted, theirs)
+        with Watch(str(task["superlink"]), goes_on, lambda: _sent(folder, "answers")) as watch:
+            reason = _look_after(
+                worker, folder, rounds, deadline_seconds, stopped, Till(ours, charge), lambda: watch.reason
+            )
+        return _outcome(folder, rounds, reason)
     except OSError as error:
         raise ServiceError(
             f"a training session cannot be started ({error}): free some space, try later"
@@ -106,6 +121,8 @@ def run_task(
         if worker is not None:
             end_group(worker, mark)
         shutil.rmtree(folder, ignore_errors=True)
+        for end in (ours, theirs):
+            end.close()
 
 
 def end_group(worker: subprocess.Popen[bytes], mark: str) -> None:
@@ -122,13 +139,14 @@ def end_group(worker: subprocess.Popen[bytes], mark: str) -> None:
         time.sleep(KILL_POLL_SECONDS)
 
 
-def _start(folder: Path, mark: str, wanted: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    environment = flower_environment(folder / "home", {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL}) | {
-        MARK: mark
-    }
+def _start(
+    folder: Path, mark: str, wanted: Mapping[str, Any], line: socket.socket
+) -> subprocess.Popen[bytes]:
+    environment = flower_environment(folder / "home") | {MARK: mark}
     with (folder / "log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "fedrec_client.training.worker", str(folder)],
+            [sys.executable, "-P", "-m", "fedrec_client.training.worker", str(folder), str(line.fileno())],
+            pass_fds=[line.fileno()],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -150,7 +168,13 @@ def _hand_over(worker: subprocess.Popen[bytes], content: bytes) -> None:
 
 
 def _look_after(
-    worker: subprocess.Popen[bytes], folder: Path, rounds: int, seconds: float, stopped: Callable[[], bool]
+    worker: subprocess.Popen[bytes],
+    folder: Path,
+    rounds: int,
+    seconds: float,
+    stopped: Callable[[], bool],
+    till: Till,
+    over: Callable[[], str],
 ) -> str:
     deadline = time.monotonic() + seconds
     done_at: float | None = None
@@ -166,7 +190,10 @@ def _look_after(
             return "done"
         if now >= deadline:
             return "the deadline has passed"
-        time.sleep(TICK_SECONDS)
+        if done_at is None and (why := over()):
+            return why
+        if why := till.serve(TICK_SECONDS):
+            return why
 
 
 def _outcome(folder: Path, rounds: int, reason: str) -> Outcome:
@@ -179,11 +206,13 @@ def _outcome(folder: Path, rounds: int, reason: str) -> Outcome:
 
 
 def _sent(folder: Path, what: str) -> int:
-    """From the lines of what left: rounds with an update, bytes in all, or the last round that was opened."""
+    """From the lines of what left: answers, bytes, rounds with an update, or the last round that was opened."""
     try:
         lines = [json.loads(line) for line in (folder / "node" / "sent.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
         return 0
+    if what == "answers":
+        return len(lines)
     if what == "bytes":
         return sum(line["bytes"] for line in lines)
     kind = "train" if what == "rounds" else "unmask"

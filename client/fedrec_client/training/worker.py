@@ -2,10 +2,12 @@
 
 Started by `run_task`. What it needs comes as one line over its standard input, so that nothing personal stands in a
 command line, an environment or a file; the line stays open, and when it closes because the app has died, the whole
-session dies with it. It ends when it is killed: a session has no orderly end of its own.
+session dies with it. The first release is charged over a socket pair that no other process has; when that fails,
+the session ends here. Else it ends when it is killed: a session has no orderly end of its own.
 
     FOLDER/node/socket       of the node, for this session's own processes
     FOLDER/node/sent.jsonl   one line per answer that left: kind, round, bytes
+    FOLDER/node/bundle.json  which app bundle the signed task names
     FOLDER/key               of the SuperNode, made for this campaign alone
 """
 
@@ -15,13 +17,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from fedrec.processes import program
+from fedrec.wire.bundle import write_expected
 from fedrec_client.training.forward import SENT, listen
+
+_ending = threading.Lock()
 
 
 def main() -> None:
@@ -31,6 +36,7 @@ def main() -> None:
     node_folder = folder / "node"
     node_folder.mkdir(mode=0o700)
     (node_folder / SENT).touch(0o600)
+    write_expected(node_folder, wanted["bundle"])
     (folder / "superlink.crt").write_text(wanted["superlink_ca"])
     (folder / "key").touch(0o600)
     (folder / "key").write_text(wanted["node_key"])
@@ -40,25 +46,33 @@ def main() -> None:
         supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
     threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
+    from fedrec_client.training.charging import AskedCharge, NotCharged
     from fedrec_client.training.host import make_node, serve
 
-    serve(make_node(wanted), listener, node_folder)
+    try:
+        serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
+    except NotCharged:
+        _end(folder)
 
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
-    """Command of the SuperNode, its messages served by forks of a warm process; paths and addresses only."""
-    command = [sys.executable, "-m", "fedrec_client.warm_start", "--elsewhere"]
-    command += ["--folder", str(folder / "warm"), "--", program("flower-supernode"), "--superlink", superlink]
-    command += ["--root-certificates", str(folder / "superlink.crt")]
-    command += ["--auth-supernode-private-key", str(folder / "key")]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    return [*command, "--node-config", f"node-dir={json.dumps(str(folder / 'node'))}"]
+    """Command of the SuperNode and of what serves its messages; paths and addresses only."""
+    command = [sys.executable, "-P", "-m", "fedrec_client.node_program", "--elsewhere"]
+    command += ["--folder", str(folder / "supernode"), "--node-dir", str(folder / "node")]
+    command += ["--superlink", superlink, "--root-certificates", str(folder / "superlink.crt")]
+    return [*command, "--key", str(folder / "key"), "--port", str(port)]
 
 
 def _die_with_the_app(folder: Path) -> None:
     """The line closes when the app's process is gone, however it went."""
     while sys.stdin.buffer.read(1):
         pass
+    _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """The whole session, its files first; who comes second waits for the kill."""
+    _ending.acquire()
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

@@ -47,8 +47,8 @@ def no_clip() -> Iterator[None]:
     """Updates are added as they are."""
     real = clipping.add_clipped
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None, *, zero_bad: bool = False) -> None:
-        real(total, updates, None, zero_bad=zero_bad)
+    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
+        real(total, updates, None)
 
     with _everywhere(real, add):
         yield
@@ -59,10 +59,10 @@ def per_block_clip() -> Iterator[None]:
     """Every block is clipped to C by itself, so that B blocks together reach C sqrt(B)."""
     real = clipping.add_clipped
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None, *, zero_bad: bool = False) -> None:
+    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
         for name, block in updates.blocks.items():
             part = UpdateSum({name: total.blocks[name]})
-            real(part, Updates({name: block}, updates.n_users), clip_norm, zero_bad=zero_bad)
+            real(part, Updates({name: block}, updates.n_users), clip_norm)
         total.users += updates.n_users
 
     with _everywhere(real, add):
@@ -74,15 +74,15 @@ def weights_by_examples() -> Iterator[None]:
     """Federated averaging's weights: a user counts by the number of examples, relative to the others."""
     real = clipping.add_clipped
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None, *, zero_bad: bool = False) -> None:
+    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
         examples = updates.examples
         if not len(examples) or not examples.any():
-            real(total, updates, clip_norm, zero_bad=zero_bad)
+            real(total, updates, clip_norm)
             return
         weights = examples / np.median(examples[examples > 0])
         blocks = {name: _Weighted(block, weights) for name, block in updates.blocks.items()}
         weighted = Updates(blocks, updates.n_users, updates.loss, examples)
-        real(total, weighted, clip_norm, zero_bad=zero_bad)
+        real(total, weighted, clip_norm)
 
     with _everywhere(real, add):
         yield

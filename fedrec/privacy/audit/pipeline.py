@@ -88,7 +88,7 @@ class Pipeline:
 
     def clip(self, total: UpdateSum, updates: Updates) -> None:
         """Clip and add, as a node does it."""
-        clipping.add_clipped(total, updates, self.plan.clip_norm, zero_bad=True)
+        clipping.add_clipped(total, updates, self.plan.clip_norm)
 
     def vector(self, total: UpdateSum, layout: Layout) -> Floats:
         """What a node hands to the mechanism."""

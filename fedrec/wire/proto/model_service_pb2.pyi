@@ -51,31 +51,49 @@ class Piece(_message.Message):
     def __init__(self, content: _Optional[bytes] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("campaign", "identity", "node_key", "users")
+    __slots__ = ("campaign", "identity", "node_key", "users", "token")
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     NODE_KEY_FIELD_NUMBER: _ClassVar[int]
     USERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     campaign: str
     identity: bytes
     node_key: str
     users: int
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., node_key: _Optional[str] = ..., users: _Optional[int] = ...) -> None: ...
+    token: str
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., node_key: _Optional[str] = ..., users: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class TaskRequest(_message.Message):
-    __slots__ = ("campaign", "identity")
+    __slots__ = ("campaign", "identity", "known")
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     campaign: str
     identity: bytes
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
+    known: bool
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., known: bool = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("campaign", "identity", "signature")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    campaign: str
+    identity: bytes
+    signature: bytes
+    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class MetricsRequest(_message.Message):
-    __slots__ = ("population", "model_version", "counters")
+    __slots__ = ("population", "model_version", "counters", "token")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,10 +104,12 @@ class MetricsRequest(_message.Message):
     POPULATION_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     population: str
     model_version: int
     counters: _containers.ScalarMap[str, float]
-    def __init__(self, population: _Optional[str] = ..., model_version: _Optional[int] = ..., counters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    token: str
+    def __init__(self, population: _Optional[str] = ..., model_version: _Optional[int] = ..., counters: _Optional[_Mapping[str, float]] = ..., token: _Optional[str] = ...) -> None: ...
 
 class MetricsReply(_message.Message):
     __slots__ = ()

@@ -26,6 +26,7 @@ from typing import Any
 from tuf.api.metadata import TargetFile
 
 from fedrec.errors import BadContent, RegistryError, UpdateRejected
+from fedrec.wire.files import PUBLIC as READABLE
 from fedrec.wire.files import atomic_write
 from fedrec.wire.layout import (
     ALL_TRAFFIC,
@@ -111,7 +112,7 @@ class Registry:
         pinned = repository.create(offline, online, _time(now), threshold)
         try:
             (folder / PUBLIC / TARGETS_FOLDER / population / MODELS).mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / PINNED, pinned)
+            atomic_write(folder / PINNED, pinned, READABLE)
         except OSError as error:
             raise RegistryError(
                 f"{folder} cannot be written ({error.strerror}): give another folder"

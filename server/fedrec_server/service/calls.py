@@ -20,10 +20,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from fedrec.errors import FedrecError, RegistryError
+from fedrec.errors import CampaignOver, FedrecError, RegistryError
 from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_server.service.handlers import ModelService, Refused
-from fedrec_server.service.limits import Buckets, Limits, Places, network
+from fedrec_server.service.handlers import ModelService
+from fedrec_server.service.limits import Buckets, Limits, Places
+from fedrec_server.service.refusals import Refused
+from fedrec_server.service.relay import Relay
 from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -54,17 +56,20 @@ class Calls:
         self._downloads = Places(limits.downloads_per_address, limits.downloads)
         #: Told to whoever asks for health.
         self.serving = True
+        #: Knows the addresses of callers; set before the server starts.
+        self.relay: Relay | None = None
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """For a server; nothing but these methods is answered. Health is told when asked, and not watched."""
         answers = self._answers
         unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
             "CheckIn": (answers.check_in, messages.CheckInRequest),
-            "Enrol": (answers.enrol, messages.EnrolRequest),
             "GetTask": (answers.task, messages.TaskRequest),
-            "SendMetrics": (answers.send_metrics, messages.MetricsRequest),
+            "Leave": (answers.leave, messages.LeaveRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
+        methods["Enrol"] = self._unary(answers.enrol, messages.EnrolRequest, addressed=True)
+        methods["SendMetrics"] = self._unary(answers.send_metrics, messages.MetricsRequest, addressed=True)
         methods["Fetch"] = grpc.stream_stream_rpc_method_handler(self._fetch, response_serializer=_to_bytes)
         health = {"Check": self._unary(self._health, health_pb2.HealthCheckRequest)}
         return (
@@ -72,10 +77,13 @@ class Calls:
             grpc.method_handlers_generic_handler(HEALTH, health),
         )
 
-    def _unary(self, call: Callable[[Any], Any], kind: Any) -> grpc.RpcMethodHandler:
+    def _unary(self, call: Callable[..., Any], kind: Any, addressed: bool = False) -> grpc.RpcMethodHandler:
+        """`addressed`: the answer has limits of its own on an address, which it is given."""
+
         def answer(stream: Stream, context: grpc.ServicerContext) -> Any:
             with self._guarded(context):
-                return call(self._request(stream, context, kind))
+                request = self._request(stream, context, kind)
+                return call(request, self._address(context)) if addressed else call(request)
 
         return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_to_bytes)
 
@@ -84,7 +92,7 @@ class Calls:
         limits, watchdog = self._limits, self._watchdog
         with (
             self._guarded(context),
-            self._downloads.one(network(context.peer())) as free,
+            self._downloads.one(self._address(context)) as free,
             watchdog.within(limits.download_seconds, context.cancel),
         ):
             _expect_room(free)
@@ -97,14 +105,23 @@ class Calls:
     def _guarded(self, context: grpc.ServicerContext) -> Iterator[None]:
         """Let a caller in within the limits; all errors become a status."""
         try:
-            address = network(context.peer())
+            address = self._address(context)
             if not self._by_address.take(address) or not self._by_app.take(_app(context)):
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls", retry=True)
             with self._calls.one(address) as free:
                 _expect_room(free)
+                if self.relay is not None:
+                    self.relay.authenticated(context.peer())
                 yield
         except Exception as error:
             self._refuse(context, error)
+
+    def _address(self, context: grpc.ServicerContext) -> str:
+        """Whom the limits hold for."""
+        address = self.relay.address(context.peer()) if self.relay else None
+        if address is None:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "not on this port")
+        return address
 
     def _request(self, stream: Stream, context: grpc.ServicerContext, kind: Any) -> Any:
         with self._watchdog.within(self._limits.message_seconds, context.cancel):
@@ -137,6 +154,8 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str, bool]:
         return error.code, error.text, error.retry
     if isinstance(error, grpc.RpcError):  # of gRPC itself, when a call is over before its time
         return grpc.StatusCode.CANCELLED, "cancelled", False
+    if isinstance(error, CampaignOver):
+        return grpc.StatusCode.ABORTED, "the campaign is over", False
     if isinstance(error, RegistryError):
         log.info("refused: %s", error)
         return grpc.StatusCode.FAILED_PRECONDITION, "not possible now", False

@@ -18,7 +18,8 @@ class Campaigns(Protocol):
         """Put a device on the roster; the same keys again change nothing.
 
         Raises:
-            RegistryError: there is no such campaign, or its roster is closed or full.
+            CampaignOver: its roster is closed or full.
+            RegistryError: there is no such campaign.
         """
         ...
 
@@ -26,7 +27,16 @@ class Campaigns(Protocol):
         """The signed task, for a device on the roster; None while the roster is open.
 
         Raises:
+            CampaignOver: it has ended, or its operator's process has.
             RegistryError: there is no such campaign, or the device is not on its roster.
+        """
+        ...
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """A device has left; told again, or of a campaign that there is not, nothing changes.
+
+        Raises:
+            RegistryError: the device has not signed this.
         """
         ...
 
@@ -45,3 +55,6 @@ class NoCampaigns:
     def task(self, campaign: str, identity: bytes) -> bytes | None:
         """See `Campaigns`."""
         raise RegistryError("there is no such campaign")
+
+    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
+        """See `Campaigns`."""

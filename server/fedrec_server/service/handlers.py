@@ -11,22 +11,20 @@ from pathlib import Path
 
 import grpc
 
+from fedrec.wire.counters import checked
+from fedrec.wire.leaving import SIGNATURE_BYTES
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_server.registry import PublicFiles, Registry
 from fedrec_server.service.campaigns import Campaigns
+from fedrec_server.service.enrolments import EnrolmentGate, EnrolmentTokens
 from fedrec_server.service.metric_sums import MetricSums
+from fedrec_server.service.quotas import Quotas
+from fedrec_server.service.refusals import Refused
 
+_REPORT = re.compile(r"[0-9a-f]{32}")
 _CLIENT = re.compile(r"[0-9.]{1,23}")
 _CAMPAIGN = re.compile(r"[0-9a-f]{8,64}")
 _NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( [ -~]{0,60})?")
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a mishap
-    """A call is refused with a status and a fixed text; `retry`: it is told when to come back."""
-
-    def __init__(self, code: grpc.StatusCode, text: str, retry: bool = False) -> None:
-        super().__init__(text)
-        self.code, self.text, self.retry = code, text, retry
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,23 @@ class ModelService:
         registries: one per population.
         retry_seconds: between which devices are to come back.
         campaigns: of training.
+        quotas: of what may be added in a day.
+        tokens: without which no device enrols; None: none are asked for.
     """
 
     def __init__(
-        self, registries: list[Registry], retry_seconds: tuple[float, float], campaigns: Campaigns
+        self,
+        registries: list[Registry],
+        retry_seconds: tuple[float, float],
+        campaigns: Campaigns,
+        quotas: Quotas,
+        tokens: EnrolmentTokens | None = None,
     ) -> None:
         self._shelves = {
             each.population: Shelf(PublicFiles(each), MetricSums(each.folder)) for each in registries
         }
         self._retry_seconds, self._campaigns = retry_seconds, campaigns
+        self._quotas, self._gate = quotas, EnrolmentGate(campaigns, quotas.enrolments, tokens)
 
     def check_in(self, request: messages.CheckInRequest) -> messages.CheckInReply:
         """What there is, and when to come back."""
@@ -85,28 +91,46 @@ class ModelService:
         _expect(request.offset <= size, "offset: beyond the end of the file")
         return Wanted(path, request.offset)
 
-    def enrol(self, request: messages.EnrolRequest) -> messages.EnrolReply:
-        """Put a device on a roster."""
+    def enrol(self, request: messages.EnrolRequest, address: str) -> messages.EnrolReply:
+        """Put a device on a roster; who hosts several users is vouched for by the operator, not here."""
         _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
         _expect(len(request.identity) == 32, "identity: expected 32 bytes")
         _expect(bool(_NODE_KEY.fullmatch(request.node_key)), "node_key: expected a P-384 key in one line")
-        _expect(1 <= request.users <= 1000, "users: expected 1 to 1000")
-        self._campaigns.enrol(request.campaign, request.identity, request.node_key, request.users)
+        _expect(request.users == 1, "users: expected 1, the user of the device")
+        self._gate.enrol(request.campaign, request.identity, request.node_key, request.token, address)
         return messages.EnrolReply()
 
     def task(self, request: messages.TaskRequest) -> messages.Document:
         """The signed task of a campaign; empty while its roster is open."""
         _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
         _expect(len(request.identity) == 32, "identity: expected 32 bytes")
-        return messages.Document(content=self._campaigns.task(request.campaign, request.identity) or b"")
+        task = self._campaigns.task(request.campaign, request.identity)
+        return messages.Document(content=b"" if request.known else task or b"")
 
-    def send_metrics(self, request: messages.MetricsRequest) -> messages.MetricsReply:
-        """Add counters to the sums."""
+    def leave(self, request: messages.LeaveRequest) -> messages.LeaveReply:
+        """Note that a device has left a campaign."""
+        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
+        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
+        _expect(len(request.signature) == SIGNATURE_BYTES, "signature: expected 64 bytes")
+        self._campaigns.leave(request.campaign, request.identity, request.signature)
+        return messages.LeaveReply()
+
+    def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
+        """Add counters to the sums, within the quota of an address; a report that was counted is not again."""
         shelf = self._shelf(request.population)
         _expect(request.model_version in {0} | shelf.files.versions(), "model_version: unknown")
-        _expect(
-            shelf.sums.add(request.model_version, dict(request.counters)), "counters: unknown or not finite"
-        )
+        _expect(bool(_REPORT.fullmatch(request.token)), "token: expected 32 hexadecimal digits")
+        try:
+            counters = checked(request.counters)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "counters: unknown or not finite") from error
+        token = f"{request.population}|{request.token}"
+        if token in self._quotas.tokens:
+            return messages.MetricsReply()
+        if not self._quotas.reports.take(f"{request.population}|{address}"):
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "reports of a day: enough", retry=True)
+        if self._quotas.tokens.add(token):
+            shelf.sums.add(request.model_version, counters)
         return messages.MetricsReply()
 
     def write(self) -> None:

@@ -6,17 +6,12 @@ Out of scope: ending what takes too long (`watchdog`).
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import unquote
-
-#: One household or one server has as many addresses of IPv6 as it likes; it has one network.
-IPV6_NETWORK_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,9 @@ class Limits:
         calls_per_address: at once.
         max_waiting: calls that may wait for a thread; more are refused.
         downloads_per_address, downloads: at once, of the calls that are served.
-        connections: at once.
+        connections, connections_per_address: at once.
+        unauthenticated_per_address: of these, that have made no call.
+        opened_per_second, opened_burst: new connections of one address.
         expected_devices: that check in.
         check_ins_per_second: of all devices together; paces them: everybody comes once per
             expected_devices / check_ins_per_second seconds.
@@ -39,6 +36,9 @@ class Limits:
         handshake_seconds, message_seconds: until a connection is a good one, until the message of a call has come.
         piece_seconds, download_seconds: until a piece of a file is taken, until all are.
         max_connection_seconds: a connection is closed after so long, whoever holds it.
+        reports_per_address, reports_per_day: of counters that are counted a day, for one population; by as many
+            reports one liar can move a sum.
+        enrolments_per_address, enrolments_per_day: of devices in training campaigns.
     """
 
     calls_per_second: float = 20.0
@@ -52,6 +52,10 @@ class Limits:
     downloads_per_address: int = 8
     downloads: int = 64
     connections: int = 2_048
+    connections_per_address: int = 256
+    unauthenticated_per_address: int = 32
+    opened_per_second: float = 50.0
+    opened_burst: int = 300
     expected_devices: int = 1_000
     check_ins_per_second: float = 10.0
     min_retry_seconds: float = 60.0
@@ -60,6 +64,10 @@ class Limits:
     piece_seconds: float = 20.0
     download_seconds: float = 600.0
     max_connection_seconds: float = 900.0
+    reports_per_address: int = 1
+    reports_per_day: int = 100_000
+    enrolments_per_address: int = 16
+    enrolments_per_day: int = 10_000
 
     @property
     def retry_seconds(self) -> tuple[float, float]:
@@ -118,17 +126,3 @@ class Places:
                 self._taken[key] -= free
                 if not self._taken[key]:
                     del self._taken[key]
-
-
-def network(peer: str) -> str:
-    """Whom a limit holds for: the address of a peer ("ipv4:10.0.0.7:4711"), of IPv6 the network."""
-    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False))

@@ -2,15 +2,15 @@
 
     FOLDER/metrics.json    by day, model version and name: sum and number of reports
 
-A report is added and forgotten; days are the finest time there is. Out of scope: the noise, which devices add, and
-whether a report is honest: each counts no more than `MOST`, whatever it says.
+A report is added and forgotten; days are the finest time there is. Whether a report is honest cannot be told: each
+counts no more than an honest one can (`fedrec.wire.counters`). Out of scope: the noise, which devices add, and how
+many reports are taken (`quotas`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping
@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import RegistryError
+from fedrec.wire.counters import checked
 from fedrec.wire.files import write_json
 
 log = logging.getLogger(__name__)
 
-#: What devices may report; see `fedrec_client.metrics`.
-NAMES = frozenset({"impressions", "clicks", "hides"})
-#: What an honest report exceeds less than once in 10^14: counts up to 20, noise of scale 60.
-MOST = 2_000.0
 DAY = 86_400
 DAYS_KEPT = 400
 #: sum and number of reports, by name, by model version, by day
@@ -57,7 +54,9 @@ class MetricSums:
 
     def add(self, version: int, counters: Mapping[str, float]) -> bool:
         """Add a report; False when it is none."""
-        if not counters or set(counters) - NAMES or not all(math.isfinite(v) for v in counters.values()):
+        try:
+            counters = checked(counters)
+        except ValueError:
             return False
         with self._lock:
             of_day = self._sums.setdefault(str(int(time.time() // DAY)), {}).setdefault(str(version), {})
@@ -65,7 +64,7 @@ class MetricSums:
                 del self._sums[day]
             for name, value in counters.items():
                 total, reports = of_day.get(name, (0.0, 0))
-                of_day[name] = [total + min(max(value, -MOST), MOST), reports + 1]
+                of_day[name] = [total + value, reports + 1]
             self._unwritten = True
         return True
 

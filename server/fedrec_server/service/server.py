@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ import grpc
 
 from fedrec.errors import ServiceError
 from fedrec_server.certificates import days_left
+from fedrec_server.front import listen
 from fedrec_server.registry import Registry
 from fedrec_server.service.calls import Calls
 from fedrec_server.service.campaigns import Campaigns, NoCampaigns
+from fedrec_server.service.enrolments import EnrolmentTokens
 from fedrec_server.service.handlers import ModelService
 from fedrec_server.service.limits import Limits
+from fedrec_server.service.quotas import Quotas
+from fedrec_server.service.relay import Relay
 from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -57,7 +62,9 @@ class Service:
         port: on which it listens.
     """
 
-    def __init__(self, answers: ModelService, limits: Limits, address: str, credentials: Any) -> None:
+    def __init__(
+        self, answers: ModelService, limits: Limits, listener: socket.socket, credentials: Any
+    ) -> None:
         self._answers = answers
         self._watchdog = Watchdog()
         self._calls = Calls(answers, limits, self._watchdog)
@@ -69,11 +76,14 @@ class Service:
         )
         self._stopping = threading.Event()
         self._writing = threading.Thread(target=self._keep_writing, name="sums", daemon=True)
+        self.port = int(listener.getsockname()[1])
         try:
-            self.port = _bind(self._server, address, credentials)
+            inner = _bind(self._server, credentials)
         except BaseException:
             self._watchdog.close()
+            listener.close()
             raise
+        self._relay = self._calls.relay = Relay(listener, inner, limits)
         self._server.start()
         self._writing.start()
 
@@ -87,6 +97,7 @@ class Service:
         port: int = 0,
         limits: Limits | None = None,
         campaigns: Campaigns | None = None,
+        tokens: EnrolmentTokens | None = None,
     ) -> Self:
         """Serve some populations.
 
@@ -96,6 +107,7 @@ class Service:
             host, port: to listen on; port 0: a free one.
             limits: None: the usual ones.
             campaigns: of training; None: none.
+            tokens: without which no device enrols in them; None: none are asked for.
 
         Raises:
             ServiceError: it cannot listen there, a certificate cannot be read, or no TLS elsewhere than on loopback.
@@ -103,9 +115,10 @@ class Service:
         """
         limits = limits or Limits()
         credentials = _credentials(certificates, host)
-        answers = ModelService(registries, limits.retry_seconds, campaigns or NoCampaigns())
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return cls(answers, limits, address, credentials)
+        answers = ModelService(
+            registries, limits.retry_seconds, campaigns or NoCampaigns(), Quotas.of(limits), tokens
+        )
+        return cls(answers, limits, listen(host, port), credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +134,7 @@ class Service:
             return
         self._calls.serving = False
         self._server.stop(STOP_SECONDS).wait()
+        self._relay.close()
         self._stopping.set()
         self._writing.join()
         self._watchdog.close()
@@ -135,13 +149,15 @@ class Service:
         self._answers.write()
 
 
-def _bind(server: grpc.Server, address: str, credentials: Any) -> int:
+def _bind(server: grpc.Server, credentials: Any) -> int:
+    """A free port on loopback, to which the relay passes what it has admitted."""
+    address = "127.0.0.1:0"
     try:
         if credentials is None:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
     except (RuntimeError, ValueError) as error:
-        raise ServiceError(f"the service cannot listen on {address} ({error}): give a free port") from error
+        raise ServiceError(f"the service cannot listen on {address} ({error}): free a port") from error
 
 
 def _credentials(certificates: Certificates | None, host: str) -> Any:
@@ -192,7 +208,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", 2 * limits.calls_per_address),
-        ("grpc.max_allowed_incoming_connections", limits.connections),
+        # The relay bounds them, by address and in all; gRPC closes late what the relay has closed.
+        ("grpc.max_allowed_incoming_connections", 2 * limits.connections),
         ("grpc.server_handshake_timeout_ms", int(limits.handshake_seconds * 1000)),
         ("grpc.max_connection_age_ms", age),
         ("grpc.max_connection_age_grace_ms", int(limits.download_seconds * 1000)),

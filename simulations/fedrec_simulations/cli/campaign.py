@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fedrec.errors import EnvironmentProblem
+from fedrec.errors import EnvironmentProblem, FedrecError
 from fedrec_simulations.cli.answer import Answer, notice, table, warn
+from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 
 app = typer.Typer(help="Training campaigns: devices of people enrol, train together, get the new model.")
@@ -47,43 +48,57 @@ def run(
 
     settings = read_config(config, overrides)
     warn(settings.warnings())
-    campaign = Campaign.open(
-        CampaignBook(folder),
-        Registry(registry, population),
-        settings,
-        KeyFolder(keys, population).online(),
-        most,
-    )
-    notice(f"campaign {campaign.id} is open for {population}")
-    campaign.await_devices(devices, wait, notice)
-    made = campaign.run(notice, _tell)
+    with StopRequest("ending the campaign: its devices are told") as stop:
+        campaign = Campaign.open(
+            CampaignBook(folder),
+            Registry(registry, population),
+            settings,
+            KeyFolder(keys, population).online(),
+            most,
+            stop=stop,
+        )
+        notice(f"campaign {campaign.id} is open for {population}")
+        try:
+            campaign.await_devices(devices, wait, notice)
+            made = campaign.run(notice, _tell)
+        except FedrecError as error:
+            if stop.asked:
+                raise KeyboardInterrupt from error
+            raise
     view = [f"version {made.version} of {escape(population)} is champion: {made.privacy.get('headline', '')}"]
     return Answer({"campaign": campaign.id} | made.payload(), view)
 
 
 @app.command("list")
 def list_(folder: Folder = HERE, json_: JsonFlag = False) -> Answer:
-    """All campaigns: whose, since when, how many devices, and whether the roster is closed."""
-    from fedrec_server.campaigns import STATE, CampaignBook
+    """All campaigns: whose, since when, how many devices, how many of them have left, and how it ended."""
+    from fedrec_server.campaigns import DONE, STATE, CampaignBook
 
     book = CampaignBook(folder)
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"*/{STATE}")):
         state, name = book.state(path.parent.name), path.parent.name
         found = {"campaign": name, "population": state.population, "opened": state.opened}
-        rows.append(found | {"devices": len(book.roster(name)), "closed": state.closed})
+        found |= {"devices": len(book.roster(name)), "left": len(book.left(name)), "closed": state.closed}
+        word = "closed" if state.closed else "open"
+        if state.ended:
+            word = "done" if state.ended == DONE else "failed"
+        elif book.is_over(name):
+            word = "dead"  # its operator's process is gone
+        rows.append(found | {"state": word, "ended": state.ended})
     rows.sort(key=lambda row: row["opened"])
     cells = [
         [
             row["campaign"],
             row["population"],
             time.strftime("%Y-%m-%d %H:%M", time.gmtime(row["opened"])),
-            "closed" if row["closed"] else "open",
+            row["state"],
             str(row["devices"]),
+            str(row["left"]),
         ]
         for row in rows
     ]
-    columns = ["campaign", "population", "opened", "roster", "devices"]
+    columns = ["campaign", "population", "opened", "state", "devices", "left"]
     return Answer({"campaigns": rows}, [table("", columns, cells, left=4)])
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag
 from fedrec_simulations.report.summary import Summary, same_question, side_by_side
-from fedrec_simulations.report.tables import COLUMNS, comparison
+from fedrec_simulations.report.tables import COLUMNS, comparison, notes
 from fedrec_simulations.run_folder import RunFolder
 
 
@@ -39,4 +39,5 @@ def compare(
         "report": page,
     }
     rows = comparison(summaries)
-    return Answer(document, [table("comparison", ("run", *COLUMNS), rows), f"page: {escape(str(page))}"])
+    found = table("comparison", ("run", *COLUMNS), rows)
+    return Answer(document, [found, *notes(summaries), f"page: {escape(str(page))}"])

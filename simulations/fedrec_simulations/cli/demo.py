@@ -25,7 +25,7 @@ from fedrec_simulations.features import category_matrix
 from fedrec_simulations.prepare import Prepared, prepare
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import Summary, side_by_side, write_twin
-from fedrec_simulations.report.tables import COLUMNS, comparison
+from fedrec_simulations.report.tables import COLUMNS, comparison, notes
 from fedrec_simulations.twin import fit_twin
 
 MARK = "demo.txt"
@@ -80,7 +80,7 @@ def demo(
     results = table(
         "on the film that each person rated last, held out from training", ("run", *COLUMNS), comparison(runs)
     )
-    view: list[RenderableType] = [results, "", *view_person(person), ""]
+    view: list[RenderableType] = [results, *notes(runs), "", *view_person(person), ""]
     view.append(f"report: {escape(str(page))}   ({seconds:.0f} s)")
     view.append(f"go on: fedrec recommend {escape(str(shown.run.path))} --user {escape(person.user)} --n 20")
     return Answer(document, view)

@@ -1,18 +1,47 @@
-"""`fedrec doctor`: what is wrong with this installation, each problem with what to do about it."""
+"""`fedrec doctor`: what is wrong with this installation or with run folders, and what to do about it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 
 from fedrec.errors import EnvironmentProblem
-from fedrec_simulations.checks import run_checks
+from fedrec_simulations.checks import Check, run_checks
 from fedrec_simulations.cli.answer import Answer, notice
 from fedrec_simulations.cli.options import JsonFlag
+from fedrec_simulations.folder_checks import check_folders
+
+Folders = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FOLDER]...",
+        help="Look through these folders of runs and federations instead of the installation.",
+        show_default=False,
+    ),
+]
+Remove = Annotated[
+    bool,
+    typer.Option(
+        "--remove", help="Remove what should not lie in the folders; a killed run loses the round it was in."
+    ),
+]
+#: Where runs lie by default; looked through with the installation.
+RUNS = Path("runs")
 
 
-def doctor(json_: JsonFlag = False) -> Answer:
-    """Check Python, packages, compiled kernels, disk, memory, Flower and the bundled data; exit 10 on problems."""
-    checks = run_checks(lambda name: notice(f"checking {name}", "dim"))
+def doctor(folders: Folders = None, remove: Remove = False, json_: JsonFlag = False) -> Answer:
+    """Check the installation and the folder runs/, or the folders given; exit 10 on problems.
+
+    In folders of runs and federations: sums and models that kills or earlier versions left, and should not be there.
+    """
+    checks: list[Check] = []
+    if not folders:
+        checks += run_checks(lambda name: notice(f"checking {name}", "dim"))
+    if folders or RUNS.is_dir():
+        checks += check_folders(folders or [RUNS], remove=remove)
     problems = [check for check in checks if not check.ok]
     lines = []
     for check in checks:

@@ -1,8 +1,7 @@
-"""`fedrec evaluate`: judge a finished run again through its nodes, or hand its rankings to somebody else."""
+"""`fedrec evaluate`: judge a finished run again on the data in its folder, or hand its rankings to somebody else."""
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +12,15 @@ from rich.markup import escape
 
 from fedrec.errors import DataError
 from fedrec.evaluation.report import EvaluationReport
-from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.protocol import Request
-from fedrec_client.node import open_node
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
 from fedrec_simulations.features import category_matrix
-from fedrec_simulations.report.summary import write_twin
+from fedrec_simulations.held_data import judge_held
+from fedrec_simulations.report.summary import Summary, write_twin
+from fedrec_simulations.report.tables import notes
 from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.sections import NoPrivacy
 from fedrec_simulations.twin import Twin, fit_twin
 
 
@@ -41,7 +40,8 @@ def evaluate(
     length = _length(top)
     folder = RunFolder.open(run)
     config = folder.config
-    has_test = folder.result.get("test") is not None
+    private = not isinstance(config.privacy, NoPrivacy)
+    has_test = folder.split.test is not None if private else folder.result.get("test") is not None
     if not has_test and (rankings is None or twin):
         raise DataError(
             f"run {run} has no test part, so nothing can be judged here: write its rankings for whoever holds "
@@ -50,10 +50,11 @@ def evaluate(
     warn(config.warnings())
     document: dict[str, Any] = {"run": run}
     view: list[RenderableType] = []
-    if has_test:
-        report = evaluate_run(folder)
-        document["test"] = report.as_dict()
+    if has_test and not (private and rankings is not None and not config.evaluation.held_data):
+        report = judge_held(folder)
+        document["held_data" if private else "test"] = report.as_dict()
         view += _view(config.name, report)
+        view += notes([Summary(folder)]) if private else []
     if twin:
         found = fit_twin(config, folder.split, category_matrix(folder.catalog), folder.features)
         write_twin(folder, found)
@@ -64,19 +65,6 @@ def evaluate(
         document["rankings"] = {"file": rankings, "users": users, "rows": rows}
         view.append(f"rankings of {users} users, {rows} rows: {escape(str(rankings))}")
     return Answer(document, view)
-
-
-def evaluate_run(run: RunFolder) -> EvaluationReport:
-    """Each node judges the people it hosts; only sums come together here.
-
-    Raises:
-        RunError: the run is not finished.
-    """
-    config, split_items = run.config, len(run.catalog)
-    request = Request("evaluate", int(run.result["rounds"]), "final", run.model)
-    like = MetricSums.empty(config.evaluation, split_items)
-    sums = (open_node(folder).judge(request) for folder in run.node_folders())
-    return functools.reduce(MetricSums.merge, sums, like).report()
 
 
 def _length(top: str) -> int | None:

@@ -17,6 +17,7 @@ from fedrec_simulations.cli.options import Engine
 from fedrec_simulations.cli.progress import RoundProgress
 from fedrec_simulations.config import Config
 from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.held_data import refuse_elsewhere, write_held
 from fedrec_simulations.prepare import Prepared
 from fedrec_simulations.run_folder import RunFolder
 
@@ -32,6 +33,7 @@ def lay_out(
     config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None
 ) -> RunFolder:
     """A new run folder for an engine; in process one node hosts everybody, unless their sum is to be secure."""
+    refuse_elsewhere(config, engine)
     alone = engine == "in-process" and config.privacy.aggregator != "secagg"
     count = nodes or (1 if alone else config.federation.nodes)
     run = RunFolder.create(out, config, prepared, count)
@@ -43,10 +45,13 @@ def lay_out(
 def drive(run: RunFolder, engine: Engine, on_event: Callable[[Event], None] = lambda event: None) -> Outcome:
     """Train until the end or until Ctrl-C, with progress on stderr; goes on where the last checkpoint lies.
 
-    A run that is finished has its privacy statement.
+    A run that is finished has its privacy statement, and where its researcher holds the data what he measures on it.
     """
+    refuse_elsewhere(run.config, engine)
     outcome = _drive(run, engine, on_event)
     if outcome.finished:
+        if run.config.evaluation.held_data:
+            write_held(run)
         from fedrec_simulations.report.privacy_facts import write_privacy
 
         write_privacy(run)

@@ -39,6 +39,16 @@ def start(
             help="Folder of all keys: signs timestamp and snapshot anew in time; none: `fedrec model refresh` must."
         ),
     ] = None,
+    enrolment_key: Annotated[
+        Path | None,
+        typer.Option(help="Key shared with the app's login: devices enrol only with a token of it."),
+    ] = None,
+    enrolments_per_address: Annotated[
+        int, typer.Option(min=1, help="Devices that one address may enrol in a day.")
+    ] = 16,
+    reports_per_address: Annotated[
+        int, typer.Option(min=1, help="Reports of counters of one address that count in a day.")
+    ] = 1,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; on loopback only.")] = False,
     json_: JsonFlag = False,
 ) -> Answer:
@@ -48,6 +58,7 @@ def start(
     from fedrec.errors import ConfigError
     from fedrec_server.campaigns import CampaignBook
     from fedrec_server.registry import Registry
+    from fedrec_server.service.enrolments import EnrolmentTokens, read_key
     from fedrec_server.service.limits import Limits
     from fedrec_server.service.renewal import Renewal
     from fedrec_server.service.server import Certificates, Service
@@ -59,14 +70,25 @@ def start(
     if certificates is not None:
         names = (certificates / name for name in ("server.pem", "server.key", "apps.crt"))
         files = Certificates(*names)
+    tokens = None
+    if enrolment_key is not None:
+        if campaigns is None:
+            raise ConfigError("--enrolment-key is for training campaigns: use it with --campaigns FOLDER")
+        tokens = EnrolmentTokens(read_key(enrolment_key), campaigns)
     registries = [Registry(registry, name) for name in population]
     book = None if campaigns is None else CampaignBook(campaigns)
-    limits = Limits(expected_devices=devices)
+    limits = Limits(
+        expected_devices=devices,
+        enrolments_per_address=enrolments_per_address,
+        reports_per_address=reports_per_address,
+    )
     signing = [] if keys is None else [(r, KeyFolder(keys, r.population).online()) for r in registries]
     with (
         StopRequest("stopping") as stop,
         Renewal(signing),
-        Service.start(registries, files, host=host, port=port, limits=limits, campaigns=book) as service,
+        Service.start(
+            registries, files, host=host, port=port, limits=limits, campaigns=book, tokens=tokens
+        ) as service,
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
         if keys is None:

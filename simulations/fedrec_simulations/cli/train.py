@@ -17,7 +17,7 @@ from fedrec_simulations.cli.running import default_folder, drive, lay_out
 from fedrec_simulations.prepare import prepare, prepare_files
 from fedrec_simulations.report.privacy_page import read_statement
 from fedrec_simulations.report.summary import Summary
-from fedrec_simulations.report.tables import COLUMNS, comparison
+from fedrec_simulations.report.tables import COLUMNS, comparison, notes
 from fedrec_simulations.run_folder import RunFolder
 
 
@@ -110,20 +110,26 @@ def finish(run: RunFolder, engine: Engine, report: bool = True) -> Answer:
 def view(summary: Summary, page: Path | None) -> list[RenderableType]:
     """What a finished run prints."""
     run = escape(str(summary.run.path))
-    if summary.result.get("test") is None and summary.has_test:
+    if summary.result.get("test") is None and summary.held is None and summary.has_test:
         view: list[RenderableType] = [
-            f"trained for {summary.result['rounds']} rounds; nothing was judged, since privacy.metrics is 'none'."
+            f"trained for {summary.result['rounds']} rounds; nothing was judged{_why(summary)}."
         ]
-    elif summary.result.get("test") is None:
+    elif summary.result.get("test") is None and summary.held is None:
         view = [
             f"trained for {summary.result['rounds']} rounds; there is no test part here, so nothing was judged.",
             f"Rankings for whoever holds it: fedrec evaluate {run} --rankings rankings.csv --top 100",
         ]
     else:
-        view = [table(summary.name, ("run", *COLUMNS), comparison([summary]))]
+        view = [table(summary.name, ("run", *COLUMNS), comparison([summary])), *notes([summary])]
     where = f"report: {escape(str(page))}\n" if page else ""
     statement = summary.run.path / "privacy.json"
     if statement.exists():
         said = read_statement(statement)["headline"]
         view.append(f"privacy: {escape(said)}  ({escape(str(summary.run.path / 'privacy.html'))})")
     return [*view, f"{where}recommend: fedrec recommend {run} --user USER"]
+
+
+def _why(summary: Summary) -> str:
+    """Why a run with a test part has no figures."""
+    lost = summary.result.get("test_lost")
+    return f": {escape(lost)}" if lost else ", since privacy.metrics is 'none'"

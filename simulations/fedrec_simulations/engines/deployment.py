@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedrec.errors import ConfigError
 from fedrec_server.coordinator import Outcome
 from fedrec_server.federation import Federation
 from fedrec_server.flower_run import check_nodes
 from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_simulations.held_data import refuse_elsewhere
+from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.sections import NoPrivacy
 
 Event = dict[str, Any]
 
@@ -36,13 +40,16 @@ def run_deployment(
         on_step: told what was started.
 
     Raises:
+        ConfigError: the run asks for exact metrics on data that only a simulation holds, or would let exact sums out
+            without saying so.
         RunError: the run folder has not as many nodes.
         FedrecError: the federation did not start, or whatever ended the coordinator.
     """
+    _refuse(run_dir)
     check_nodes(run_dir, n_nodes)
     federation = Federation.up(run_dir / "federation", n_nodes, on_step=on_step)
     try:
-        finished = federation.run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
+        finished = federation.start_run(run_dir, app_folder()).wait(on_event=on_event, stop=stop)
     finally:
         federation.down()
         federation.forget()
@@ -75,9 +82,12 @@ def federation_run(
     """Run (or go on with) a run on the federation of a folder; a SuperLink that died is started again.
 
     Raises:
+        ConfigError: the run asks for exact metrics on data that only a simulation holds, or would let exact sums out
+            without saying so.
         FederationError: there is no federation in the folder.
         FedrecError: whatever ended the coordinator.
     """
+    _refuse(run_dir)
     finished = Federation.open(folder).run_and_wait(run_dir, app_folder(), on_event=on_event, stop=stop)
     return read_outcome(run_dir, finished)
 
@@ -89,3 +99,17 @@ def federation_down(folder: Path) -> None:
         FederationError: there is none.
     """
     Federation.open(folder).down()
+
+
+def _refuse(run_dir: Path) -> None:
+    """What nodes would refuse one by one; a run of a campaign has no configuration, and nothing to refuse."""
+    if not (run_dir / "config.json").exists():
+        return
+    config = RunFolder(run_dir).config
+    refuse_elsewhere(config, "deployment")
+    privacy = config.privacy
+    if isinstance(privacy, NoPrivacy) and privacy.aggregator == "secagg" and not privacy.exact_sums:
+        raise ConfigError(
+            "privacy.unit is 'none': nodes of a deployment would let sums without noise out; set a privacy target, "
+            "or privacy.exact_sums = true if that is meant"
+        )

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import FedrecError
 from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec.learning.refusals import sentence_of
 from fedrec_client.node import Node, Simulated, open_node
+from fedrec_client.outgoing import emit
 from fedrec_server.coordinator import Outcome, open_coordinator
+from fedrec_server.launch import Launch
 
 #: Nodes that take every step of secure aggregation in one process.
 FULL_PROTOCOL_NODES = 64
@@ -32,10 +34,8 @@ class InProcessExchange:
         return {node: self._serve(node, request) for node, request in requests.items()}
 
     def _serve(self, node: str, request: Request) -> Reply | Failure:
-        try:
-            return self._nodes[node].handle(request)
-        except FedrecError as error:
-            return Failure(str(error))
+        outcome = emit(lambda: self._nodes[node].handle(request))
+        return Failure(sentence_of(outcome)) if isinstance(outcome, str) else outcome
 
 
 def run_in_process(
@@ -48,12 +48,15 @@ def run_in_process(
 
     Up to `FULL_PROTOCOL_NODES` nodes take every step of secure aggregation; more hand in the same integers without
     masks, since in one process masks hide nothing and their cost grows with the square of the number of nodes.
+
+    Raises:
+        FederationError: another process works on this run.
+        FedrecError: whatever ended the coordinator.
     """
     folders = sorted((run_dir / "nodes").iterdir())
     integers = len(folders) > FULL_PROTOCOL_NODES
     mode: Simulated = "integers" if integers else "full"
     nodes = {folder.name: open_node(folder, simulated=mode) for folder in folders}
-    coordinator = open_coordinator(
-        run_dir / "coordinator", InProcessExchange(nodes), on_event=on_event, stop=stop, integers=integers
-    )
-    return coordinator.run()
+    folder, exchange = run_dir / "coordinator", InProcessExchange(nodes)
+    with Launch(folder).held(0.0):
+        return open_coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers).run()

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fedrec.errors import RunError
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 
 #: Where templates lie that pages share.
 SHARED = "fedrec_simulations.report"
@@ -35,7 +35,7 @@ def write(path: Path, html: str) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, html.encode())
+        atomic_write(path, html.encode(), PUBLIC)
     except OSError as error:
         raise RunError(f"page {path} cannot be written ({error.strerror}): give another file") from error
     return path

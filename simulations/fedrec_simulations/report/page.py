@@ -15,8 +15,8 @@ from markupsafe import Markup
 from fedrec.errors import DataError
 from fedrec_simulations.report import html, plots
 from fedrec_simulations.report.examples import recommend, typical_users
-from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary
-from fedrec_simulations.report.tables import COLUMNS, DASH, bounds, comparison, number
+from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary, estimate
+from fedrec_simulations.report.tables import COLUMNS, DASH, HELD_ROW, bounds, comparison, notes, number
 from fedrec_simulations.report.units import size
 
 LISTS = {
@@ -54,7 +54,8 @@ def write_page(
 
 
 def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -> dict[str, Any]:
-    judged = [run for run in runs if run.result.get("test")]
+    judged = [run for run in runs if run.exact]
+    scored = [run for run in runs if run.result.get("test") or run.held]
     return {
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         "runs": [_run(run) for run in runs],
@@ -62,7 +63,8 @@ def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -
         "comparable": comparable,
         "columns": COLUMNS,
         "rows": comparison(runs),
-        "score_plots": [Markup(_scores(judged, metric)) for metric in HEADLINE] if judged else [],
+        "notes": notes(runs),
+        "score_plots": [Markup(_scores(scored, metric)) for metric in HEADLINE] if scored else [],
         "curve_plots": [Markup(svg) for svg in _curves(runs)],
         "loss_plots": [
             Markup(_loss(run)) for run in runs if sum("loss" in record for record in run.records) > 1
@@ -119,6 +121,8 @@ def _scores(runs: Sequence[Summary], metric: str) -> str:
     rows = []
     for run in runs:
         points = [("federated", run.estimate(metric))]
+        if run.held:
+            points.append((HELD_ROW.strip(), estimate(run.held, metric)))
         if run.twin:
             points.append(("centralised twin", run.twin_estimate(metric)))
         rows.append((run.name, points))
@@ -127,12 +131,16 @@ def _scores(runs: Sequence[Summary], metric: str) -> str:
 
 
 def _groups(runs: Sequence[Summary], metric: str) -> str:
-    few, many = runs[0].result["test"]["group_bounds"]
+    few, many = _exact(runs[0])["group_bounds"]
     labels = {"few": f"few (<{few})", "middle": f"middle ({few} to {many - 1})", "many": f"many (≥{many})"}
     rows = [
         (
-            run.name,
-            [(labels[group], run.estimate(metric, group)) for group in GROUPS if run.estimate(metric, group)],
+            _named(run),
+            [
+                (labels[group], found)
+                for group in GROUPS
+                if (found := estimate(run.exact, metric, group)) is not None
+            ],
         )
         for run in runs
     ]
@@ -178,7 +186,7 @@ def _totals(run: Summary) -> list[str]:
 def _group_columns(runs: Sequence[Summary]) -> list[str]:
     if not runs:
         return []
-    users = runs[0].result["test"]["n_users"]
+    users = _exact(runs[0])["n_users"]
     return [f"{group}: {users[group]} users" for group in ("all", *GROUPS)]
 
 
@@ -186,25 +194,36 @@ def _group_rows(runs: Sequence[Summary]) -> list[list[str]]:
     rows = []
     for run in runs:
         for metric, name in HEADLINE.items():
-            found = [run.estimate(metric, group) for group in ("all", *GROUPS)]
+            found = [estimate(run.exact, metric, group) for group in ("all", *GROUPS)]
             if any(found):
                 rows.append(
-                    [f"{run.name}: {name}", *(f"{number(e)} ({bounds(e)})" if e else DASH for e in found)]
+                    [f"{_named(run)}: {name}", *(f"{number(e)} ({bounds(e)})" if e else DASH for e in found)]
                 )
     return rows
 
 
 def _part_columns(runs: Sequence[Summary], part: str) -> list[str]:
     """Names of the figures of a part of the test ("lists", "answers") that some run has."""
-    return list(dict.fromkeys(name for run in runs for name in run.result["test"].get(part, {})))
+    return list(dict.fromkeys(name for run in runs for name in _exact(run).get(part, {})))
 
 
 def _part_rows(runs: Sequence[Summary], part: str) -> list[list[str]]:
     rows, columns = [], _part_columns(runs, part)
     for run in runs:
-        values = [run.result["test"].get(part, {}).get(name) for name in columns]
-        rows.append([run.name, *(DASH if value is None else f"{value:.4f}" for value in values)])
+        values = [_exact(run).get(part, {}).get(name) for name in columns]
+        rows.append([_named(run), *(DASH if value is None else f"{value:.4f}" for value in values)])
     return rows if columns else []
+
+
+def _exact(run: Summary) -> dict[str, Any]:
+    """The whole report of a run that has one."""
+    assert run.exact is not None
+    return run.exact
+
+
+def _named(run: Summary) -> str:
+    """The run, and whether its figures are those of held data."""
+    return f"{run.name} (held data)" if run.held else run.name
 
 
 def _data(run: Summary) -> dict[str, Any]:

@@ -28,6 +28,8 @@ HEADLINE = {
     "full/ndcg@10": "NDCG@10, all items",
 }
 GROUPS = ("few", "middle", "many")
+#: Exact metrics on data that the researcher holds, in a run's folder (`held_data`).
+HELD_FILE = "held_data.json"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,25 @@ class Summary:
         """Received by a user in a round."""
         return float(self.records[-1]["bytes_down_per_user"]) if self.records else 0.0
 
+    @cached_property
+    def held(self) -> dict[str, Any] | None:
+        """Exact metrics on data that the researcher holds, which are no release of the run; None: not measured."""
+        found = _optional_json(self.run.path / HELD_FILE)
+        return None if found is None else dict(found["test"])
+
+    @property
+    def exact(self) -> dict[str, Any] | None:
+        """The whole report on the test part: the run's own, or of a private run the one on held data."""
+        own = self.result.get("test")
+        return self.held if own is None or own.get("noised") else dict(own)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether an epsilon stands beside its figures."""
+        return not isinstance(self.config.privacy, NoPrivacy)
+
     def estimate(self, metric: str, group: str = "all") -> Estimate | None:
-        """A metric on the test part, None where it was not measured."""
+        """A metric on the test part as the run let it out, None where it did not."""
         return estimate(self.result.get("test"), metric, group)
 
     def twin_estimate(self, metric: str, group: str = "all") -> Estimate | None:
@@ -124,6 +143,7 @@ class Summary:
             "bytes_down_per_user_and_round": self.bytes_down,
             "validation": self.result.get("validation"),
             "test": self.result.get("test"),
+            "held_data": _optional_json(self.run.path / HELD_FILE),
             "twin": self.twin,
             "privacy_warnings": self.config.warnings(),
         }

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedrec.evaluation.report import Estimate
-from fedrec_simulations.report.summary import HEADLINE, Summary
+from fedrec.privacy.noised_means import HELD_DATA, TUNING_NOT_COVERED
+from fedrec_simulations.report.summary import HEADLINE, Summary, estimate
 from fedrec_simulations.report.units import size
 
 COLUMNS = ("privacy", *HEADLINE.values(), "95% interval", "rounds", "seconds", "up", "down")
 #: Stands for a number that there is not.
 DASH = "-"
+#: Of figures that no run let out.
+HELD_ROW = "  held data, exact"
 
 
 def number(value: Estimate | None) -> str:
@@ -24,7 +27,7 @@ def bounds(value: Estimate | None) -> str:
 
 
 def comparison(runs: Sequence[Summary]) -> list[list[str]]:
-    """Name, then `COLUMNS`, of each run, each followed by its centralised twin where there is one."""
+    """Name, then `COLUMNS`, of each run, followed by what its researcher measured and by its centralised twin."""
     rows = []
     for run in runs:
         found = [run.estimate(metric) for metric in HEADLINE]
@@ -33,8 +36,24 @@ def comparison(runs: Sequence[Summary]) -> list[list[str]]:
             [run.name, run.privacy, *map(number, found), bounds(found[-1]), rounds, f"{run.seconds:.1f}"]
         )
         rows[-1] += [size(run.bytes_up), size(run.bytes_down)]
+        if run.held:
+            found = [estimate(run.held, metric) for metric in HEADLINE]
+            rows.append([HELD_ROW, "not covered", *map(number, found), bounds(found[-1]), *[DASH] * 4])
         if run.twin:
             found = [run.twin_estimate(metric) for metric in HEADLINE]
             rows.append(["  centralised twin", "none", *map(number, found), bounds(found[-1])])
             rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", DASH, DASH]
     return rows
+
+
+def notes(runs: Sequence[Summary]) -> list[str]:
+    """What must stand beside the figures of private runs; nothing for others."""
+    private = [run for run in runs if run.is_private]
+    lines = []
+    if any((run.result.get("test") or {}).get("noised") for run in private):
+        lines.append(
+            "Figures of private runs are noised and charged; their intervals hold noise and sampling."
+        )
+    if any(run.held for run in runs):
+        lines.append(f"{HELD_ROW.strip()}: {HELD_DATA}.")
+    return [*lines, TUNING_NOT_COVERED] if private else lines

@@ -20,11 +20,11 @@ from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.sweep.spec import MethodSpec, SweepSpec, Values, put
 
 #: Part of every hash: raised when cells mean something else than before.
-FORMAT = 1
+FORMAT = 2
 UNPROTECTED = {"unit": "none", "aggregator": "plain", "insecure": True}
 #: What a private cell assumes unless its method says otherwise. The seed makes the noise repeatable and therefore
 #: worthless as protection: right for public data in a simulation, and every output says so.
-SIMULATED = {"unit": "user", "trust": "central", "aggregator": "plain", "insecure": True, "metrics": "exact"}
+SIMULATED = {"unit": "user", "trust": "central", "aggregator": "plain", "insecure": True}
 
 Axes = tuple[tuple[str, Any], ...]
 
@@ -69,8 +69,9 @@ class CellResult:
 
     Attributes:
         key: the cell's.
-        metrics: name to mean over users: `full/ndcg@10` over all, `small/...` over the third with the shortest
-            histories, `tail/...` over held-out items outside the most popular fifth.
+        metrics: name to mean over users, exact, on data that is held here: `full/ndcg@10` over all, `small/...` over
+            the third with the shortest histories, `tail/...` over held-out items outside the most popular fifth; and
+            `released/...`, what the run itself let out under its plan; `released_std/...`, how loud its noise was.
         users: judged users behind "all", "small" and "tail".
         privacy: what was paid and how loud the noise was (see `costs.of_plan`); empty without noise.
         seconds: wall time of training and judging.
@@ -141,7 +142,7 @@ def _cell(
     for key, value in axes:
         put(values, key, value)
     values["federation"]["seed"] = seed
-    _set_privacy(values, epsilon, seed)
+    _set_privacy(values, epsilon, seed, spec.sweep.metric)
     # Seeds give the spread here, and lists are not what is bought with epsilon.
     values["evaluation"] |= {"bootstrap": 0, "list_k": 0, "group_bounds": list(group_bounds)}
     config = parse_config(values, (), f"{source}, method {method.name!r} at epsilon {epsilon:g}")
@@ -155,10 +156,15 @@ def _shared_sections(spec: SweepSpec) -> Values:
     return {"name": "cell", **parts}
 
 
-def _set_privacy(values: Values, epsilon: float, seed: int) -> None:
+def _set_privacy(values: Values, epsilon: float, seed: int, metric: str) -> None:
     given = values["privacy"]
     if math.isfinite(epsilon):
-        values["privacy"] = SIMULATED | given | {"epsilon": epsilon, "noise_seed": seed}
+        # A release of metrics belongs to what a budget buys; about single interactions there is none.
+        names = list(dict.fromkeys((metric, f"full/hr@{metric.partition('@')[2]}")))
+        released = {"metrics": "noised", "released_metrics": names}
+        values["privacy"] = SIMULATED | ({} if given.get("unit") == "interaction" else released) | given
+        values["privacy"] |= {"epsilon": epsilon, "noise_seed": seed}
+        values["evaluation"]["held_data"] = True
         return
     # The same method without noise keeps its clip: what is left out is the noise alone.
     if "clip_norm" in given:

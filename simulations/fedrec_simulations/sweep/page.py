@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from fedrec.errors import RunError
-from fedrec.wire.files import atomic_write
+from fedrec.privacy.noised_means import HELD_DATA
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec_simulations.report import html
 from fedrec_simulations.report.tables import DASH
 from fedrec_simulations.sweep import plots
@@ -19,7 +20,8 @@ from fedrec_simulations.sweep.table import CAVEAT, SLICES, Point
 
 COLUMNS = (
     "method and epsilon", "seeds", "all people", "worst to best seed", "HR", "sampled NDCG", "short histories",
-    "long tail", "epsilon per person", "epsilon per interaction", "noise multiplier", "noise to signal", "seconds",
+    "long tail", "as released", "epsilon per person", "epsilon per interaction", "noise multiplier",
+    "noise to signal", "seconds",
 )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def write_page(folder: Path, spec: SweepSpec, points: Sequence[Point], facts: Ma
     page = html.render("sweep.html", _contents(spec, points, facts, panels), "fedrec_simulations.sweep")
     try:
         for name, (title, draw) in panels.items():
-            atomic_write(folder / f"{name}.png", plots.png(draw, f"{title} ({CAVEAT})"))
+            atomic_write(folder / f"{name}.png", plots.png(draw, f"{title} ({CAVEAT})"), PUBLIC)
     except OSError as error:
         raise RunError(
             f"page in {folder} cannot be written ({error.strerror}): give another --out"
@@ -71,6 +73,7 @@ def _contents(
     return {
         "title": spec.name,
         "caveat": CAVEAT,
+        "held": HELD_DATA,
         "sentences": sentences(reading),
         "metric": spec.sweep.metric,
         "judge": spec.sweep.judge,
@@ -100,7 +103,7 @@ def row(point: Point, metric: str) -> list[str]:
         value = point.privacy.get(name)
         return DASH if value is None else format(value, style)
 
-    spread = point.metrics.get(metric)
+    spread, said = point.metrics.get(metric), f"released/{metric}"
     upper = "≤ " if point.privacy.get("unit") == "user" else ""
     return [
         point.series + (f" · {point.epsilon:g}" if point.epsilon < float("inf") else " · no noise"),
@@ -111,6 +114,9 @@ def row(point: Point, metric: str) -> list[str]:
         mean(f"sampled/ndcg@{cut}"),
         mean(f"small/{metric}"),
         mean(f"tail/{metric}"),
+        f"{mean(said)} ± {point.metrics[f'released_std/{metric}'].mean:.4f}"
+        if said in point.metrics
+        else DASH,
         paid("epsilon_user", ".2f"),
         (upper if point.privacy else "") + paid("epsilon_interaction", ".2f"),
         paid("noise_multiplier", ".2f"),

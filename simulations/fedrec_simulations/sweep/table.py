@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrec.wire.files import atomic_write
+from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec_simulations.sweep.cells import Axes, Cell, CellResult
 
 #: Said on every output.
@@ -118,14 +118,13 @@ def write_tables(folder: Path, cells: Sequence[Cell], results: Mapping[str, Cell
     writer = csv.DictWriter(text, list(made[0]) if made else ["method"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(made)
-    atomic_write(folder / "sweep.csv", text.getvalue().encode())
+    atomic_write(folder / "sweep.csv", text.getvalue().encode(), PUBLIC)
     binary = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(made), binary)
-    atomic_write(folder / "sweep.parquet", binary.getvalue())
+    atomic_write(folder / "sweep.parquet", binary.getvalue(), PUBLIC)
     document = about | {"note": CAVEAT, "points": [as_dict(p) for p in points(cells, results)], "cells": made}
-    atomic_write(
-        folder / "sweep.json", (json.dumps(plain(document), indent=2, allow_nan=False) + "\n").encode()
-    )
+    written = (json.dumps(plain(document), indent=2, allow_nan=False) + "\n").encode()
+    atomic_write(folder / "sweep.json", written, PUBLIC)
 
 
 def as_dict(point: Point) -> Row:

@@ -17,6 +17,7 @@ from fedrec.evaluation.evaluate import evaluate
 from fedrec.evaluation.report import EvaluationReport
 from fedrec.models.registry import build
 from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.held_data import held_sums
 from fedrec_simulations.run_folder import RunFolder
 from fedrec_simulations.sweep.cells import Cell, CellResult
 from fedrec_simulations.sweep.costs import of_run
@@ -49,9 +50,12 @@ def _federated(cell: Cell, data: SweepData, folder: Path) -> CellResult:
     run = RunFolder.create(folder, cell.config, data.prepared(), nodes=1, share_split=False)
     outcome = run_in_process(folder)
     test = outcome.result["test"]
-    metrics = {name: value["value"] for name, value in test["metrics"]["all"].items()}
-    metrics |= {f"small/{name}": v["value"] for name, v in test["metrics"].get("few", {}).items()}
-    users = {"all": test["n_users"]["all"], "small": test["n_users"]["few"], "tail": 0}
+    report = held_sums(run, outcome.shared, outcome.rounds).report()
+    metrics = _named("", report, "all") | _named("small/", report, "few")
+    if test is not None and test.get("noised"):
+        metrics |= {f"released/{name}": mean["value"] for name, mean in test["metrics"]["all"].items()}
+        metrics |= {f"released_std/{name}": std for name, std in test["noise_std"].items()}
+    users = {"all": report.n_users["all"], "small": report.n_users["few"], "tail": 0}
     if len(data.tail):
         report = _tail(cell, data, run, outcome.rounds)
         metrics |= _named("tail/", report, "all")

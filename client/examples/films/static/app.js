@@ -5,6 +5,7 @@
 const BUSY_MS = 1000;
 const CALM_MS = 4000;
 const TYPING_MS = 180;
+const PAUSE_MS = 2000;
 
 /** What this page shows, by piece: sent along so that only what changed comes back. */
 let revisions = Object.fromEntries(new URLSearchParams(document.body.dataset.revisions));
@@ -34,19 +35,28 @@ function putBack(piece, place) {
   if (place.selection && next.type === "search") next.setSelectionRange(...place.selection);
 }
 
+/** Whether what is typed in a piece has not been sent for long enough to be sure that it is all. */
 function isTyping(piece) {
-  return piece.contains(document.activeElement) && document.activeElement.matches("input[type=search]");
+  const active = document.activeElement;
+  return piece.contains(active) && active.matches("input[type=search]") && Date.now() - typedAt < PAUSE_MS;
 }
 
+/** Puts pieces in; the names of those that must wait, because somebody is typing in them. */
 function swap(pieces, told) {
+  const waiting = [];
   for (const [id, html] of Object.entries(pieces)) {
     const piece = document.getElementById(id);
     if (!piece) continue;
+    if (!told && isTyping(piece)) {
+      waiting.push(id);
+      continue;
+    }
     const place = placeIn(piece);
     piece.innerHTML = html;
     putBack(piece, place);
     mark(piece, told);
   }
+  return waiting;
 }
 
 /** A piece that changed by itself shows it for a moment. */
@@ -57,8 +67,12 @@ function mark(piece, told) {
 }
 
 function take(answer, told) {
-  swap(answer.pieces, told);
-  revisions = answer.revisions;
+  if (revisions.app !== answer.revisions.app) {
+    location.reload(); // the app was started again: tokens and numbers are others
+    return true;
+  }
+  const waiting = Object.fromEntries(swap(answer.pieces, told).map((id) => [id, revisions[id] ?? ""]));
+  revisions = { ...answer.revisions, ...waiting };
   return answer.busy;
 }
 
@@ -81,16 +95,27 @@ function hurry() {
 async function look() {
   let busy = false;
   try {
-    if (!document.hidden && ![...document.querySelectorAll(".device")].some(isTyping)) {
+    if (!document.hidden) {
       const answer = await fetch(`/live?${revisionQuery()}`);
       if (answer.ok) busy = take(await answer.json(), false);
+      away(false);
     }
   } catch {
-    /* The app was stopped: ask again later. */
+    away(true); // the app was stopped: ask again later
   }
   clearTimeout(timer);
   timer = setTimeout(look, busy ? BUSY_MS : CALM_MS);
 }
+
+/** Says that what is shown is old, because the app does not answer. */
+function away(is) {
+  document.getElementById("away").hidden = !is;
+  document.body.classList.toggle("is-away", is);
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) look();
+});
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
@@ -98,7 +123,7 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   form.classList.add("sent");
   send(form, event.submitter)
-    .catch(() => location.reload())
+    .catch((error) => (error instanceof TypeError ? away(true) : location.reload())) // a network error, or a refusal
     .finally(() => form.classList.remove("sent"));
 });
 
@@ -108,10 +133,12 @@ document.addEventListener("change", (event) => {
 });
 
 let typing = 0;
+let typedAt = 0;
 
 document.addEventListener("input", (event) => {
   const form = event.target.closest("form[data-live]");
   if (!form) return;
+  typedAt = Date.now();
   clearTimeout(typing);
   typing = setTimeout(() => form.requestSubmit(), TYPING_MS);
 });

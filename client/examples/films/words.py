@@ -1,0 +1,164 @@
+"""What the app says to its people when something does not happen: about them and their devices, never about settings.
+
+Errors and reasons of the SDK and of the service are for developers and operators: they name fields, addresses and
+settings. They are told here by what they mean for the person. Out of scope: the log of the service's steps
+(`federation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedrec.errors import (
+    CampaignOver,
+    ConsentRequired,
+    DataError,
+    FedrecError,
+    RegistryError,
+    ServerBusy,
+    ServiceError,
+    StoreError,
+    StoreFull,
+    UpdateRejected,
+)
+from fedrec_client.results import TrainingReport
+from fedrec_client.training.enrolments import CUT_OFF
+from films.device import CONDITIONS
+
+
+class NotNowError(RegistryError):
+    """Said by this app in words for its people."""
+
+
+#: Why a device does not train now, by the code of `fedrec_client.eligibility`.
+NOT_NOW = {
+    "consent": "Training together is not agreed to",
+    "model": "It has no current model: check for an update",
+    "charging": "It is not charging",
+    "idle": "Somebody uses it",
+    "unmetered": "It is not on Wi-Fi",
+    "data": f"Too little is rated here: {CONDITIONS.min_events} films are needed",
+    "space": "It has too little room",
+    "period": "It has trained a short while ago",
+    "budget": "The privacy budget that this app allows is spent",
+}
+#: Why a device refused a campaign, by the code of `fedrec_client.policy`.
+REFUSED = {
+    "cohort": "Too few people take part to hide among them",
+    "budget": "It would cost more of the privacy budget than this app allows",
+    "privacy": "It does not say how updates are protected, or not well enough",
+    "unit": "It would protect single ratings, not the whole person",
+    "trust": "The service would have to be trusted with the noise",
+    "delta": "The chance that the protection fails would be too large",
+    "aggregator": "The service could read single updates",
+    "noise": "The devices together would add too little noise",
+}
+#: How a session ended, by the beginning of the SDK's reason.
+ENDED = {
+    "done": "all rounds were done",
+    "stopped": "it was stopped",
+    "interrupted": "it was stopped",
+    "the campaign is over": "the others could not go on",
+    "the campaign's server cannot be reached": "the service could not be reached",
+    "the deadline has passed": "it took too long",
+    "the session ended by itself": "training on the device was cut off",
+    "there is no campaign now": "there was nothing to train",
+    "enrolled": "the others have not begun yet",
+    "nothing left, because the charge cannot be kept": "the budget could not be written down on the device",
+    "not eligible": "the device cannot train now",
+    "refused": "the app's limits do not allow it",
+    CUT_OFF: CUT_OFF,
+}
+#: What a step of a campaign is, by its beginning; others are told as they are.
+STEPS = {
+    "SuperLink answers": "A place to meet is made",
+    "gateway answers": "A place to meet is made",
+    "task signed": "Everybody can see what will be computed, and how it is protected",
+}
+
+
+def not_now(reasons: Sequence[str]) -> list[tuple[str, str]]:
+    """Sentence and code for each reason why a device does not train now."""
+    codes = [reason.partition(":")[0] for reason in reasons]
+    return [(NOT_NOW.get(code, "It cannot now"), code) for code in dict.fromkeys(codes)]
+
+
+def refused(reasons: Sequence[str]) -> list[str]:
+    """Sentences for why a device refused a campaign."""
+    codes = (reason.partition(":")[0] for reason in reasons)
+    return list(dict.fromkeys(REFUSED.get(code, "It does not keep to this app's limits") for code in codes))
+
+
+def ended(reason: str) -> str:
+    """How a session ended."""
+    return next((words for start, words in ENDED.items() if reason.startswith(start)), "it was cut off")
+
+
+def step(text: str) -> str:
+    """What a step of a campaign means."""
+    words = next((words for start, words in STEPS.items() if text.startswith(start)), text)
+    return words[:1].upper() + words[1:]
+
+
+def trouble(error: FedrecError) -> str:
+    """What an error means for the person whose device met it."""
+    match error:
+        case NotNowError() | DataError():
+            return str(error)
+        case ConsentRequired():
+            return "Switch on personal recommendations first: without it nothing is kept."
+        case ServerBusy():
+            return "The service is busy. Your list goes on; try again later."
+        case CampaignOver():
+            return "The others have begun without this device."
+        case ServiceError():
+            return "The service cannot be reached now. Your list goes on without it."
+        case UpdateRejected():
+            return (
+                "What the service sent is not what it should be. It was refused; your list goes on as before."
+            )
+        case StoreFull():
+            return "There is no room left on this device: nothing was changed."
+        case StoreError():
+            return "What this device keeps cannot be read or written now."
+        case _:
+            return "That did not work on this device."
+
+
+def without_a_model(
+    devices: int, left: int, enrolled: int, reports: Mapping[str, TrainingReport | None]
+) -> str:
+    """How a campaign ended that brought no new model.
+
+    Args:
+        devices: that were to take part.
+        left: of them, that stopped.
+        enrolled: that came at all.
+        reports: of the devices by the name of the person; None: the device could not say.
+    """
+    if enrolled < devices:
+        why = f"Only {enrolled} of {devices} devices came"
+    elif left:
+        why = f"{left} of {devices} devices stopped, and the others are too few to hide among each other"
+    else:
+        why = "Not enough devices answered in time"
+    return f"{why}. There is no new model. {_spent(reports)}"
+
+
+def _spent(reports: Mapping[str, TrainingReport | None]) -> str:
+    paid = [name for name, report in reports.items() if report is not None and report.epsilon_spent > 0]
+    unknown = [name for name, report in reports.items() if report is None]
+    if not paid and not unknown:
+        return "Nothing left the devices that tells anything, and nothing was spent."
+    parts = []
+    if paid:
+        parts.append(f"Encrypted messages had left {_names(paid)}: what they cost stays spent.")
+    if unknown:
+        parts.append(f"See the privacy page of {', '.join(unknown)}.")
+    return " ".join(parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    devices = [f"{name}'s" for name in names]
+    together = " and ".join([", ".join(devices[:-1]), devices[-1]] if len(devices) > 1 else devices)
+    return f"{together} device{'s' if len(devices) > 1 else ''}"
