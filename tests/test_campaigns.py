@@ -226,8 +226,7 @@ def test_a_campaign_whose_operator_is_killed_is_over(book: CampaignBook) -> None
 def test_a_service_tells_that_a_campaign_is_over_and_hears_who_leaves(
     book: CampaignBook, tmp_path: Path
 ) -> None:
-    root, _ = keys()
-    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    registry = Registry.create(tmp_path / "models", POPULATION, *keys())
     campaign, device = book.open(POPULATION, 10), Identity.create()
     with Service.start([registry], None, campaigns=book) as service:
         line = GrpcTransport(f"127.0.0.1:{service.port}", insecure=True)
@@ -306,15 +305,15 @@ sys.exit(run({arguments!r}))
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_operator_who_interrupts_a_campaign_ends_it(tmp_path: Path, number: signal.Signals) -> None:
-    root, key = keys()
-    key.save(tmp_path / "round.pem")
-    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    offline, online = keys()
+    online.save(tmp_path / "keys" / POPULATION / "online")
+    registry = Registry.create(tmp_path / "models", POPULATION, offline, online)
     made = registry.publish(
-        pack_model(Popular(np.ones(3, np.float32)), Items.of(["a", "b", "c"]), {}), Terms(0, NOW), key
+        pack_model(Popular(np.ones(3, np.float32)), Items.of(["a", "b", "c"]), {}), Terms(0, NOW), online
     )
-    registry.promote(made.version)
+    registry.promote(made.version, online)
     arguments = ["campaign", "run", "movietweetings-dp-ease", "--population", POPULATION, "--devices", "3"]
-    arguments += ["--key", str(tmp_path / "round.pem"), "--registry", str(tmp_path / "models")]
+    arguments += ["--keys", str(tmp_path / "keys"), "--registry", str(tmp_path / "models")]
     arguments += ["--campaigns", str(tmp_path / "campaigns")]
     arguments += ["--set", "privacy.metrics=none", "--set", "evaluation.held_data=false"]
     code = RUN.format(path=sys.path, arguments=arguments)
@@ -377,10 +376,10 @@ def test_a_campaign_judges_nobody(
         "evaluation": {},
     }
     values[section][key] = value
-    root, round_key = keys()
-    registry = Registry.create(tmp_path / "models", POPULATION, root.public)
+    offline, online = keys()
+    registry = Registry.create(tmp_path / "models", POPULATION, offline, online)
     with pytest.raises(ConfigError, match=reason):
-        Campaign.open(book, registry, parse_config(values), round_key)
+        Campaign.open(book, registry, parse_config(values), online)
     assert not [*tmp_path.rglob(ENROLMENTS)]
 
 

@@ -91,6 +91,25 @@ class Running:
         return self.process.returncode
 
 
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path, sessions: Sessions) -> Iterator[Start]:
+    """Starts the app in the test's folder; what a failed test leaves running is told to end."""
+    started: list[Running] = []
+
+    def begin(*options: str) -> Running:
+        started.append(Running(tmp_path, sessions, *options))
+        return started[-1]
+
+    yield begin
+    for app in started:
+        if app.process.poll() is None:
+            app.process.terminate()
+            app.process.communicate(timeout=60)
+
+
 @pytest.fixture
 def sessions() -> Iterator[Sessions]:
     with own_sessions() as made:
@@ -98,14 +117,14 @@ def sessions() -> Iterator[Sessions]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_it_serves(tmp_path: Path, sessions: Sessions, number: signal.Signals) -> None:
-    app = Running(tmp_path, sessions, "--offline")
+def test_while_it_serves(start: Start, number: signal.Signals) -> None:
+    app = start("--offline")
     app.serves()
     assert app.ends(number) == 0
 
 
-def test_while_it_starts(tmp_path: Path, sessions: Sessions) -> None:
-    app = Running(tmp_path, sessions, "--offline")
+def test_while_it_starts(start: Start) -> None:
+    app = start("--offline")
     assert app.process.stdout is not None
     app.lines.append(app.process.stdout.readline())
     assert app.ends(signal.SIGINT) == 130
@@ -121,9 +140,9 @@ MOMENTS: dict[str, Callable[[Running], None]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_people_train(tmp_path: Path, sessions: Sessions, moment: str, number: signal.Signals) -> None:
+def test_while_people_train(start: Start, tmp_path: Path, moment: str, number: signal.Signals) -> None:
     """Silent, even when somebody is impatient; and the next start shows what was spent, and who never was asked."""
-    app = Running(tmp_path, sessions)
+    app = start()
     app.serves()
     app.trains()
     MOMENTS[moment](app)
@@ -135,7 +154,7 @@ def test_while_people_train(tmp_path: Path, sessions: Sessions, moment: str, num
     released = moment == "a round"
     assert ("what they cost stays spent" in log) == released
     assert ("nothing was spent" in log) == (not released)
-    again = Running(tmp_path, sessions)
+    again = start()
     again.serves()
     with httpx.Client(base_url=again.url, trust_env=False, timeout=60) as page:
         found = re.search(r'name="token" value="([^"]+)"', page.get("/").text)

@@ -45,7 +45,7 @@ class TestMfBce(RecommenderContract):
     @pytest.fixture(scope="class")
     @classmethod
     def recommender(cls):
-        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.1))
+        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.02))
 
 
 class TestMfBpr(RecommenderContract):
@@ -54,7 +54,7 @@ class TestMfBpr(RecommenderContract):
     @pytest.fixture(scope="class")
     @classmethod
     def recommender(cls):
-        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.1, loss="bpr"))
+        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.03, loss="bpr"))
 
 
 class TestMfTorch(RecommenderContract):
@@ -63,7 +63,7 @@ class TestMfTorch(RecommenderContract):
     @pytest.fixture(scope="class")
     @classmethod
     def recommender(cls):
-        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.1, backend="torch"))
+        return MatrixFactorisation(MfConfig(embedding_size=8, learning_rate=0.02, backend="torch"))
 
 
 class TestPopularity(RecommenderContract):

@@ -42,6 +42,9 @@ GMF = {
     "batch_users": 30,
 }
 
+#: User vectors that begin anew in each round need longer steps of the server, or more rounds.
+QUICKER = {"server": {"name": "adam", "learning_rate": 0.05}}
+
 
 def model(base: dict[str, object], level: str | None = None, **values: object) -> NeuralRecommender:
     personal = {"personal": {"level": level, **values}} if level else {}
@@ -98,7 +101,7 @@ class TestFedReconOfUserVectors(RecommenderContract):
     @pytest.fixture(scope="class")
     @classmethod
     def recommender(cls) -> Recommender:
-        return model(GMF, "fedrecon", device={"name": "adam", "learning_rate": 0.1})
+        return model(GMF | QUICKER, "fedrecon", device={"name": "adam", "learning_rate": 0.1})
 
 
 class TestMixed(RecommenderContract):
@@ -267,7 +270,7 @@ QUIZ = SASREC | {
     "fold_in_epochs": 30,
     "server": {"name": "adam", "learning_rate": 0.015},
 }
-JOINTLY = {"learning_rate": 0.3}
+JOINTLY = {"learning_rate": 0.2}
 QUIZ_ROUNDS = 80
 #: Where one run ends depends on the last bit of each product, so on the processor; a mean over seeds hardly does.
 QUIZ_SEEDS = (3, 4, 5)
@@ -326,13 +329,19 @@ def test_a_tuned_head_is_trusted_where_it_is_right(
 
 
 def test_without_its_reconstruction_a_user_vector_knows_nothing(split: Split) -> None:
-    recommender = model(GMF, "fedrecon", device={"name": "adam", "learning_rate": 0.1})
-    shared, _ = train(recommender, split.train, 30)
+    plain = model(GMF)
+    recommender = model(GMF | QUICKER, "fedrecon", device={"name": "adam", "learning_rate": 0.1})
     batch = split.batch(split.train)
-    untrained = model(GMF).init_local(batch.user, 0)
-    blind = RecommenderContract.recall_at_9(model(GMF).score(shared, untrained, batch), batch, split)
-    found = RecommenderContract.recall_at_9(recommender.score(shared, {}, batch), batch, split)
-    assert blind < 0.3 < 0.5 < found
+    untrained = plain.init_local(batch.user, 0)
+    blind, found = [], []
+    for seed in (3, 4, 5):
+        shared, _ = train(recommender, split.train, 30, seed)
+        for recalls, scores in (
+            (blind, plain.score(shared, untrained, batch)),
+            (found, recommender.score(shared, {}, batch)),
+        ):
+            recalls.append(RecommenderContract.recall_at_9(scores, batch, split))
+    assert np.mean(blind) < 0.3 < 0.5 < np.mean(found)
 
 
 def alike(n_users: int = 200, length: int = 5) -> tuple[Interactions, Interactions]:

@@ -36,12 +36,14 @@ from fedrec.privacy.plan import PrivacyPlan, PrivacySettings, make_plan
 from fedrec.privacy.releases import SkellamRelease
 from fedrec.privacy.renyi import rdp, rdp_epsilon
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
 from fedrec.wire.files import write_json, write_secret
 from fedrec.wire.messages import encode
 from fedrec_client.local_state import LocalStore
 from fedrec_client.node import Node, config_hash, open_node, write_node
+from fedrec_client.node_terms import guarded_sums
 from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.senders import PlainSender
 from fedrec_server.collectors import Question
@@ -113,7 +115,10 @@ def lay_out(
     terms = PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=plan.target_epsilon)
     own, settings_ = NodeSettings(seed=5), RoundSettings(rounds=plan.rounds, min_reply_fraction=0.0)
     shards = [split.shard(k, nodes) for k in range(nodes)]
-    secagg, identities = enrolled([shard.train.n_users for shard in shards])
+    schedule = Schedule(
+        final_rounds=plan.rounds, final_evaluation=True, guarded=guarded_sums(build(model), terms)
+    )
+    secagg, identities = enrolled([shard.train.n_users for shard in shards], schedule=schedule)
     aggregation: Terms = secagg if how == "secagg" else PLAIN
     if how == "sealed":
         private, public = generate_key()

@@ -171,7 +171,7 @@ def test_a_sybil_who_is_not_in_the_roster_finds_no_place() -> None:
 
 def test_terms_that_the_server_would_like_better_are_refused() -> None:
     cohort = Cohort.of(5)
-    looser, _ = enrolled([1] * 5, threshold=0.51, min_nodes=3)
+    looser, _ = enrolled([1] * 5, threshold=0.75, min_nodes=3)
     context = context_of(looser, 20)
     assert refusal(lambda: Client.begin(cohort.terms, cohort.identities[0], context)) == Reason.CONTEXT
 
@@ -190,7 +190,7 @@ def test_a_threshold_that_two_groups_could_reach_is_refused() -> None:
 def test_a_lower_threshold_of_the_server_gets_it_nothing() -> None:
     """Devices deal with their own: a server that asks for fewer shares has fewer than it needs."""
     cohort = Cohort.of(6, 8, threshold=0.9)
-    cohort.server = Server(with_terms(cohort, threshold=0.51), cohort.context)
+    cohort.server = Server(with_terms(cohort, threshold=2 / 3), cohort.context)
     with pytest.raises(AggregationAborted):
         cohort.run({"confirm": {0, 2}})
     check_refused(cohort, Reason.CONSENT)

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from fedrec.errors import BadContent
 from fedrec_client.participation import Book
 
@@ -110,5 +108,7 @@ class Policy:
 
 def _first_line(error: Exception) -> str:
     """What is wrong, without the several lines of a list of problems."""
+    from pydantic import ValidationError
+
     problems = error.errors() if isinstance(error, ValidationError) else []
     return " ".join(str(problems[0]["msg"] if problems else error).split())[:200]
