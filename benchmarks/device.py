@@ -109,7 +109,7 @@ def folding() -> None:
 def opened(folder: Path, service: FakeService) -> Client:
     """A client as an app has it: sealed on disk."""
     store = SqliteStore.open(folder, FileVault.create(folder))
-    settings = {"population": service.population, "trust": service.root.public, "server": service}
+    settings = {"population": service.population, "trust": service.trust, "server": service}
     return Client.open(folder, platform=FakePlatform(), store=store, **settings)
 
 
@@ -158,11 +158,11 @@ def memory_added() -> float:
         "    table = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float32)\n"
         "    items = Items.of([f'tt{k:07d}' for k in range(100_000)])\n"
         "    service.publish(Factors(FloatTable(table), Ridge(0.1, 0.01)).quantised(), items)\n"
-        "    c = opened(folder, service); c.check_for_update(); print(service.root.public.hex()); c.close()\n"
+        "    c = opened(folder, service); c.check_for_update(); print(service.trust.decode()); c.close()\n"
         "else:\n"
         "    from fedrec_client import Client\n"
         "    from fedrec_client.testing import FakePlatform\n"
-        "    root = bytes.fromhex((folder / 'root').read_text())\n"
+        "    root = (folder / 'root').read_bytes()\n"
         "    def start(where):\n"
         "        return Client.open(where, population='test', trust=root, platform=FakePlatform())\n"
         "    start(folder / 'empty').recommend(5)\n"

@@ -38,8 +38,9 @@ from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
 from fedrec.ranking.tables import FloatTable
+from fedrec.wire.layout import hashed_name, model_target
 from fedrec.wire.package import Terms, pack_model
-from fedrec.wire.signing import RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.transport import CheckIn
 from fedrec_server.certificates import make_service_certificates
@@ -117,16 +118,17 @@ class Good:
         self._transport = GrpcTransport(
             f"127.0.0.1:{port}", ca=tls / "ca.crt", certificate=tls / "app.pem", key=tls / "app.key"
         )
-        self._file = b"".join(self._transport.download(POPULATION, 1, "model.safetensors"))
+        self._path = model_path(tls.parent)
+        self._file = b"".join(self._transport.fetch(POPULATION, self._path))
         self.done, self.waits = threading.Event(), list[float]()
 
     def ask_on(self) -> None:
         """Until it is told to end; any refusal or wrong byte is an error."""
         while not self.done.wait(GOOD_SECONDS):
             start = time.perf_counter()
-            answer = self._transport.check_in(CheckIn(POPULATION, "0123456789abcdef", "0.1.0", 0))
-            assert answer.model_version == 1
-            assert b"".join(self._transport.download(POPULATION, 1, "model.safetensors")) == self._file
+            answer = self._transport.check_in(CheckIn(POPULATION, "0.1.0", 0))
+            assert answer.retry_after_seconds
+            assert b"".join(self._transport.fetch(POPULATION, self._path)) == self._file
             self.waits.append(time.perf_counter() - start)
         self._transport.close()
 
@@ -178,14 +180,21 @@ def quantiles(waits: list[float]) -> str:
     return f"median {middle:.0f} ms, p99 {most:.0f} ms, slowest {worst:.0f} ms"
 
 
+def model_path(folder: Path) -> str:
+    """Under which devices fetch the champion's model."""
+    registry = Registry(folder / "models", POPULATION)
+    name, version = "model.safetensors", registry.aliases.champion
+    sha256 = registry.hashes(registry.manifest(version))[name]
+    return "targets/" + hashed_name(sha256, model_target(POPULATION, version, name))
+
+
 def made(folder: Path) -> tuple[Registry, Path]:
     """A registry with one champion, and certificates."""
-    root, now = RootKey.generate(), time.time()
-    key = RoundKey.generate(root, POPULATION, serial=1, not_before=now - 60, not_after=now + 86_400)
-    registry = Registry.create(folder / "models", POPULATION, root.public)
+    keys = OnlineKeys.generate()
+    registry = Registry.create(folder / "models", POPULATION, OfflineKeys.generate(), keys)
     table = FloatTable(np.random.default_rng(0).normal(size=(10_000, 16)))
     files = pack_model(Factors(table, Ridge(0.1, 0.01)), Items.of([f"i{k}" for k in range(10_000)]), {})
-    registry.promote(registry.publish(files, Terms(0, int(now)), key).version)
+    registry.promote(registry.publish(files, Terms(0, int(time.time())), keys).version, keys)
     make_service_certificates(folder / "tls")
     return registry, folder / "tls"
 

@@ -24,6 +24,7 @@
     │   └── ClientTooOld                      needs a newer client
     ├── ServiceError                 exit 18  the model service cannot be reached, or refuses
     │   ├── ServerBusy                        come back later (`retry_after_seconds`)
+    │   ├── NotPublished                      there is no such file
     │   └── CampaignOver                      the training campaign has ended, or takes no more devices
     ├── StoreError                   exit 19  a device's store cannot be used
     │   ├── StoreLocked                       the key is missing or wrong, or another process holds it
@@ -193,6 +194,10 @@ class ServerBusy(ServiceError):  # noqa: N818
     def __init__(self, message: str, retry_after_seconds: tuple[float, float]) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class NotPublished(ServiceError):  # noqa: N818
+    """The service, or a web server, has no such file."""
 
 
 class CampaignOver(ServiceError):  # noqa: N818 - it names what happened

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from wire_helpers import DAY, POPULATION, PRIVACY, factors, items
+from wire_helpers import POPULATION, PRIVACY, factors, items
 
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel
+from fedrec.wire.layout import hashed_name, model_target
 from fedrec.wire.package import Terms, pack_model
-from fedrec.wire.signing import RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.transport import CheckIn
 from fedrec_server.certificates import make_service_certificates
@@ -23,7 +24,6 @@ from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
 
 NOW = time.time()
-TOKEN = "0123456789abcdef"
 REPORT = "cd" * 16
 NODE_KEY = "ecdsa-sha2-nistp384 " + "A" * 120
 #: Tests ask faster than devices.
@@ -40,17 +40,17 @@ QUICK = Limits(
 
 @dataclass
 class Place:
-    """A registry, the key that publishes there, certificates, and what apps pin."""
+    """A registry, the keys that publish there, certificates, and what apps pin."""
 
     registry: Registry
-    key: RoundKey
+    keys: OnlineKeys
     certificates: Path
 
     @classmethod
     def make(cls, folder: Path, certificates: Path | None = None, versions: int = 1) -> Place:
-        root = RootKey.generate()
-        key = RoundKey.generate(root, POPULATION, serial=1, not_before=NOW - DAY, not_after=NOW + 90 * DAY)
-        made = cls(Registry.create(folder / "models", POPULATION, root.public), key, folder / "tls")
+        keys = OnlineKeys.generate()
+        registry = Registry.create(folder / "models", POPULATION, OfflineKeys.generate(), keys)
+        made = cls(registry, keys, folder / "tls")
         if certificates is None:
             make_service_certificates(made.certificates)
         else:
@@ -61,12 +61,17 @@ class Place:
 
     def publish(self, model: ServingModel, known: Items | None = None) -> int:
         version = self.add(model, known)
-        self.registry.promote(version)
+        self.registry.promote(version, self.keys)
         return version
 
     def add(self, model: ServingModel, known: Items | None = None) -> int:
         files = pack_model(model, known or items(), PRIVACY)
-        return self.registry.publish(files, Terms(0, int(NOW)), self.key).version
+        return self.registry.publish(files, Terms(0, int(NOW)), self.keys).version
+
+    def fetched_as(self, version: int, name: str) -> str:
+        """Path under which devices fetch a file of a version."""
+        sha256 = self.registry.hashes(self.registry.manifest(version))[name]
+        return "targets/" + hashed_name(sha256, model_target(POPULATION, version, name))
 
     def start(self, limits: Limits = QUICK, campaigns: Any = None, tokens: Any = None) -> Service:
         files = (self.certificates / name for name in ("server.pem", "server.key", "apps.crt"))
@@ -96,10 +101,8 @@ class Place:
         return made
 
 
-def check_in(
-    population: str = POPULATION, token: str = TOKEN, version: str = "0.1.0", trains: bool = False
-) -> CheckIn:
-    return CheckIn(population, token, version, 0, trains)
+def check_in(population: str = POPULATION, version: str = "0.1.0", trains: bool = False) -> CheckIn:
+    return CheckIn(population, version, 0, trains)
 
 
 def limits(**changes: Any) -> Limits:

@@ -23,7 +23,7 @@ from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
-from fedrec.wire.signing import TASK, RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.participation import Book
@@ -90,23 +90,20 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         now = time.time()
-        self.root = RootKey.generate()
-        self.key = RoundKey.generate(
-            self.root, "films", serial=1, not_before=now - 60, not_after=now + 86_400
-        )
-        self.registry = Registry.create(folder / "models", "films", self.root.public)
+        self.keys = OnlineKeys.generate()
+        self.registry = Registry.create(folder / "models", "films", OfflineKeys.generate(), self.keys)
         self.book = CampaignBook(folder / "campaigns")
         items = Items.of([f"film-{k:02d}" for k in range(ITEMS)], [f"Film {k}" for k in range(ITEMS)])
         popular = Popular(np.linspace(1, 0, ITEMS, dtype=np.float32))
-        made = self.registry.publish(pack_model(popular, items, {}), Terms(0, int(now)), self.key)
-        self.registry.promote(made.version)
+        made = self.registry.publish(pack_model(popular, items, {}), Terms(0, int(now)), self.keys)
+        self.registry.promote(made.version, self.keys)
         self.service = Service.start([self.registry], None, campaigns=self.book)
 
     def client(self, folder: Path, policy: Policy = FOR_FIVE) -> Client:
         made = Client.open(
             folder,
             population="films",
-            trust=self.root.public,
+            trust=self.registry.pinned,
             server=GrpcTransport(f"127.0.0.1:{self.service.port}", insecure=True),
             platform=FakePlatform(time.time()),
             store=MemoryStore(),
@@ -147,7 +144,7 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
     for k, client in enumerate(clients):
         like(client, [film for film in liked if film != 20 + k])
         assert first(client) == "film-00"
-    campaign = Campaign.open(place.book, place.registry, config(), place.key)
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys)
     with ThreadPoolExecutor(DEVICES + 1) as pool:
         joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
         campaign.await_devices(DEVICES, 30)
@@ -188,7 +185,7 @@ def test_devices_that_leave_before_they_release_anything_pay_nothing_and_the_oth
     clients = [place.client(tmp_path / str(k)) for k in range(DEVICES)]
     for client in clients:
         like(client, [1, 2, 3, 4])
-    campaign, steps = Campaign.open(place.book, place.registry, config(), place.key), []
+    campaign, steps = Campaign.open(place.book, place.registry, config(), place.keys), []
     with ThreadPoolExecutor(DEVICES + 1) as pool:
         joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
         campaign.await_devices(DEVICES, 30)
@@ -219,7 +216,7 @@ def test_a_campaign_with_too_few_devices_left_ends_at_once_for_everybody(
     for client in clients:
         like(client, [1, 2, 3, 4])
     champion = place.registry.aliases.champion
-    campaign = Campaign.open(place.book, place.registry, config(), place.key)
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys)
     with ThreadPoolExecutor(DEVICES + 1) as pool:
         joined = [pool.submit(client.train_if_eligible, NOW_CONDITIONS, 300) for client in clients]
         campaign.await_devices(DEVICES, 30)
@@ -242,7 +239,7 @@ def test_a_campaign_with_too_few_devices_left_ends_at_once_for_everybody(
 
 def test_a_campaign_that_is_stopped_ends_within_seconds(place: Place, tmp_path: Path) -> None:
     asked: list[bool] = []
-    campaign = Campaign.open(place.book, place.registry, config(), place.key, stop=lambda: bool(asked))
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys, stop=lambda: bool(asked))
     client = place.client(tmp_path)
     like(client, [1, 2, 3, 4])
     with ThreadPoolExecutor(2) as pool:
@@ -273,7 +270,7 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
     """The default policy, a task signed by the operator all the same: nothing leaves, nothing is charged."""
     careful = place.client(tmp_path / "careful", Policy())
     like(careful, [1, 2, 3, 4])
-    campaign = Campaign.open(place.book, place.registry, config(), place.key)
+    campaign = Campaign.open(place.book, place.registry, config(), place.keys)
     first = careful.train_if_eligible(NOW_CONDITIONS, 0)
     assert not first.joined and "not started yet" in first.reason
     for k in range(2):
@@ -300,7 +297,7 @@ def test_a_policy_refuses_what_a_device_should_not_join(place: Place, tmp_path: 
     }
     items = "\0".join(place.registry.open(payload["model_version"]).items.ids).encode()  # type: ignore[arg-type]
     payload["items"] = hashlib.sha256(items).hexdigest()
-    campaign.book.give(campaign.id, place.key.sign(TASK, payload))
+    campaign.book.give(campaign.id, place.registry.sign_task(campaign.id, payload, place.keys))
     report = careful.train_if_eligible(NOW_CONDITIONS, 5)
     assert not report.joined and report.epsilon_spent == 0
     for code in ("cohort", "budget"):
@@ -357,7 +354,7 @@ def test_a_campaign_without_secure_aggregation_is_refused(place: Place) -> None:
         update={"privacy": config().privacy.model_copy(update={"aggregator": "plain", "insecure": True})}
     )
     with pytest.raises(ConfigError, match="nobody should see"):
-        Campaign.open(place.book, place.registry, plain, place.key)
+        Campaign.open(place.book, place.registry, plain, place.keys)
 
 
 def test_a_device_runs_no_app_of_the_operators(sessions: Sessions, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from training_helpers import Device, Devices, Fate, node_parts, write_task
 from fedrec.errors import FedrecError, StoreFull
 from fedrec.learning.protocol import Failure, Request
 from fedrec.secagg.roster import Identity
-from fedrec.wire.signing import TASK, RootKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, Consent
 from fedrec_client.participation import Book
 from fedrec_client.results import TrainingReport
@@ -119,14 +119,14 @@ class Four:
 def app(folder: Path, ram: Path, superlink: str, point: str) -> None:
     """What the process of the app does; it says its public key, is told the others', and takes part."""
     service = service_with_items()
-    service.root.save(folder / "root.pem", PASSPHRASE)
+    save_keys(service, folder)
     client = prepared(opened(folder, service))
     client.train_if_eligible(READY, 0)
     say(service.enrolments[0].identity.hex())
     others = [Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key))) for key in heard()]
     parts = node_parts(4, [*others, _Public(service.enrolments[0].identity)])  # type: ignore[list-item]
     task = payload(service, node=parts, superlink=superlink)
-    service.tasks[CAMPAIGN] = service.key.sign(TASK, task).to_bytes()
+    service.give_task(CAMPAIGN, task)
     run_task.RAM = ram
     kill_at(point)
     report = client.train_if_eligible(READY, 120)
@@ -153,6 +153,15 @@ def kill_at(point: str) -> None:
         session.Session._end = die  # type: ignore[method-assign]
 
 
+def save_keys(service: FakeService, folder: Path) -> None:
+    service.offline_keys.save(folder / "keys", PASSPHRASE)
+    service.online_keys.save(folder / "keys")
+
+
+def load_keys(folder: Path) -> tuple[OfflineKeys, OnlineKeys]:
+    return OfflineKeys.load(folder / "keys", PASSPHRASE), OnlineKeys.load(folder / "keys")
+
+
 def say(value: Any) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
@@ -166,7 +175,7 @@ def opened(folder: Path, service: FakeService, platform: FakePlatform | None = N
     return Client.open(
         folder,
         population="films",
-        trust=service.root.public,
+        trust=service.trust,
         server=service,
         platform=platform or FakePlatform(),
         policy=FOR_FOUR,
@@ -322,8 +331,7 @@ def test_killed_while_it_pays_a_device_has_released_nothing(
 
 def reopened(folder: Path, identity: bytes, *, charged: bool) -> None:
     """The device after it was killed: what it paid, that its keys are gone, and what both sides know."""
-    service = service_with_items()
-    service.root = RootKey.load(folder / "root.pem", PASSPHRASE)
+    service = service_with_items(load_keys(folder))
     platform = FakePlatform()
     with opened(folder, service, platform) as client:
         told, book = client.privacy_report(), Book(client._store)
@@ -363,7 +371,7 @@ class Alone:
         self.client = prepared(make_client(folder, self.service, policy=FOR_FOUR))
         self.client.train_if_eligible(READY, 0)
         task = payload(self.service, superlink=superlink)
-        self.service.tasks[CAMPAIGN] = self.service.key.sign(TASK, task).to_bytes()
+        self.service.give_task(CAMPAIGN, task)
 
     def ends(self, sessions: Sessions, act: Callable[[], Any] = lambda: None) -> TrainingReport:
         """The report of a session, during which something happens as soon as its node listens."""

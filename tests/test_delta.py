@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
-from wire_helpers import NOW, PRIVACY, factors, items, keys, publish
+from wire_helpers import NOW, POPULATION, PRIVACY, factors, items, write
 
 from fedrec.errors import BadContent
 from fedrec.wire import package as package_module
@@ -21,17 +21,15 @@ from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.package import check_package, delta_name, files_from_delta, pack_model
 
-ROOT, KEY = keys()
-
 
 def test_a_delta_leads_to_the_very_files(tmp_path: Path) -> None:
-    publish(tmp_path / "1", KEY)
+    write(tmp_path / "1")
     model = factors()
     model.table.values.setflags(write=True)
     model.table.values[7] += 0.5
     files = pack_model(model, items(), PRIVACY)
     manifest = package_module.write_package(
-        tmp_path / "2", files, package_module.Terms(2, NOW), KEY, {1: tmp_path / "1"}
+        tmp_path / "2", files, POPULATION, package_module.Terms(2, NOW), {1: tmp_path / "1"}
     )
     delta = (tmp_path / "2" / delta_name(1)).read_bytes()
     assert manifest.deltas[1].size == len(delta) < 0.2 * manifest.files[MODEL_FILE].size
@@ -45,7 +43,7 @@ def test_a_delta_that_does_not_pay_is_not_made(tmp_path: Path) -> None:
     for version, seed in ((1, 0), (2, 9)):
         files = pack_model(factors(d=300, seed=seed), items(), PRIVACY)
         terms, bases = package_module.Terms(version, NOW), {1: tmp_path / "1"} if version > 1 else {}
-        manifest = package_module.write_package(tmp_path / str(version), files, terms, KEY, bases)
+        manifest = package_module.write_package(tmp_path / str(version), files, POPULATION, terms, bases)
     assert not manifest.deltas
 
 

@@ -18,7 +18,7 @@ from service_helpers import Place, limits
 from test_campaigns import identity, node_key
 from wire_helpers import POPULATION
 
-from fedrec.errors import RegistryError, ServerBusy, ServiceError
+from fedrec.errors import CampaignOver, ServerBusy, ServiceError
 from fedrec_client.transport import Enrolment
 from fedrec_server.campaigns import CampaignBook
 from fedrec_server.service.enrolments import (
@@ -197,7 +197,7 @@ def test_a_roster_that_is_closed_says_so_with_a_token_as_well(tmp_path: Path) ->
     campaign = book.open(POPULATION, 100)
     book.close(campaign)
     gate = EnrolmentGate(book, DailyQuota(2, 5, 5), EnrolmentTokens(KEY, tmp_path))
-    with pytest.raises(RegistryError, match="closed"):
+    with pytest.raises(CampaignOver, match="closed"):
         gate.enrol(campaign, identity(), node_key(), fresh(), "10.0.0.1")
 
 

@@ -507,8 +507,8 @@ def test_the_real_service_hands_out_a_newer_version_and_is_there_again_after_a_r
         ada.rate("f002", 5)
         assert not ada.check_for_update()
         files = pack_model(*small_start(), {})
-        made = service._registry.publish(files, Terms(0, int(time.time())), service._key)
-        service._registry.promote(made.version)
+        made = service._registry.publish(files, Terms(0, int(time.time())), service._keys)
+        service._registry.promote(made.version, service._keys)
         assert ada.check_for_update() and ada.rec.model_version == made.version == 2
         assert ada.change.cause == "with model version 2" and set(ada.marks().values()) == {0}
     with running(tmp_path, 2, 8080, start=small_start) as app:

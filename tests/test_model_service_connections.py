@@ -46,7 +46,7 @@ def service(place: Place) -> Iterator[Service]:
 @pytest.fixture
 def known(place: Place, service: Service) -> Iterator[GrpcTransport]:
     made = place.connect(service)
-    assert made.check_in(check_in()).model_version
+    assert made.check_in(check_in()).retry_after_seconds
     yield made
     made.close()
 
@@ -54,7 +54,7 @@ def known(place: Place, service: Service) -> Iterator[GrpcTransport]:
 def new_device_works(place: Place, service: Service) -> bool:
     transport = place.connect(service)
     try:
-        return transport.check_in(check_in()).model_version > 0
+        return transport.check_in(check_in()).retry_after_seconds > (0.0, 0.0)
     finally:
         transport.close()
 
@@ -87,10 +87,10 @@ def test_connections_that_wait_keep_no_device_out(
             with suppress(OSError):
                 source = f"127.0.0.{1 + k % addresses}"
                 held.append(stack.enter_context(kind(place, service.port, source)))
-        assert known.check_in(check_in()).model_version and new_device_works(place, service)
+        assert known.check_in(check_in()).retry_after_seconds and new_device_works(place, service)
         most = FEW.unauthenticated_per_address if addresses == 1 else FEW.connections
         until(lambda: sum(map(is_open, held)) <= most)
-        assert known.check_in(check_in()).model_version and new_device_works(place, service)
+        assert known.check_in(check_in()).retry_after_seconds and new_device_works(place, service)
 
 
 @pytest.mark.slow
@@ -98,9 +98,9 @@ def test_540_silent_connections_change_nothing_with_the_limits_as_they_are(place
     usual = Limits()
     with place.start(limits(opened_burst=10**6)) as running, ExitStack() as stack:
         known = place.connect(running)
-        assert known.check_in(check_in()).model_version
+        assert known.check_in(check_in()).retry_after_seconds
         held = [stack.enter_context(connect(running.port)) for _ in range(540)]
-        assert known.check_in(check_in()).model_version and new_device_works(place, running)
+        assert known.check_in(check_in()).retry_after_seconds and new_device_works(place, running)
         until(lambda: sum(map(is_open, held)) <= usual.unauthenticated_per_address)
         known.close()
 
@@ -149,7 +149,7 @@ def test_a_service_that_stops_lets_go_of_its_port_and_connections(place: Place, 
         port = running.port
         held = connect(port)
         known = place.connect(running)
-        assert known.check_in(check_in()).model_version
+        assert known.check_in(check_in()).retry_after_seconds
     until(lambda: not is_open(held))
     held.close()
     known.close()

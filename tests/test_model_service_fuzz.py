@@ -57,7 +57,7 @@ def service(place: Place) -> Iterator[Service]:
 def good(place: Place, service: Service) -> Iterator[GrpcTransport]:
     made = place.connect(service)
     yield made
-    assert made.check_in(check_in()).model_version == 1
+    assert made.check_in(check_in()).retry_after_seconds
     made.close()
 
 
@@ -83,19 +83,19 @@ def test_good_http_and_broken_grpc(place: Place, service: Service, good: GrpcTra
     outcomes = fuzz_streams(line(place, service, "127.0.0.3"), 1000, random.Random(2), POPULATION)
     assert outcomes.total() == 1000 and all_good(outcomes), outcomes
     assert outcomes["streams: told a status"] > 300  # they do get as far as gRPC
-    assert good.check_in(check_in()).model_version
+    assert good.check_in(check_in()).retry_after_seconds
 
 
 def test_broken_http(place: Place, service: Service, good: GrpcTransport) -> None:
     outcomes = fuzz_frames(line(place, service, "127.0.0.4"), 600, random.Random(3))
     assert outcomes.total() == 600 and all_good(outcomes), outcomes
-    assert good.check_in(check_in()).model_version
+    assert good.check_in(check_in()).retry_after_seconds
 
 
 def test_what_is_no_tls(place: Place, service: Service, good: GrpcTransport) -> None:
     outcomes = fuzz_sockets(line(place, service, "127.0.0.5", tls=False), 200, random.Random(4))
     assert outcomes.total() == 200 and all_good(outcomes), outcomes
-    assert good.check_in(check_in()).model_version
+    assert good.check_in(check_in()).retry_after_seconds
 
 
 def test_a_path_that_is_no_text_ends_one_call_and_not_the_service(
@@ -106,7 +106,7 @@ def test_a_path_that_is_no_text_ends_one_call_and_not_the_service(
     call = frame(HEADERS, END_HEADERS, 1, b"".join(literal(*each) for each in headers))
     answer, _ = talk(line(place, service, "127.0.0.6"), PREFACE + frame(SETTINGS, 0, 0, b"") + call)
     assert b"Method not found" in answer
-    assert good.check_in(check_in()).model_version
+    assert good.check_in(check_in()).retry_after_seconds
 
 
 def test_the_hand_made_call_is_a_good_one_when_nothing_is_broken(place: Place, service: Service) -> None:
@@ -116,8 +116,8 @@ def test_the_hand_made_call_is_a_good_one_when_nothing_is_broken(place: Place, s
         answer, until = b"", time.monotonic() + 5
         while b"grpc-status\x010" not in answer and time.monotonic() < until:
             answer += connection.recv(4096)
-    start = answer.index(messages.CheckInReply(model_version=1).SerializeToString())
-    assert start > 0
+    paced = messages.CheckInReply(retry_min_seconds=100.0, retry_max_seconds=200.0)
+    assert answer.index(paced.SerializeToString()) > 0
 
 
 # The fuzzer finds what it is there to find.

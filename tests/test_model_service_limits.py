@@ -171,7 +171,7 @@ def test_calls_without_a_message_stop_nobody_and_are_ended(
         for connection in opened:
             connection.sendall(half_calls(30))
         for _ in range(20):
-            assert good.check_in(check_in()).model_version
+            assert good.check_in(check_in()).retry_after_seconds
         opened[0].settimeout(3)
         answer = b""
         while answer.count(b"grpc-message") < 2:
@@ -192,14 +192,16 @@ def test_calls_without_a_message_stop_nobody_and_are_ended(
 def test_downloads_that_are_not_read_are_ended_and_stop_nobody(
     place: Place, service: Service, good: GrpcTransport
 ) -> None:
-    content = messages.DownloadRequest(population=POPULATION, version=1, file=MODEL_FILE).SerializeToString()
+    content = messages.FetchRequest(
+        population=POPULATION, path=place.fetched_as(1, MODEL_FILE)
+    ).SerializeToString()
     with ExitStack() as stack:
         opened = [line(place, service, "127.0.0.2").open(stack) for _ in range(6)]
         for connection in opened:
-            connection.sendall(good_call("Download", content))  # never reads
+            connection.sendall(good_call("Fetch", content))  # never reads
         time.sleep(0.3)
         assert len(service._calls._downloads._taken) == 1
-        whole = b"".join(good.download(POPULATION, 1, MODEL_FILE))
+        whole = b"".join(good.fetch(POPULATION, place.fetched_as(1, MODEL_FILE)))
         assert whole == (place.registry.path(1) / MODEL_FILE).read_bytes()
         deadline = time.monotonic() + 5
         while service._calls._downloads._taken and time.monotonic() < deadline:
@@ -213,7 +215,7 @@ def test_a_slow_reader_gets_everything(place: Place) -> None:
     with place.start(limits(piece_seconds=2.0)) as running:
         transport = place.connect(running)
         got = b""
-        for piece in transport.download(POPULATION, 1, MODEL_FILE):
+        for piece in transport.fetch(POPULATION, place.fetched_as(1, MODEL_FILE)):
             got += piece
             time.sleep(0.03)
         assert got == whole
@@ -224,8 +226,8 @@ def test_a_download_has_an_end(place: Place) -> None:
     # A window that does not grow: what is not read yet waits on the server's side.
     narrow = ("grpc.http2.bdp_probe", 0)
     with place.start(limits(download_seconds=0.4)) as running, place.channel(running, narrow) as channel:
-        request = messages.DownloadRequest(population=POPULATION, version=1, file=MODEL_FILE)
-        stream = raw(channel, "Download", "unary_stream")(request.SerializeToString())
+        request = messages.FetchRequest(population=POPULATION, path=place.fetched_as(1, MODEL_FILE))
+        stream = raw(channel, "Fetch", "unary_stream")(request.SerializeToString())
         next(stream)
         time.sleep(1.5)
         with pytest.raises(grpc.RpcError) as caught:
@@ -237,10 +239,10 @@ def test_a_download_has_an_end(place: Place) -> None:
 def test_mute_connections_are_closed_and_do_not_fill_the_house(
     place: Place, service: Service, good: GrpcTransport
 ) -> None:
-    assert good.check_in(check_in()).model_version
+    assert good.check_in(check_in()).retry_after_seconds
     with ExitStack() as stack:
         mute = [line(place, service, "127.0.0.2", tls=False).open(stack) for _ in range(40)]
-        assert good.check_in(check_in()).model_version
+        assert good.check_in(check_in()).retry_after_seconds
         start, closed = time.monotonic(), 0
         for connection in mute:
             connection.settimeout(5)
@@ -252,7 +254,7 @@ def test_mute_connections_are_closed_and_do_not_fill_the_house(
             closed += 1
         assert closed == 40 and time.monotonic() - start < 4
     fresh = place.connect(service)
-    assert fresh.check_in(check_in()).model_version
+    assert fresh.check_in(check_in()).retry_after_seconds
     fresh.close()
 
 
@@ -271,7 +273,7 @@ def test_one_address_cannot_use_up_what_others_may_ask(place: Place) -> None:
                 told += answer
         assert 5 <= told.count(b"grpc-status\x010") <= 7 and told.count(b"too many calls") >= 5
         transport = place.connect(running)
-        assert transport.check_in(check_in()).model_version
+        assert transport.check_in(check_in()).retry_after_seconds
         transport.close()
 
 
@@ -286,9 +288,11 @@ def test_all_devices_of_an_app_together_have_a_limit(place: Place) -> None:
 
 
 def test_more_downloads_than_an_address_may_have_are_told_to_come_back(place: Place) -> None:
-    request = messages.DownloadRequest(population=POPULATION, version=1, file=MODEL_FILE).SerializeToString()
+    request = messages.FetchRequest(
+        population=POPULATION, path=place.fetched_as(1, MODEL_FILE)
+    ).SerializeToString()
     with place.start(limits(downloads_per_address=2)) as running, place.channel(running) as channel:
-        call = raw(channel, "Download", "unary_stream")
+        call = raw(channel, "Fetch", "unary_stream")
         held = [call(request) for _ in range(2)]
         for each in held:
             next(each)

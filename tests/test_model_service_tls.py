@@ -57,7 +57,7 @@ def mixed(folder: Path, **files: Path) -> Path:
 
 def test_a_good_one_is_let_in(place: Place, service: Service) -> None:
     transport = place.connect(service)
-    assert transport.check_in(check_in()).model_version == 1
+    assert transport.check_in(check_in()).retry_after_seconds
     transport.close()
 
 
@@ -221,7 +221,7 @@ def test_no_tls_is_for_loopback_alone(place: Place, caplog: pytest.LogCaptureFix
     with Service.start([place.registry], None) as running:
         assert "NO TLS" in caplog.text
         transport = GrpcTransport(f"127.0.0.1:{running.port}", insecure=True)
-        assert transport.check_in(check_in()).model_version
+        assert transport.check_in(check_in()).retry_after_seconds
         transport.close()
     for host in ("0.0.0.0", "::", "192.0.2.1", "models.example.org", ""):
         with pytest.raises(ServiceError, match="fedrec certs init"):
@@ -264,7 +264,7 @@ def test_a_service_without_app_certificates_says_so(place: Place, caplog: pytest
     ) as running:
         assert "NO CLIENT CERTIFICATES" in caplog.text
         transport = GrpcTransport(f"127.0.0.1:{running.port}", ca=ours / "ca.crt")
-        assert transport.check_in(check_in()).model_version == 1
+        assert transport.check_in(check_in()).retry_after_seconds
         transport.close()
 
 

@@ -21,6 +21,7 @@ from fedrec.errors import (
     BadSignature,
     Expired,
     FedrecError,
+    RegistryError,
     Rollback,
     ServiceError,
     StoreCorrupt,
@@ -33,7 +34,10 @@ from fedrec.errors import (
 from fedrec.ranking.items import Items
 from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import BUNDLE
-from fedrec.wire.signing import MANIFEST, TASK, RootKey, RoundKey
+from fedrec.wire.layout import task_target
+from fedrec.wire.repository import target_of
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
+from fedrec.wire.strict_json import canonical
 from fedrec_client import Client, Conditions, Consent, Policy
 from fedrec_client.participation import Book
 from fedrec_client.policy import Policy as JudgedBy
@@ -48,8 +52,8 @@ CAMPAIGN, DAY = "ab" * 16, 86_400.0
 READY = Conditions(min_events=2)
 
 
-def service_with_items() -> FakeService:
-    made = FakeService("films")
+def service_with_items(keys: tuple[OfflineKeys, OnlineKeys] | None = None) -> FakeService:
+    made = FakeService("films", keys=keys)
     made.publish(small_model(len(ITEM_IDS)), Items.of(ITEM_IDS))
     made.campaign = CAMPAIGN
     return made
@@ -85,8 +89,8 @@ def payload(service: FakeService, **changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
-def give(service: FakeService, task: dict[str, Any], key: RoundKey | None = None, kind: str = TASK) -> None:
-    service.tasks[CAMPAIGN] = (key or service.key).sign(kind, task).to_bytes()
+def give(service: FakeService, task: dict[str, Any]) -> None:
+    service.give_task(CAMPAIGN, task)
 
 
 def enrolled(service: FakeService, folder: Path, policy: Policy = FOR_FOUR) -> Client:
@@ -326,10 +330,6 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
 # What is refused -------------------------------------------------------------------------------------------
 
 
-def rogue(service: FakeService) -> RoundKey:
-    return RoundKey.generate(RootKey.generate(), "films", serial=1, not_before=NOW - 60, not_after=NOW + DAY)
-
-
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
@@ -361,27 +361,43 @@ def test_a_task_that_is_not_genuine_is_refused(tmp_path: Path) -> None:
     service = service_with_items()
     client = enrolled(service, tmp_path)
     task = payload(service)
-    give(service, task, rogue(service))
-    with pytest.raises(BadSignature):
+    service.tasks[CAMPAIGN] = canonical(task | {"population": "films"})
+    with pytest.raises(BadSignature, match="no task of campaign"):  # right, and signed by no key
         client.train_if_eligible(READY, 5)
-    give(service, task, kind=MANIFEST)
-    with pytest.raises(BadSignature):
+    give(service, task)
+    genuine = service.tasks[CAMPAIGN]
+    for content in (b"garbage", genuine.replace(b'"rounds":2', b'"rounds":1'), genuine + b" "):
+        service.tasks[CAMPAIGN] = content
+        with pytest.raises(BadContent, match="not the signed one"):
+            client.train_if_eligible(READY, 5)
+    kept, thief = service.keep(), service.online_keys
+    service.rotate()
+    client.check_for_update()
+    before = service.online_keys
+    service.online_keys = OnlineKeys({**before.signers, "tasks": thief.of("tasks")})
+    with pytest.raises(RegistryError, match="devices would refuse"):
+        give(service, task)
+    service.online_keys = before
+    give(service, task | {"expires": NOW - 1})
+    with pytest.raises(Expired):
         client.train_if_eligible(READY, 5)
-    other = RoundKey.generate(service.root, "books", serial=1, not_before=NOW - 60, not_after=NOW + DAY)
-    give(service, task, other)
-    with pytest.raises(WrongPopulation):
-        client.train_if_eligible(READY, 5)
-    give(
-        service,
-        task,
-        RoundKey.generate(service.root, "films", serial=0, not_before=NOW - 60, not_after=NOW + DAY),
-    )
-    with pytest.raises(Rollback):
-        client.train_if_eligible(READY, 5)
-    service.tasks[CAMPAIGN] = b"garbage"
-    with pytest.raises(BadContent):
+    service.replay(kept)
+    with pytest.raises((BadSignature, Rollback)):  # a task that was genuine under keys that were replaced
         client.train_if_eligible(READY, 5)
     assert client.privacy_report().lifetime.epsilon == 0
+
+
+def test_a_task_of_another_population_is_refused(tmp_path: Path) -> None:
+    """Even one that stands under the path of this population's campaign."""
+    service = service_with_items()
+    client = enrolled(service, tmp_path)
+    give(service, payload(service))
+    content = service.tasks[CAMPAIGN].replace(b'"population":"films"', b'"population":"books"')
+    books = target_of(task_target("films", CAMPAIGN), content)
+    service.repository.change(service.trust, service.online_keys, NOW, tasks=[books])
+    service.tasks[CAMPAIGN] = content
+    with pytest.raises(WrongPopulation):
+        client.train_if_eligible(READY, 5)
 
 
 def judged(change: Any, policy: JudgedBy = FOR_FOUR) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import opened
 
+from fedrec.wire.repository import Lifetimes
 from fedrec_client import Client, Consent, MemoryStore, Policy, Retention
 from fedrec_client.events import Event, EventType
 from fedrec_client.participation import CLOCK, Book
@@ -150,8 +151,12 @@ def test_no_clock_keeps_a_charge_once_all_agree(wrong: list[float], charge: floa
 
 
 def test_a_model_that_has_expired_is_not_revived_by_a_clock_put_back(tmp_path: Path) -> None:
-    platform, service, store = FakePlatform(), FakeService("test"), MemoryStore()
-    service.publish(lifetime_days=5)
+    platform, service, store = (
+        FakePlatform(),
+        FakeService("test", lifetimes=Lifetimes(models=5)),
+        MemoryStore(),
+    )
+    service.publish()
     client = make_client(tmp_path, service, platform, store)
     client.check_for_update()
     assert client.status().model_state == "good"
@@ -169,15 +174,19 @@ def test_a_model_that_has_expired_is_not_revived_by_a_clock_put_back(tmp_path: P
 
 
 def test_a_clock_that_was_ahead_once_locks_no_device_out(tmp_path: Path) -> None:
-    platform, service, store = FakePlatform(), FakeService("test"), MemoryStore()
-    service.publish(lifetime_days=30)
+    platform, service, store = (
+        FakePlatform(),
+        FakeService("test", lifetimes=Lifetimes(models=30)),
+        MemoryStore(),
+    )
+    service.publish()
     make_client(tmp_path, service, platform, store).check_for_update()
     platform.clock = NOW + 10 * YEAR
     assert make_client(tmp_path, service, platform, store).status().model_state == "expired"
     platform.clock = NOW + DAY
     client = make_client(tmp_path, service, platform, store)
     assert client.status().model_state == "good"
-    service.publish(clock=platform.clock, lifetime_days=30)
+    service.publish(clock=platform.clock)
     assert client.check_for_update() is not None and client.status().model_state == "good"
 
 
@@ -220,7 +229,7 @@ def test_time_that_passes_while_the_app_is_open_is_not_hurried_by_its_clock(tmp_
 @pytest.mark.parametrize("first", [NOW + 10 * YEAR, NOW - 10 * YEAR])
 def test_the_last_word_on_consent_counts_whatever_the_clock_said(tmp_path: Path, first: float) -> None:
     platform = FakePlatform(first)
-    opening = {"population": "a", "trust": bytes(32), "platform": platform}
+    opening = {"population": "a", "trust": FakeService("a").trust, "platform": platform}
     with Client.open(tmp_path, **opening) as client:
         client.set_consent(Consent(train=True))
         platform.clock = NOW

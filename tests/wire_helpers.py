@@ -1,4 +1,4 @@
-"""Keys and small packages for tests of everything that is signed."""
+"""Keys, small packages and registries for tests of everything that is signed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model, write_package
-from fedrec.wire.signing import RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
+from fedrec_server.registry import Registry
 
 NOW = 1_800_000_000
 POPULATION = "movies-en"
@@ -22,17 +23,20 @@ DAY = 86_400
 PRIVACY = {"unit": "user", "epsilon": 3.0, "delta": 1e-6}
 
 
-def keys(population: str = POPULATION, serial: int = 1, days: float = 365) -> tuple[RootKey, RoundKey]:
-    """A root, and a round key in its time."""
-    root = RootKey.generate()
-    return root, round_key(root, population, serial, days)
+def keys() -> tuple[OfflineKeys, OnlineKeys]:
+    """Fresh ones."""
+    return OfflineKeys.generate(), OnlineKeys.generate()
 
 
-def round_key(
-    root: RootKey, population: str = POPULATION, serial: int = 1, days: float = 365, start: int = NOW - DAY
-) -> RoundKey:
-    """A round key of a root."""
-    return RoundKey.generate(root, population, serial=serial, not_before=start, not_after=start + days * DAY)
+def make_registry(folder: Path, online: OnlineKeys | None = None, **settings: Any) -> Registry:
+    """An empty one, signed at `NOW`."""
+    return Registry.create(
+        folder,
+        POPULATION,
+        settings.pop("offline", None) or OfflineKeys.generate(),
+        online or OnlineKeys.generate(),
+        **{"now": NOW} | settings,
+    )
 
 
 def items(n: int = 40) -> Items:
@@ -51,18 +55,17 @@ def factors(n: int = 40, d: int = 8, seed: int = 0) -> ServingModel:
     return Factors(FloatTable(table), Ridge(unobserved_weight=0.1, reg=0.01))
 
 
-def publish(
+def write(
     folder: Path,
-    key: RoundKey,
     version: int = 1,
     *,
     seed: int = 0,
-    created: int = NOW,
     bases: dict[int, Path] | None = None,
+    population: str = POPULATION,
     **terms: Any,
 ) -> Manifest:
     """A package of random factors."""
     files = pack_model(factors(seed=seed), items(), PRIVACY)
     return write_package(
-        folder, files, Terms(version=version, created=created, summary=PRIVACY, **terms), key, bases
+        folder, files, population, Terms(version=version, created=NOW, summary=PRIVACY, **terms), bases
     )

@@ -1,6 +1,6 @@
 """The client object that an app embeds: recommendations from data that stays on the device.
 
-    with Client.open(folder, population="movies-en", trust="root.pub", server="models.example.org:443") as client:
+    with Client.open(folder, population="movies-en", trust="root.json", server="models.example.org:443") as client:
         rec = client.recommend(n=20)
         client.log_event("play", item="tt0133093", rec=rec.id)
 
@@ -71,6 +71,7 @@ class Client:
         policy: Policy | None = None,
         retention: Retention | None = None,
         passphrase: str | None = None,
+        start_model: str | Path | None = None,
         repair: bool = False,
         **connection: Any,
     ) -> Self:
@@ -79,20 +80,23 @@ class Client:
         Args:
             folder: of this app on this device.
             population: whose models, e.g. "movies-en".
-            trust: public root key: its 32 bytes, or a file of 64 hexadecimal digits.
-            server: "host:port" of a model service, a transport, or None: never ask anybody.
+            trust: root metadata of the repository, as bytes or as the file `root.json`.
+            server: "host:port" of a model service, "https://..." of its files on any web server, a transport, or
+                None: never ask.
             platform: tells the state of the device.
             store: None: sealed on disk in the folder.
             policy: limits on training.
             retention: which events are kept.
             passphrase: wraps the store's key.
+            start_model: folder of a signed model that the app brings (`fedrec model bundle`), used while there is
+                no other.
             repair: recover what is sound of a damaged store.
-            connection: for a server given as text: see `GrpcTransport`.
+            connection: for a server given as text: see `GrpcTransport`, `HttpsFiles`.
 
         Raises:
             StoreError: the store is locked, damaged or cannot be written.
             DataError: the population cannot be one.
-            RunError: the root key cannot be read.
+            RunError: the root metadata cannot be read.
         """
         setup = Setup.make(
             folder,
@@ -102,6 +106,7 @@ class Client:
             policy=policy,
             retention=retention,
             passphrase=passphrase,
+            start_model=start_model,
         )
         transport = server_calls.connect(server, connection)
         return cls(setup, store or setup.open_store(repair=repair), transport)

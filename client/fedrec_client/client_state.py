@@ -16,14 +16,13 @@ from pathlib import Path
 from fedrec import __version__
 from fedrec.errors import DataError, FedrecError, StoreError
 from fedrec.wire.manifest import check_population
-from fedrec.wire.signing import KEY_BYTES, read_public
+from fedrec.wire.pinned_root import check_root, read_root
 from fedrec_client.consent import Consent, both, read_consent, write_consent
 from fedrec_client.eligibility import Device
 from fedrec_client.events import Event
 from fedrec_client.metrics_budget import CARRIED, PENDING
 from fedrec_client.metrics_budget import carry as carry_metrics
-from fedrec_client.model_updates import RECORD as MODELS_RECORD
-from fedrec_client.model_updates import Models, Served
+from fedrec_client.model_updates import PUBLIC_RECORDS, Models, Served
 from fedrec_client.participation import LOG as BOOK
 from fedrec_client.participation import Book, entry
 from fedrec_client.platform import Platform, SystemPlatform
@@ -34,7 +33,6 @@ from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.store.timeline import in_order
 from fedrec_client.training import enrolments
-from fedrec_client.trusted_time import RECORD as CLOCK
 from fedrec_client.trusted_time import STEP_SECONDS, TrustedTime
 
 EXPORTS = "files that export_data wrote: they are the person's own"
@@ -47,11 +45,12 @@ class Setup:
     Attributes:
         folder: of this app on this device.
         population: whose models.
-        root: public root key.
+        root: root metadata of the repository that the app trusts.
         platform: tells the state of the device.
         policy: limits on training.
         retention: which events are kept.
         passphrase: wraps the store's key.
+        start_model: folder of a signed model that the app brings; None: none.
     """
 
     folder: Path
@@ -61,6 +60,7 @@ class Setup:
     policy: Policy
     retention: Retention
     passphrase: str | None
+    start_model: Path | None = None
 
     @classmethod
     def make(
@@ -73,16 +73,15 @@ class Setup:
         policy: Policy | None,
         retention: Retention | None,
         passphrase: str | None,
+        start_model: str | Path | None = None,
     ) -> Setup:
         """What an app has said, checked, and what it has left open as it is by default.
 
         Raises:
-            DataError: the population or the root key cannot be one.
-            RunError: the root key cannot be read.
+            DataError: the population cannot be one.
+            RunError: the root metadata cannot be read, or is none.
         """
-        root = trust if isinstance(trust, bytes) else read_public(Path(trust).expanduser())
-        if len(root) != KEY_BYTES:
-            raise DataError(f"trust of {len(root)} bytes: expected the {KEY_BYTES} of a public root key")
+        root = check_root(trust) if isinstance(trust, bytes) else read_root(Path(trust).expanduser())
         try:
             check_population(population)
         except FedrecError as error:
@@ -95,6 +94,7 @@ class Setup:
             policy or Policy(),
             retention or Retention(),
             passphrase,
+            None if start_model is None else Path(start_model).expanduser(),
         )
 
     def open_store(self, *, repair: bool = False) -> Store:
@@ -132,8 +132,12 @@ class ClientState:
         setup = self.setup
         self.consent = read_consent(self.store)
         self.models = Models(
-            setup.folder / "models", setup.root, setup.population, self.store, __version__, self.now
+            setup.folder / "models", setup.root, setup.population, self.store, __version__, self.setup.now
         )
+        if setup.start_model is not None:
+            from fedrec_client.folder_files import FolderFiles
+
+            self.models.begin_with(FolderFiles(setup.start_model))
         self.profile, self._newest_event = Profile(), float("-inf")
         self._read_profile()
         self._end_what_was_cut_off()
@@ -212,14 +216,14 @@ class ClientState:
         with self.lock:
             carried = Book(self.store).carry(now)
             reported = carry_metrics(Book(self.store), now)
-            stays = {name: self.store.get(name) for name in (MODELS_RECORD, CLOCK)}
             kept_sums = {"carried": carried, CARRIED: reported}
             notes = [
                 entry(self.store, what, now, **fields)
                 for what, fields in kept_sums.items()
                 if fields is not None
             ]
-            records = {name: value for name, value in stays.items() if value is not None}
+            names = [name for kind in PUBLIC_RECORDS for name in self.store.names(kind)]
+            records = {name: self.store.get(name) or b"" for name in names}
             receipt = self.store.erase(now, records, {BOOK: notes} if notes else {})
             self.begin()
         kept = ["the public model"]
@@ -230,15 +234,13 @@ class ClientState:
         return replace(receipt, remaining=(*kept, EXPORTS))
 
     def tidy_up(self) -> None:
-        """Retention, by a clock that a jump cannot hurry, and what the clock and the newest signature tell."""
-        platform, known = self.setup.platform, self.models.known
+        """Retention, by a clock that a jump cannot hurry; what the clock tells is remembered."""
+        platform = self.setup.platform
         clock, moment, looked_at = platform.now(), platform.monotonic(), self._looked_at
         passed = STEP_SECONDS if looked_at is None else max(moment - looked_at, 0.0)
         self._looked_at = moment
         try:
             with self.store.transaction():
-                if known.newest:
-                    self.time.accept(known.newest)
                 believed = self.time.step(clock, passed)
                 Book(self.store).correct(clock)
             if self.store.expire(self.setup.retention, believed):
@@ -263,6 +265,8 @@ class ClientState:
                 self.setup.population,
                 self.version,
                 self.models.state,
+                self.models.known.sha256(self.version),
+                dict(self.models.known.metadata),
                 asdict(self.consent),
                 self.store.describe(),
                 self.last_error,

@@ -26,9 +26,10 @@ DAY_RECORD = "metrics"
 def send(state: ClientState, transport: Transport) -> None:
     """Send the report of yesterday, or the one that was not taken yet, where the user has agreed.
 
-    Whatever the service says, an update of the model does not fail for it; the report waits for the next call.
+    Where a transport takes no counters none are made and nothing is charged. Whatever the service says, an update of
+    the model does not fail for it; the report waits for the next call.
     """
-    if not state.consent.metrics:
+    if not transport.takes_counters or not state.consent.metrics:
         return
     with state.lock, state.store.transaction():
         report = _waiting(state) or _made(state)

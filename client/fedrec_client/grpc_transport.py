@@ -1,7 +1,7 @@
 """The model service over gRPC: one connection, timeouts, a few retries where asking twice changes nothing.
 
 TLS with the app's own certificate; without TLS on loopback only, and only when asked for. Nothing that comes is
-believed here: manifests and tasks are signed, files are held against hashes (`model_updates`, `training`).
+believed here: metadata is signed, files are held against hashes in it (`trusted_metadata`, `training`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from fedrec.errors import CampaignOver, ServerBusy, ServiceError
+from fedrec.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_client.transport import CheckIn, CheckInAnswer, Enrolment
 
@@ -44,6 +44,8 @@ class GrpcTransport:
     Raises:
         ServiceError: a file cannot be read, or no TLS elsewhere than on loopback.
     """
+
+    takes_counters = True
 
     def __init__(
         self,
@@ -80,7 +82,6 @@ class GrpcTransport:
             "CheckIn",
             messages.CheckInRequest(
                 population=request.population,
-                token=request.token,
                 client_version=request.client_version,
                 model_version=request.model_version,
                 trains=request.trains,
@@ -88,28 +89,29 @@ class GrpcTransport:
             messages.CheckInReply,
         )
         window = (reply.retry_min_seconds, reply.retry_max_seconds)
-        return CheckInAnswer(int(reply.model_version), window, reply.campaign)
+        return CheckInAnswer(window, reply.campaign)
 
-    def manifest(self, population: str, version: int) -> bytes:
-        """See `Transport`."""
-        request = messages.ManifestRequest(population=population, version=version)
-        return bytes(self._call("GetManifest", request, messages.Document).content)
-
-    def download(self, population: str, version: int, file: str, offset: int = 0) -> Iterator[bytes]:
-        """See `Transport`; a cut connection is not taken up again here: what came is kept by the caller."""
+    def fetch(self, population: str, path: str, offset: int = 0) -> Iterator[bytes]:
+        """See `Transport`; tried again while nothing has come, not taken up again after that: the caller keeps it."""
         call = self._channel.unary_stream(
-            f"/{SERVICE}/Download",
-            request_serializer=messages.DownloadRequest.SerializeToString,
+            f"/{SERVICE}/Fetch",
+            request_serializer=messages.FetchRequest.SerializeToString,
             response_deserializer=messages.Piece.FromString,
         )
-        request = messages.DownloadRequest(population=population, version=version, file=file, offset=offset)
-        try:
-            for piece in call(request, timeout=DOWNLOAD_SECONDS):
-                yield piece.content
-        except grpc.RpcError as error:
-            raise self._told("Download", error) from error
-        except ValueError as error:
-            raise self._closed("Download") from error
+        request = messages.FetchRequest(population=population, path=path, offset=offset)
+        for attempt in range(1, TRIES + 1):
+            came = False
+            try:
+                for piece in call(request, timeout=DOWNLOAD_SECONDS):
+                    came = True
+                    yield piece.content
+                return
+            except grpc.RpcError as error:
+                if came or attempt == TRIES or error.code() not in _AGAIN:
+                    raise self._told("Fetch", error) from error
+            except ValueError as error:
+                raise self._closed("Fetch") from error
+            _pause(attempt)
 
     def enrol(self, enrolment: Enrolment) -> None:
         """See `Transport`."""
@@ -170,7 +172,7 @@ class GrpcTransport:
                     raise self._told(method, error) from error
             except ValueError as error:
                 raise self._closed(method) from error
-            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            _pause(attempt)
         raise AssertionError("unreachable")
 
     def _closed(self, method: str) -> ServiceError:
@@ -188,13 +190,20 @@ class GrpcTransport:
             return ServiceError(
                 f"{what}; check the address, the certificates and the network, then try again"
             )
+        if code is grpc.StatusCode.NOT_FOUND:
+            return NotPublished(f"{what}; check the population")
         if code is grpc.StatusCode.PERMISSION_DENIED:
             return ServiceError(f"{what}; get a new token from the app's login")
         if code is grpc.StatusCode.ABORTED:
             return CampaignOver("the campaign is over: wait for another")
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return ServiceError(f"{what}; check in again later")
-        return ServiceError(f"{what}; check population and version")
+        return ServiceError(f"{what}; check the population")
+
+
+def _pause(attempt: int) -> None:
+    """Before another try, longer each time, with jitter."""
+    time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
 
 
 def _window(error: grpc.RpcError) -> tuple[float, float]:

@@ -1,26 +1,33 @@
-"""The models on a device: which one serves, and how a newer one takes its place.
+"""The models on a device: which one serves, and how another one takes its place.
 
-A new model is fetched beside the one in use, resumed where an earlier attempt was cut off, checked whole, moved into
-place and only then swapped in; calls that are under way finish with the model they began with. Whatever is wrong is
-refused with a typed error, and the last good model serves on, also after a restart. The highest version and the
-highest key serial that were ever accepted lie in the sealed store, so that deleting the folder opens no way back.
+Which version is in use is what signed metadata says (`trusted_metadata`, rules of The Update Framework); versions are
+names and may go back when newer metadata says so. A model is fetched beside the one in use, resumed where an earlier
+attempt was cut off, checked whole, moved into place and only then swapped in; calls under way finish with the model
+they began with. Whatever is wrong is refused with a typed error, and the last good model serves on, also after a
+restart: the hash of its manifest is in the sealed store.
 
-A clock that is behind cannot revive what has expired: times are never taken to be earlier than the newest signature
-that was accepted. A model past its expiry still serves (offline must work) and says so; it does not train.
+Past the time until which the signed list of models was current, a model serves on (offline must work) and says
+"expired"; the device does not train with it. Whether a device takes a canary it draws for itself, from a secret that
+never leaves it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import secrets
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fedrec.errors import BadContent, RegistryError, StoreFull, UpdateRejected
+from fedrec.errors import BadContent, BadSignature, FedrecError, RegistryError, StoreFull, UpdateRejected
 from fedrec.ranking.shelf import Shelf
-from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_update
+from fedrec.wire.layout import ALL_TRAFFIC, CANARY, CHAMPION, alias_target, model_target, task_target
+from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_for_device
 from fedrec.wire.package import (
     Package,
     check_package,
@@ -30,14 +37,25 @@ from fedrec.wire.package import (
     place_folder,
     sync_folder,
 )
+from fedrec.wire.strict_json import parse_json
 from fedrec_client.results import ModelInfo
 from fedrec_client.store.base import Store
 from fedrec_client.transport import Transport
+from fedrec_client.trusted_time import RECORD as CLOCK
+from fedrec_client.trusted_time import TrustedTime
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+
+    from fedrec_client.trusted_metadata import TrustedMetadata
 
 log = logging.getLogger(__name__)
 
-RECORD = "models"
-PARTIAL = ".partial"
+RECORD, DRAW = "models", "canary-draw"
+#: Folder of metadata while an update runs.
+WORKING = ".metadata"
+#: Beginnings of the records that must outlive a deletion of the user's data: they are public, and protect.
+PUBLIC_RECORDS = (RECORD, CLOCK, "tuf/")
 
 
 @dataclass(frozen=True)
@@ -46,18 +64,20 @@ class Known:
 
     Attributes:
         current, previous: versions that lie in the folder; 0: none.
-        highest: version ever accepted.
-        serial: highest of a round key.
-        newest: the latest signing time that was accepted, in seconds since 1970.
-        damaged: a version that was accepted, was found damaged here, and may be fetched once more; 0: none.
+        manifests: by version, the SHA-256 of its manifest that was signed.
+        expires: until when the signed list of models was current, in seconds since 1970.
+        metadata: versions of the metadata last accepted, by role.
     """
 
     current: int = 0
     previous: int = 0
-    highest: int = 0
-    serial: int = 0
-    newest: int = 0
-    damaged: int = 0
+    manifests: Mapping[str, str] = field(default_factory=dict)
+    expires: float = 0.0
+    metadata: Mapping[str, int] = field(default_factory=dict)
+
+    def sha256(self, version: int) -> str:
+        """Of the manifest of a version; empty: none was accepted."""
+        return self.manifests.get(str(version), "")
 
 
 @dataclass(frozen=True)
@@ -78,11 +98,11 @@ class Models:
 
     Args:
         folder: for them alone.
-        root: [32] the pinned public key.
+        root: root metadata that the app pins.
         population: of this device.
         store: remembers what must not be forgotten.
         client_version: of the SDK.
-        now: the device's clock.
+        clock: seconds since 1970, by the device.
     """
 
     def __init__(
@@ -92,10 +112,10 @@ class Models:
         population: str,
         store: Store,
         client_version: str,
-        now: Callable[[], float],
+        clock: Callable[[], float],
     ) -> None:
         self._folder, self._root, self._population = folder, root, population
-        self._store, self._client_version, self._now = store, client_version, now
+        self._store, self._client_version, self._clock = store, client_version, clock
         self.problem = ""
         self.served: Served | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +126,7 @@ class Models:
         """ "good", "expired", "none", or what is wrong."""
         if self.served is None:
             return self.problem or "none"
-        if self.now() > self.served.package.manifest.expires:
+        if self.now() > self.known.expires:
             return "expired"
         return self.problem or "good"
 
@@ -117,58 +137,119 @@ class Models:
         return Known() if data is None else Known(**json.loads(data))
 
     def now(self) -> float:
-        """The clock, never before the newest signature that was accepted."""
-        return max(self._now(), float(self.known.newest))
+        """The time by which expiry is judged; it never goes back."""
+        return TrustedTime(self._store).now(self._clock())
 
-    def update(self, transport: Transport, version: int) -> ModelInfo | None:
-        """Take a version into use; None when it is in use already.
+    def update(self, transport: Transport) -> ModelInfo | None:
+        """Take the version into use that signed metadata names; None when it is in use already, or there is none.
 
         Raises:
             UpdateRejected: it is refused; the model in use stays.
             ServiceError: it could not be fetched; what came is kept for the next attempt.
             StoreFull: no room for it; the model in use stays.
         """
-        if self.served is not None and self.served.version == version:
-            return None
-        known = self.known
-        document = transport.manifest(self._population, version)
-        manifest, serial = check_update(
-            document,
-            self._root,
-            self._population,
-            now=self.now(),
-            client_version=self._client_version,
-            highest_version=known.highest - (version == known.damaged == known.highest),
-            min_serial=known.serial,
-        )
-        if manifest.version != version:
-            raise BadContent(f"asked for model version {version}, got {manifest.version}: fetch it again")
         try:
-            files, downloaded, by_delta = self._fetch(transport, manifest)
-            package = check_package(manifest, files, serial)
-            shutil.rmtree(
-                self._folder / str(version), ignore_errors=True
-            )  # of a crash before it was taken into use
-            place_folder(self._folder / str(version), files | {MANIFEST_FILE: document})
+            with self._metadata(transport) as metadata:
+                wanted = self._wanted(metadata)
+                if wanted is None:
+                    return None
+                version, target = wanted
+                sha256 = _sha256(target)
+                known = replace(self.known, expires=metadata.models_expire, metadata=metadata.versions)
+                if self.served is not None and known.sha256(self.served.version) == sha256:
+                    self._remember(known)
+                    self.problem = ""
+                    return None
+                return self._take(metadata, known, version, target)
         except (OSError, RegistryError) as error:
-            raise StoreFull(f"no room for model version {version} ({error}): free some space") from error
+            raise StoreFull(f"no room for another model version ({error}): free some space") from error
+
+    def begin_with(self, start: Transport) -> None:
+        """Take a start model that the app brings into use, when there is no model; what is wrong with it is told.
+
+        Its metadata is judged by the pinned root as of the time it was signed: it came with the app, and there is no
+        service to ask for newer.
+        """
+        if self.served is not None:
+            return
+        try:
+            self.update(start)
+        except FedrecError as error:
+            self.problem = f"the app's start model is refused: {error}"
+            log.warning("%s", self.problem)
+
+    def verified_task(self, transport: Transport, campaign: str, document: bytes) -> dict[str, Any]:
+        """The task of a campaign, once its hash is signed; when it ends is for the caller to judge.
+
+        Raises:
+            BadSignature: no such task is signed.
+            UpdateRejected, ServiceError, StoreError: see `trusted_metadata.refreshed`.
+        """
+        with self._metadata(transport) as metadata:
+            target = metadata.target(task_target(self._population, campaign))
+            if target is None:
+                raise BadSignature(f"no task of campaign {campaign[:8]} is signed: it is refused")
+            if FileEntry.of(document) != FileEntry(target.length, _sha256(target)):
+                raise BadContent(f"the task of campaign {campaign[:8]} is not the signed one: it is refused")
+        return parse_json(document)
+
+    def _metadata(self, transport: Transport) -> AbstractContextManager[TrustedMetadata]:
+        from fedrec_client.trusted_metadata import refreshed
+
+        clock = getattr(transport, "signing_time", self._clock)
+        return refreshed(self._folder, self._store, self._root, self._population, transport, clock)
+
+    def _wanted(self, metadata: TrustedMetadata) -> tuple[int, TargetFile] | None:
+        """Version and signed entry of the model that this device is to use; None: there is none yet."""
+        canary = metadata.target(alias_target(self._population, CANARY))
+        if canary is not None and self._draw(_custom(canary, "version")) < _custom(canary, "traffic"):
+            return _custom(canary, "version"), canary
+        champion = metadata.target(alias_target(self._population, CHAMPION))
+        return None if champion is None else (_custom(champion, "version"), champion)
+
+    def _draw(self, version: int) -> int:
+        """From 0 to `ALL_TRAFFIC` - 1; the same for the same version on the same device."""
+        secret = self._store.get(DRAW)
+        if secret is None:
+            secret = secrets.token_bytes(16)
+            self._store.put(DRAW, secret)
+        digest = hashlib.sha256(f"canary {version} ".encode() + secret).digest()
+        return int.from_bytes(digest[:8], "big") % ALL_TRAFFIC
+
+    def _take(self, metadata: TrustedMetadata, known: Known, version: int, alias: TargetFile) -> ModelInfo:
+        target = metadata.target(model_target(self._population, version, MANIFEST_FILE))
+        if target is None or target.hashes != alias.hashes:
+            raise BadContent(f"what is signed of model version {version} contradicts itself: fetch it again")
+        package, downloaded, by_delta = self._kept(known, version, alias), 0, False
+        if package is None:
+            content = metadata.download(target)
+            manifest = Manifest.parse(content)
+            check_for_device(manifest, self._population, version, self._client_version)
+            files, by_delta = self._fetch(metadata, manifest)
+            package = check_package(manifest, files)
+            downloaded = metadata.came
+            shutil.rmtree(self._folder / str(version), ignore_errors=True)  # of a crash before it was in use
+            place_folder(self._folder / str(version), files | {MANIFEST_FILE: content})
         served = Served(package, Shelf(package.model, package.items))
+        previous = self.served.version if self.served else 0
+        manifests = {str(v): known.sha256(v) for v in (previous,) if v}
         after = replace(
             known,
             current=version,
-            previous=self.served.version if self.served else 0,
-            highest=version,
-            serial=max(serial, known.serial),
-            newest=max(manifest.created, known.newest),
-            damaged=0,
+            previous=previous,
+            manifests=manifests | {str(version): _sha256(alias)},
         )
-        self._store.put(RECORD, json.dumps(asdict(after)).encode())
+        self._remember(after)
         self.served, self.problem = served, ""
         self._tidy(after)
+        manifest = package.manifest
+        log.info(
+            "model version %d in use, manifest %s, metadata %s", version, _sha256(alias), dict(after.metadata)
+        )
         return ModelInfo(
             version,
             manifest.created,
-            manifest.expires,
+            int(after.expires),
             manifest.n_items,
             manifest.model_kind,
             downloaded,
@@ -176,15 +257,21 @@ class Models:
             dict(manifest.privacy),
         )
 
+    def _kept(self, known: Known, version: int, alias: TargetFile) -> Package | None:
+        """The version before, when that is the one to use again and is whole."""
+        if version != known.previous or known.sha256(version) != _sha256(alias):
+            return None
+        try:
+            return open_package(self._folder / str(version), known.sha256(version))
+        except UpdateRejected:
+            return None
+
     def _open(self) -> None:
         """Serve the current model, or the one before where that is damaged."""
         known = self.known
         for version in filter(None, (known.current, known.previous)):
             try:
-                # Whether a key was in its time was judged when its model was taken.
-                package = open_package(
-                    self._folder / str(version), self._root, self._population, float(known.newest)
-                )
+                package = open_package(self._folder / str(version), known.sha256(version))
             except UpdateRejected as error:
                 self.problem = f"model version {version} is damaged: {error}"
                 log.warning("%s", self.problem)
@@ -193,18 +280,20 @@ class Models:
                 break
         serving = self.served.version if self.served else 0
         if serving != known.current:
-            back = replace(known, current=serving, previous=0, damaged=known.current)
-            self._store.put(RECORD, json.dumps(asdict(back)).encode())
+            self._remember(replace(known, current=serving, previous=0))
 
-    def _fetch(self, transport: Transport, manifest: Manifest) -> tuple[dict[str, bytes], int, bool]:
-        """The files of a manifest, how many bytes came, and whether a delta was enough."""
+    def _remember(self, known: Known) -> None:
+        data = json.dumps(asdict(known), sort_keys=True).encode()
+        if data != self._store.get(RECORD):
+            self._store.put(RECORD, data)
+
+    def _fetch(self, metadata: TrustedMetadata, manifest: Manifest) -> tuple[dict[str, bytes], bool]:
+        """The files of a manifest, and whether a delta was enough."""
         base = self.served.version if self.served else 0
-        entry = manifest.deltas.get(base)
         files: dict[str, bytes] = {}
-        downloaded = 0
-        if entry is not None:
+        if base in manifest.deltas:
             try:
-                delta, downloaded = self._download(transport, manifest.version, delta_name(base), entry)
+                delta = self._download(metadata, manifest, delta_name(base), manifest.deltas[base])
                 files = files_from_delta(manifest, delta, self._folder / str(base))
                 files = {
                     name: data for name, data in files.items() if FileEntry.of(data) == manifest.files[name]
@@ -216,40 +305,43 @@ class Models:
         by_delta = bool(files)
         for name, entry in manifest.files.items():
             if name not in files:
-                files[name], size = self._download(transport, manifest.version, name, entry)
-                downloaded += size
-        return files, downloaded, by_delta
+                files[name] = self._download(metadata, manifest, name, entry)
+        return files, by_delta
 
-    def _download(self, transport: Transport, version: int, name: str, entry: FileEntry) -> tuple[bytes, int]:
-        """A file, going on where an earlier attempt was cut off, and how many bytes came now."""
-        folder = self._folder / PARTIAL / str(version)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name
-        have = path.stat().st_size if path.exists() else 0
-        if have > entry.size:
-            path.unlink()
-            have = 0
-        came = 0
-        with path.open("ab") as file:
-            if have < entry.size:
-                for piece in transport.download(self._population, version, name, have):
-                    came += len(piece)
-                    if have + came > entry.size:
-                        break
-                    file.write(piece)
-                file.flush()
-        content = path.read_bytes()
-        try:
-            entry.check(name, content)
-        except BadContent:  # whole and wrong: what came is of no use
-            path.unlink()
-            raise
-        return content, came
+    def _download(self, metadata: TrustedMetadata, manifest: Manifest, name: str, entry: FileEntry) -> bytes:
+        """A file of a model; what is signed of it must be what its manifest says."""
+        target = metadata.target(model_target(self._population, manifest.version, name))
+        if target is None or FileEntry(target.length, _sha256(target)) != entry:
+            raise BadContent(f"{name} of model version {manifest.version} is not signed: fetch it again")
+        return metadata.download(target)
 
     def _tidy(self, known: Known) -> None:
         """Remove versions that are neither in use nor the one before."""
-        keep = {str(known.current), str(known.previous)}
+        keep = {str(known.current), str(known.previous), WORKING}
         for path in self._folder.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)
         sync_folder(self._folder)
+
+
+def _sha256(target: TargetFile) -> str:
+    """Of a target, in hex.
+
+    Raises:
+        BadContent: it was signed with another hash alone.
+    """
+    if "sha256" not in target.hashes:
+        raise BadContent(f"what is signed of {target.path:.80} has no SHA-256: update the app")
+    return str(target.hashes["sha256"])
+
+
+def _custom(target: TargetFile, name: str) -> int:
+    """A number that is signed with a target.
+
+    Raises:
+        BadContent: there is none.
+    """
+    value = target.custom.get(name) if isinstance(target.custom, dict) else None
+    if type(value) is not int or value < 0:
+        raise BadContent(f"what is signed of {target.path:.80} lacks its {name}: update the app")
+    return value

@@ -86,7 +86,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that was taken into use."""
+    """A model that was taken into use; `expires`: until when it is current, unless newer metadata says longer."""
 
     version: int
     created: int
@@ -146,6 +146,8 @@ class Status:
         population: of this device.
         model_version: in use; 0: none.
         model_state: "good", "expired", "none", or what is wrong.
+        model_sha256: of the manifest of the model in use, as signed; devices that serve one version can compare it.
+        metadata: versions of the signed metadata last accepted, by role.
         consent: as set.
         store: see `Store.describe`.
         last_error: of an update or a training, one line.
@@ -156,6 +158,8 @@ class Status:
     population: str
     model_version: int
     model_state: str
+    model_sha256: str
+    metadata: Mapping[str, int]
     consent: Mapping[str, bool]
     store: Mapping[str, Any]
     last_error: str

@@ -1,26 +1,22 @@
 """The calls that a client makes to its service, when the app makes them: check-in, a newer model, counters, training.
 
-Who calls is a random token that is new every day. Out of scope: the carrier (`transport`), what is checked of a new
+A call says nothing of who calls: no token, no id. Out of scope: the carrier (`transport`), what is checked of a new
 model (`model_updates`), how training is carried out (`training`).
 """
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from fedrec import __version__
 from fedrec.errors import DataError, ServiceError
-from fedrec_client import counter_reports, metrics
+from fedrec_client import counter_reports
 from fedrec_client.client_state import ClientState
 from fedrec_client.results import ModelInfo, TrainingReport
 from fedrec_client.training import enrolments
 from fedrec_client.transport import CheckIn, CheckInAnswer, Transport
-
-TOKEN = "token"
 
 
 def connect(server: str | Transport | None, connection: dict[str, Any]) -> Transport | None:
@@ -29,20 +25,24 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
     Raises:
         DataError: details of a connection without an address.
     """
+    if isinstance(server, str) and "://" in server:
+        from fedrec_client.https_files import HttpsFiles
+
+        return HttpsFiles(server, **connection)
     if isinstance(server, str):
         from fedrec_client.grpc_transport import GrpcTransport
 
         return GrpcTransport(server, **connection)
     if connection:
-        raise DataError(f"{', '.join(connection)}: only for a server given as 'host:port'")
+        raise DataError(f"{', '.join(connection)}: only for a server given as text")
     return server
 
 
 def update(state: ClientState, transport: Transport) -> ModelInfo | None:
     """See `Client.check_for_update`."""
-    answer = _check_in(state, transport, trains=False)
+    _check_in(state, transport, trains=False)
     _say_goodbyes(state, transport)
-    info = state.models.update(transport, answer.model_version) if answer.model_version else None
+    info = state.models.update(transport)
     counter_reports.send(state, transport)
     return info
 
@@ -64,11 +64,10 @@ def train(
         platform=state.setup.platform,
         policy=state.setup.policy,
         population=state.setup.population,
-        root=state.setup.root,
         served=state.served(),
         profile=state.profile,
         check_in=lambda: _check_in(state, transport, trains=True),
-        min_serial=state.models.known.serial,
+        verified_task=lambda campaign, task: state.models.verified_task(transport, campaign, task),
         now=state.models.now,
         stopped=stopped,
         enrolment_token=enrolment_token,
@@ -77,9 +76,7 @@ def train(
 
 
 def _check_in(state: ClientState, transport: Transport, *, trains: bool) -> CheckInAnswer:
-    return transport.check_in(
-        CheckIn(state.setup.population, _token(state), __version__, state.version, trains)
-    )
+    return transport.check_in(CheckIn(state.setup.population, __version__, state.version, trains))
 
 
 def _say_goodbyes(state: ClientState, transport: Transport) -> None:
@@ -88,13 +85,3 @@ def _say_goodbyes(state: ClientState, transport: Transport) -> None:
         with suppress(ServiceError):  # said again at the next call
             transport.leave(campaign, public, signature)
             enrolments.forget_goodbye(state.store, campaign)
-
-
-def _token(state: ClientState) -> str:
-    """Random, anew every day."""
-    day = metrics.day_of(state.setup.now())
-    known = json.loads(state.store.get(TOKEN) or b"{}")
-    if known.get("day") != day:
-        known = {"day": day, "token": secrets.token_hex(16)}
-        state.store.put(TOKEN, json.dumps(known).encode())
-    return str(known["token"])

@@ -1,8 +1,8 @@
-"""What the SDK asks of a model service, whatever carries it: gRPC, or a fake in the same process.
+"""What the SDK asks of a model service, whatever carries it: gRPC, plain HTTPS files, or a fake in the same process.
 
-Nothing here is trusted: manifests and tasks are signed documents, files are held against hashes in them, and what is
-sent says nothing of the person. Every call may raise ServiceError (ServerBusy with the time to come back).
-Out of scope: checking what came (`model_updates`, `policy`).
+Nothing here is trusted: what is fetched is signed metadata or is held against hashes in it, and what is sent says
+nothing of the user. Every call may raise ServiceError (ServerBusy with the time to come back).
+Out of scope: checking what came (`trusted_metadata`, `model_updates`, `policy`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ class CheckIn:
 
     Attributes:
         population: whose models.
-        token: random, anew at least every day; serves traffic shares, and links nothing beyond its life.
         client_version: of this SDK.
         model_version: the version in use; 0: none.
         trains: the person has agreed to take part in training, and the device is eligible now.
     """
 
     population: str
-    token: str
     client_version: str
     model_version: int
     trains: bool = False
@@ -36,12 +34,10 @@ class CheckInAnswer:
     """What there is.
 
     Attributes:
-        model_version: to use; 0: none yet.
         retry_after_seconds: come back after between these many seconds.
         campaign: id of a training campaign that devices can enrol in; empty: none.
     """
 
-    model_version: int
     retry_after_seconds: tuple[float, float]
     campaign: str = ""
 
@@ -66,18 +62,30 @@ class Enrolment:
 
 
 class Transport(Protocol):
-    """One connection to one service; safe for several threads."""
+    """One connection to one service; safe for several threads.
+
+    Attributes:
+        takes_counters: whether `send_metrics` sends anything.
+    """
+
+    takes_counters: bool
 
     def check_in(self, request: CheckIn) -> CheckInAnswer:
         """What there is for this device."""
         ...
 
-    def manifest(self, population: str, version: int) -> bytes:
-        """The signed manifest of a model."""
-        ...
+    def fetch(self, population: str, path: str, offset: int = 0) -> Iterator[bytes]:
+        """A public file of a repository from `offset` on, in pieces.
 
-    def download(self, population: str, version: int, file: str, offset: int = 0) -> Iterator[bytes]:
-        """A file of a model from `offset` on, in pieces."""
+        Args:
+            population: whose.
+            path: "metadata/..." or "targets/...".
+            offset: in bytes.
+
+        Raises:
+            NotPublished: there is no such file.
+            ServiceError: it cannot be fetched now.
+        """
         ...
 
     def enrol(self, enrolment: Enrolment) -> None:

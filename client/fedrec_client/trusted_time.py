@@ -23,6 +23,8 @@ from fedrec.errors import StoreCorrupt
 from fedrec_client.store.base import Store
 
 RECORD = "clock"
+#: A clock may be so much behind the one of who signed.
+CLOCK_SKEW_SECONDS = 300.0
 #: So far ahead one opening of the store may move what is believed.
 STEP_SECONDS = 7 * 86_400.0
 #: So far past the newest signature the floor may go: longer than any model is valid.

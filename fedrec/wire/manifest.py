@@ -1,9 +1,9 @@
-"""The manifest of a served model: what a device checks before it takes a new one.
+"""The manifest of a served model: canonical JSON that names everything else by hash.
 
-A manifest is the payload of a signed document (`signing`) and names everything else by hash: each file, each tensor
-in it, and the small files that lead from an earlier version to this one. Versions only grow: a device refuses one
-that is not higher than what it uses, so going back means publishing the old weights under a higher version
-(`restores`). Out of scope: the files themselves (`package`).
+Each file, each tensor in it, and the small files that lead from an earlier version to this one. The manifest is a
+target of the signed repository (`repository`): who may sign it, whether it is the newest and until when it is current
+are matters of the repository's metadata, not of a field in here. A version is a name, not an order: going back is
+signing an earlier one as champion again. Out of scope: the files themselves (`package`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import BadContent, ClientTooOld, Expired, Rollback
-from fedrec.wire.signing import CLOCK_SKEW_SECONDS, MANIFEST, SignedDocument
+from fedrec.errors import BadContent, ClientTooOld, WrongPopulation
+from fedrec.wire.strict_json import canonical, parse_json
 
-MANIFEST_FILE = "manifest.signed"
+MANIFEST_FILE = "manifest.json"
 MODEL_FILE, ITEMS_FILE, PRIVACY_FILE = "model.safetensors", "items.safetensors", "privacy.json"
 REQUIRED_FILES = (MODEL_FILE, ITEMS_FILE, PRIVACY_FILE)
 MAX_FILE_BYTES = 4 << 30
+MAX_MANIFEST_BYTES = 4 << 20
 MAX_VERSION = 1 << 53
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -60,7 +61,7 @@ class FileEntry:
         """
         if len(content) != self.size or FileEntry.of(content) != self:
             raise BadContent(
-                f"{name} ({len(content)} bytes) is not the file of the signed manifest ({self.size} bytes): "
+                f"{name} ({len(content)} bytes) is not the file of its manifest ({self.size} bytes): "
                 "fetch it again"
             )
 
@@ -103,15 +104,14 @@ class Manifest:
 
     Attributes:
         population: small letters, digits and hyphens.
-        version: from 1, higher than every earlier one.
-        created, expires: seconds since 1970; devices refuse it afterwards.
+        version: from 1.
+        created: seconds since 1970.
         min_client_version: of the SDK, e.g. "0.1.0".
         model_kind: of the serving model.
         n_items: I.
         files: by name; `REQUIRED_FILES` at least.
         tensors: by "model/name" and "items/name".
         privacy: summary of the statement in `privacy.json`: unit, epsilon, delta, aggregator.
-        restores: the earlier version whose weights these are; None: new weights.
         deltas: by earlier version, the file that leads from it to this one.
 
     Raises:
@@ -121,32 +121,28 @@ class Manifest:
     population: str
     version: int
     created: int
-    expires: int
     min_client_version: str
     model_kind: str
     n_items: int
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
     privacy: Mapping[str, Any] = field(default_factory=dict)
-    restores: int | None = None
     deltas: Mapping[int, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_population(self.population)
-        numbers = (self.version, self.created, self.expires, self.n_items)
+        numbers = (self.version, self.created, self.n_items)
         if any(type(n) is not int or not 0 <= n <= MAX_VERSION for n in numbers) or self.version < 1:
             raise BadContent(
                 f"manifest with numbers {numbers!r:.80}: expected whole ones from 0, a version from 1"
             )
-        if self.expires <= self.created:
-            raise BadContent(f"manifest made at {self.created} that ends at {self.expires}: expected later")
         if not _CLIENT.fullmatch(self.min_client_version):
             raise BadContent(f"min_client_version {self.min_client_version!r:.40}: expected e.g. '0.1.0'")
         missing = set(REQUIRED_FILES) - set(self.files)
         strange = [name for name in self.files if not _is_file(name)]
         if missing or strange:
             raise BadContent(f"manifest lacks files {sorted(missing)} or has strange ones {strange!r:.80}")
-        later = [v for v in (self.restores, *self.deltas) if v is not None and not 1 <= v < self.version]
+        later = [v for v in self.deltas if not 1 <= v < self.version]
         if later:
             raise BadContent(
                 f"manifest of version {self.version} builds on {later!r:.80}: expected earlier ones"
@@ -168,19 +164,34 @@ class Manifest:
                 )
 
     def payload(self) -> dict[str, Any]:
-        """For `RoundKey.sign`."""
+        """Plain values."""
         plain = asdict(self)
         plain["deltas"] = {str(version): entry for version, entry in plain["deltas"].items()}
         return plain
 
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the content of the target."""
+        return canonical(self.payload())
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """The manifest of `to_bytes`; that these are the signed bytes is for the caller to know.
+
+        Raises:
+            BadContent: it is not a valid one.
+        """
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise BadContent(f"manifest of {len(content)} bytes: expected at most {MAX_MANIFEST_BYTES}")
+        return cls.from_payload(parse_json(content))
+
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
-        """The manifest of a verified payload.
+        """The manifest of plain values.
 
         Raises:
             BadContent: fields are missing, unknown or out of range.
         """
-        plain = {name: value for name, value in payload.items() if name != "kind"}
+        plain = dict(payload)
         try:
             plain["files"] = {name: FileEntry(**entry) for name, entry in plain["files"].items()}
             plain["tensors"] = {
@@ -193,67 +204,38 @@ class Manifest:
             plain["deltas"] = deltas
             if not isinstance(plain["privacy"], dict) or not isinstance(plain["model_kind"], str):
                 raise ValueError("privacy or model_kind")
-            if plain["restores"] is not None and type(plain["restores"]) is not int:
-                raise ValueError("restores")
             return cls(**plain)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadContent(f"no manifest ({error!s:.80}): update the client, or fetch it again") from error
+            raise BadContent(
+                f"not a valid manifest ({error!s:.80}): update the client, or fetch it again"
+            ) from error
 
 
-def verify_manifest(
-    document: bytes, root: bytes, population: str, now: float, min_serial: int = 0
-) -> tuple[Manifest, int]:
-    """The manifest of a signed document and the serial of the key that signed it; it may have expired.
-
-    Raises:
-        UpdateRejected: see `SignedDocument.verify`; BadContent for a payload that is no manifest.
-    """
-    signed = SignedDocument.parse(document)
-    payload = signed.verify(root, kind=MANIFEST, population=population, now=now, min_serial=min_serial)
-    return Manifest.from_payload(payload), signed.serial
-
-
-def check_update(
-    document: bytes,
-    root: bytes,
-    population: str,
-    *,
-    now: float,
-    client_version: str,
-    highest_version: int,
-    min_serial: int = 0,
-) -> tuple[Manifest, int]:
-    """The manifest of a model that a device may take, and the serial of the key that signed it.
+def check_for_device(manifest: Manifest, population: str, version: int, client_version: str) -> None:
+    """Whether a manifest that is genuine is one for this device.
 
     Args:
-        document: the bytes that came.
-        root: [32] the pinned public key.
+        manifest: whose hash was signed.
         population: of this device.
-        now: seconds since 1970.
+        version: that was signed as being in use.
         client_version: of the SDK.
-        highest_version: the highest that this device has ever accepted.
-        min_serial: the highest serial of a round key that it has ever seen.
 
     Raises:
-        UpdateRejected: BadSignature, BadContent, WrongPopulation, Expired, Rollback or ClientTooOld.
+        WrongPopulation: it is for others.
+        BadContent: it is of another version.
+        ClientTooOld: it needs a newer client.
     """
-    manifest, serial = verify_manifest(document, root, population, now, min_serial)
-    if manifest.version <= highest_version:
-        raise Rollback(
-            f"model version {manifest.version}: this device has had {highest_version}; "
-            "older weights must come under a higher version"
+    if manifest.population != population:
+        raise WrongPopulation(
+            f"manifest for population {manifest.population!r:.80}: this device is of {population!r}"
         )
-    if not manifest.created - CLOCK_SKEW_SECONDS <= now <= manifest.expires:
-        raise Expired(
-            f"model version {manifest.version} is for {manifest.created} to {manifest.expires}, now {now:.0f}: "
-            "check this device's clock; else a newer model is due"
-        )
+    if manifest.version != version:
+        raise BadContent(f"asked for model version {version}, got {manifest.version}: fetch it again")
     if _parts(client_version) < _parts(manifest.min_client_version):
         raise ClientTooOld(
             f"model version {manifest.version} needs client {manifest.min_client_version}, this is "
             f"{client_version}: update the app"
         )
-    return manifest, serial
 
 
 def check_population(name: str) -> str:

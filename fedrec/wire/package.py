@@ -1,13 +1,14 @@
-"""A model as it is published and kept: a folder with a signed manifest and the files that it names.
+"""A model as it is published and kept: a folder with a manifest and the files that it names.
 
-    manifest.signed      signed document; names everything below by hash
+    manifest.json        names everything below by hash; its own hash is in the signed metadata (`repository`)
     model.safetensors    arrays and header of the serving model
     items.safetensors    ids, titles, categories, popularity, age
     privacy.json         the privacy statement
     delta-<version>.bin  what leads here from an earlier version (optional)
 
-A folder is written aside and moved into place whole; nothing in it is believed before signature, hash of each file
-and hash of each tensor hold. Out of scope: which package is in use (the registry of the server, the SDK's shelf).
+A folder is written aside and moved into place whole; nothing in it is believed before the hash of the manifest, of
+each file and of each tensor hold. Out of scope: which package is in use (the registry, the SDK's `model_updates`),
+and signatures.
 """
 
 from __future__ import annotations
@@ -37,11 +38,8 @@ from fedrec.wire.manifest import (
     PRIVACY_FILE,
     FileEntry,
     Manifest,
-    verify_manifest,
 )
-from fedrec.wire.signing import MANIFEST, RoundKey
 
-DAY = 86_400
 #: A delta that saves less than this share is not worth its place.
 MAX_DELTA_SHARE = 0.6
 _FILE_OF = {"model": MODEL_FILE, "items": ITEMS_FILE}
@@ -52,18 +50,16 @@ class Package:
     """A verified model.
 
     Attributes:
-        manifest: as signed.
+        manifest: of which the hash was signed.
         model: that serves.
         items: in the order of its tables.
         privacy: the statement.
-        serial: of the round key that signed it.
     """
 
     manifest: Manifest
     model: ServingModel = field(repr=False)
     items: Items = field(repr=False)
     privacy: Mapping[str, Any] = field(repr=False)
-    serial: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,20 +67,16 @@ class Terms:
     """What the publisher decides about a version.
 
     Attributes:
-        version: higher than every earlier one.
+        version: that no other model of the population has.
         created: seconds since 1970.
-        lifetime_days: devices refuse it afterwards.
         min_client_version: of the SDK.
         summary: of the privacy statement, for the manifest.
-        restores: the version whose weights these are.
     """
 
     version: int
     created: int
-    lifetime_days: float = 90.0
     min_client_version: str = "0.1.0"
     summary: Mapping[str, Any] = field(default_factory=dict)
-    restores: int | None = None
 
 
 def pack_model(model: ServingModel, items: Items, privacy: Mapping[str, Any]) -> dict[str, bytes]:
@@ -108,17 +100,17 @@ def pack_model(model: ServingModel, items: Items, privacy: Mapping[str, Any]) ->
 def write_package(
     folder: Path,
     files: Mapping[str, bytes],
+    population: str,
     terms: Terms,
-    key: RoundKey,
     bases: Mapping[int, Path] | None = None,
 ) -> Manifest:
-    """Sign files of `pack_model` and put them into a new folder, whole or not at all.
+    """Put files of `pack_model` with their manifest into a new folder, whole or not at all.
 
     Args:
         folder: must not exist.
         files: by name.
+        population: whose model.
         terms: of this version.
-        key: signs for its population.
         bases: folders of earlier versions, from which a delta is made where it pays.
 
     Raises:
@@ -137,45 +129,56 @@ def write_package(
         if (delta := _delta_from(base, parts, headers, sum(len(files[name]) for name in _FILE_OF.values())))
     }
     manifest = Manifest(
-        population=key.delegation.population,
+        population=population,
         version=terms.version,
         created=terms.created,
-        expires=terms.created + round(terms.lifetime_days * DAY),
         min_client_version=terms.min_client_version,
         model_kind=model.kind,
         n_items=model.n_items,
         files={name: FileEntry.of(content) for name, content in files.items()},
         tensors=tensor_entries(parts),
         privacy=dict(terms.summary),
-        restores=terms.restores,
         deltas={version: FileEntry.of(delta) for version, delta in deltas.items()},
     )
-    document = key.sign(MANIFEST, manifest.payload()).to_bytes()
     place_folder(
         folder,
         {
             **files,
             **{delta_name(version): delta for version, delta in deltas.items()},
-            MANIFEST_FILE: document,
+            MANIFEST_FILE: manifest.to_bytes(),
         },
     )
     return manifest
 
 
-def open_package(folder: Path, root: bytes, population: str, now: float, min_serial: int = 0) -> Package:
-    """The model of a folder, once signature and every hash hold; whether it has expired is for the caller.
+def open_package(folder: Path, manifest_sha256: str) -> Package:
+    """The model of a folder, once every hash holds, beginning with that of its manifest.
+
+    Args:
+        folder: of the package.
+        manifest_sha256: hex, from metadata that was verified.
 
     Raises:
-        UpdateRejected: BadContent for broken or missing files; BadSignature, WrongPopulation, Expired (the key)
-            or Rollback (a replaced key) as in `SignedDocument.verify`.
+        BadContent: something is broken or missing.
     """
-    document = read_file(folder / MANIFEST_FILE)
-    manifest, serial = verify_manifest(document, root, population, now, min_serial)
+    manifest = read_manifest(folder, manifest_sha256)
     files = {name: read_file(folder / name) for name in manifest.files}
-    return check_package(manifest, files, serial)
+    return check_package(manifest, files)
 
 
-def check_package(manifest: Manifest, files: Mapping[str, bytes], serial: int = 0) -> Package:
+def read_manifest(folder: Path, sha256: str) -> Manifest:
+    """The manifest of a folder, when it has this hash.
+
+    Raises:
+        BadContent: it is missing, another or not a valid one.
+    """
+    content = read_file(folder / MANIFEST_FILE)
+    if FileEntry.of(content).sha256 != sha256:
+        raise BadContent(f"{MANIFEST_FILE} of a model is not the one that was signed: fetch it again")
+    return Manifest.parse(content)
+
+
+def check_package(manifest: Manifest, files: Mapping[str, bytes]) -> Package:
     """The model of files that came with a verified manifest.
 
     Raises:
@@ -198,13 +201,13 @@ def check_package(manifest: Manifest, files: Mapping[str, bytes], serial: int = 
         raise BadContent(f"model version {manifest.version} cannot be read ({error!s:.200})") from error
     if not isinstance(privacy, dict):
         raise BadContent(
-            f"{PRIVACY_FILE} of model version {manifest.version} is no statement: fetch it again"
+            f"{PRIVACY_FILE} of model version {manifest.version} is not a valid statement: fetch it again"
         )
     if not model.n_items == len(items) == manifest.n_items or model.kind != manifest.model_kind:
         raise BadContent(
             f"model version {manifest.version} has not the items of its manifest: fetch it again"
         )
-    return Package(manifest, model, items, privacy, serial)
+    return Package(manifest, model, items, privacy)
 
 
 def files_from_delta(manifest: Manifest, delta: bytes, base: Path) -> dict[str, bytes]:

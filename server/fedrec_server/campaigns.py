@@ -3,7 +3,7 @@
     ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is
                                        closed, and how it ended
     ROOT/<campaign>/enrolments.jsonl   one device per line, in the order of the roster
-    ROOT/<campaign>/task.signed        from the closing of the roster on
+    ROOT/<campaign>/task.json          from the closing of the roster on; its hash is in the signed metadata
     ROOT/<campaign>/left.jsonl         devices of a closed roster that have left, as they said
     ROOT/<campaign>/operator.lock      locked by the operator's process while it lives
 
@@ -34,9 +34,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from fedrec.errors import CampaignOver, RegistryError
 from fedrec.wire.files import atomic_write, write_json
 from fedrec.wire.leaving import is_leaving
-from fedrec.wire.signing import SignedDocument
 
-STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.signed"
+STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.json"
 LEFT, LOCK = "left.jsonl", "operator.lock"
 #: How a campaign that brought a new version ended.
 DONE = "done"
@@ -161,9 +160,9 @@ class CampaignBook:
         lines = path.read_text().splitlines(keepends=True)
         return {json.loads(line)["identity"] for line in lines if line.endswith("\n")}
 
-    def give(self, campaign: str, task: SignedDocument) -> None:
-        """Let the devices of the roster have their task."""
-        atomic_write(self.folder(campaign) / TASK, task.to_bytes())
+    def give(self, campaign: str, task: bytes) -> None:
+        """Let the devices of the roster have their task, once its hash is signed."""
+        atomic_write(self.folder(campaign) / TASK, task)
 
     def open_for(self, population: str) -> str:
         """See `Campaigns`; the newest one."""

@@ -32,7 +32,7 @@ from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.files import write_json
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
-from fedrec.wire.signing import TASK, RoundKey
+from fedrec.wire.signing import OnlineKeys
 from fedrec_client.node import config_hash
 from fedrec_server.campaigns import DONE, CampaignBook, Enrolled
 from fedrec_server.federation import Federation
@@ -64,7 +64,7 @@ class Campaign:
         book: where its enrolments lie.
         registry: whose champion the devices use, and where the result goes.
         config: model, privacy, rounds; its data section is not used: the data are the devices'.
-        key: signs the task and the result.
+        keys: sign the task and the result.
         finish: from what was trained and the champion to what is published, e.g. a layer on a model of public data.
         stop: asked all the while; when true, the campaign ends within seconds.
     """
@@ -73,7 +73,7 @@ class Campaign:
     book: CampaignBook
     registry: Registry
     config: Config
-    key: RoundKey
+    keys: OnlineKeys
     finish: Finish = lambda trained, champion: trained
     stop: Callable[[], bool] = lambda: False
     _held: IO[bytes] | None = field(default=None, repr=False, compare=False)
@@ -84,7 +84,7 @@ class Campaign:
         book: CampaignBook,
         registry: Registry,
         config: Config,
-        key: RoundKey,
+        keys: OnlineKeys,
         max_devices: int = 64,
         *,
         finish: Finish = lambda trained, champion: trained,
@@ -121,7 +121,7 @@ class Campaign:
                 f"{registry.population} has no champion: promote a model whose items devices know"
             )
         made = book.open(registry.population, max_devices)
-        return cls(made, book, registry, config, key, finish, stop, book.hold(made))
+        return cls(made, book, registry, config, keys, finish, stop, book.hold(made))
 
     @property
     def folder(self) -> Path:
@@ -193,7 +193,8 @@ class Campaign:
                 stop=watch,
             )
             try:
-                self.book.give(self.id, self.key.sign(TASK, self._payload(task, federation)))
+                signed = self.registry.sign_task(self.id, self._payload(task, federation), self.keys)
+                self.book.give(self.id, signed)
                 on_step("task signed: roster, privacy plan and terms are fixed")
                 seconds = task.rounds.wait_seconds
                 started = federation.start_run(run, app_folder(), wait_seconds=seconds)
@@ -277,7 +278,6 @@ class Campaign:
         }
         items = "\0".join(self._item_ids().tolist()).encode()
         return {
-            "campaign": self.id,
             "created": int(time.time()),
             "expires": int(time.time()) + TASK_LIFETIME_SECONDS,
             "model_version": self.registry.aliases.champion,
@@ -324,6 +324,6 @@ class Campaign:
         model = self.finish(served(self.config, shared), before)
         files = pack_model(model, before.items, told)
         facts = summary(self.config, told) | {"campaign": self.id}
-        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.key)
-        self.registry.promote(made.version)
+        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.keys)
+        self.registry.promote(made.version, self.keys)
         return made

@@ -14,14 +14,14 @@ import grpc
 
 from fedrec.wire.proto import model_service_pb2 as messages
 
-METHODS = ("CheckIn", "GetManifest", "Download", "Enrol", "GetTask", "Leave", "SendMetrics")
+METHODS = ("CheckIn", "Fetch", "Enrol", "GetTask", "Leave", "SendMetrics")
 INSIDE = (
     "Traceback", 'File "', ".py", "/tmp", "/home", "/root:", "/srv", "site-packages", "fedrec_server",
     "Exception", "Error(", "<class",
 )  # fmt: skip
 HOSTILE = (
     "../../etc/passwd", "a" * 60_000, "\0", "%s%n", "", "é" * 500, "models/../..", "CON", "\r\nX: y", "None",
-    "model.safetensors/..", "manifest.signed", "root.pub", "1e309", "' OR 1=1 --",
+    "model.safetensors/..", "metadata/../root.json", "targets/../history.jsonl", "1e309", "' OR 1=1 --",
 )  # fmt: skip
 NUMBERS = (0, 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1)
 #: A call that is answered later hangs.
@@ -79,11 +79,8 @@ def hostile(rng: random.Random) -> bytes:
 def good_messages(population: str) -> dict[str, bytes]:
     """One good message per method, to be mutated."""
     built: dict[str, Any] = {
-        "CheckIn": messages.CheckInRequest(
-            population=population, token="0123456789abcdef", client_version="0.1.0"
-        ),
-        "GetManifest": messages.ManifestRequest(population=population, version=1),
-        "Download": messages.DownloadRequest(population=population, version=1, file="privacy.json"),
+        "CheckIn": messages.CheckInRequest(population=population, client_version="0.1.0"),
+        "Fetch": messages.FetchRequest(population=population, path="metadata/timestamp.json"),
         "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
         "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
         "Leave": messages.LeaveRequest(campaign="ab" * 8, identity=bytes(32), signature=bytes(64)),

@@ -49,7 +49,7 @@ class Person:
     Attributes:
         number, name: on the page.
         folder: of the device.
-        trust: the public root key that is built into the app.
+        trust: the root metadata that is built into the app.
         connect: makes the connection of a device to the service.
         catalogue: built into the app.
         journal: what happens, for the page.

@@ -16,7 +16,7 @@ from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
-from fedrec.wire.signing import RootKey, RoundKey
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.testing import FakeService
 from fedrec_client.transport import Transport
@@ -30,7 +30,6 @@ from films.layer import campaign_config, layered
 from films.words import NotNowError
 
 POPULATION = "films"
-KEY_DAYS = 365
 START_SUMMARY = {
     "unit": "none",
     "headline": "Start model: trained on public ratings, no person of this app in it.",
@@ -41,7 +40,7 @@ class ModelService(Protocol):
     """What the app needs of a service.
 
     Attributes:
-        root: public root key, to be built into the app.
+        root: root metadata, to be built into the app.
         campaigns: it can let devices train.
     """
 
@@ -77,13 +76,16 @@ class LoopbackService:
 
     def __init__(self, folder: Path, start: tuple[ServingModel, Items]) -> None:
         self._folder = folder
-        self._key = self._round_key()
+        self._keys = self._online_keys()
         self._registry = Registry(folder / "models", POPULATION)
-        self.root = self._registry.public_root
+        self.root = self._registry.pinned
         if not self._registry.aliases.champion:
             files = pack_model(*start, {"statement": START_SUMMARY["headline"]})
-            made = self._registry.publish(files, Terms(0, int(time.time()), summary=START_SUMMARY), self._key)
-            self._registry.promote(made.version)
+            made = self._registry.publish(
+                files, Terms(0, int(time.time()), summary=START_SUMMARY), self._keys
+            )
+            self._registry.promote(made.version, self._keys)
+        self._registry.renew(self._keys)
         self._book = CampaignBook(folder / "campaigns")
         certs = self._certificates()
         self._service = Service.start(
@@ -114,7 +116,7 @@ class LoopbackService:
             self._book,
             self._registry,
             campaign_config(devices),
-            self._key,
+            self._keys,
             finish=lambda trained, _: layered(start, trained),
             stop=stop,
         )
@@ -123,19 +125,16 @@ class LoopbackService:
         """See `ModelService`."""
         self._service.stop()
 
-    def _round_key(self) -> RoundKey:
-        """The key that signs. The root key allows it once and is forgotten; an operator keeps it locked away."""
-        path = self._folder / "round.pem"
+    def _online_keys(self) -> OnlineKeys:
+        """Keys that sign. The offline ones allow them once and are forgotten; an operator keeps them locked away."""
+        path = self._folder / "keys"
         if path.exists():
-            return RoundKey.load(path)
+            return OnlineKeys.load(path)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        root, now = RootKey.generate(), time.time()
-        key = RoundKey.generate(
-            root, POPULATION, serial=1, not_before=now - 60, not_after=now + KEY_DAYS * 86_400
-        )
-        Registry.create(self._folder / "models", POPULATION, root.public)
-        key.save(path)
-        return key
+        keys = OnlineKeys.generate()
+        Registry.create(self._folder / "models", POPULATION, OfflineKeys.generate(), keys)
+        keys.save(path)
+        return keys
 
     def _certificates(self) -> Path:
         """Fresh ones at every start."""
@@ -154,7 +153,7 @@ class OfflineService:
         now = time.time()
         self._fake = FakeService(POPULATION, clock=now)
         self._manifest = self._fake.publish(*start, clock=now, summary=START_SUMMARY)
-        self.root = self._fake.root.public
+        self.root = self._fake.trust
 
     def connect(self) -> Transport:
         """See `ModelService`."""

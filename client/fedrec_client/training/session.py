@@ -27,10 +27,10 @@ from fedrec.errors import (
     ProtocolError,
     ServiceError,
     StoreError,
+    WrongPopulation,
 )
 from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import check_named
-from fedrec.wire.signing import CLOCK_SKEW_SECONDS, TASK, SignedDocument
 from fedrec_client.model_updates import Served
 from fedrec_client.participation import Book
 from fedrec_client.platform import Platform
@@ -42,7 +42,7 @@ from fedrec_client.training import enrolments
 from fedrec_client.training.enrolments import CHARGED, ENROLLED, MADE, STARTED
 from fedrec_client.training.run_task import Outcome, run_task
 from fedrec_client.transport import CheckInAnswer, Enrolment, Transport
-from fedrec_client.trusted_time import TrustedTime
+from fedrec_client.trusted_time import CLOCK_SKEW_SECONDS, TrustedTime
 
 POLL_SECONDS = 1.0
 #: So long a device waits for a campaign that it enrolled in.
@@ -64,11 +64,10 @@ class Session:
     platform: Platform
     policy: Policy
     population: str
-    root: bytes
     served: Served
     profile: Profile
     check_in: Callable[[], CheckInAnswer]
-    min_serial: int
+    verified_task: Callable[[str, bytes], dict[str, Any]]
     now: Callable[[], float]
     stopped: Callable[[], bool]
     lock: AbstractContextManager[Any]
@@ -158,11 +157,10 @@ class Session:
 
     def _verified(self, document: bytes, campaign: str) -> dict[str, Any]:
         """The task, once it is genuine, in time, of this campaign and for the items of the model in use."""
-        now = self.now()
-        task = SignedDocument.parse(document).verify(
-            self.root, kind=TASK, population=self.population, now=now, min_serial=self.min_serial
-        )
+        task, now = self.verified_task(campaign, document), self.now()
         try:
+            if task["population"] != self.population:
+                raise WrongPopulation(f"a task of population {task['population']!r:.80}: wait for another")
             items = hashlib.sha256("\0".join(self.served.shelf.items.ids).encode()).hexdigest()
             if task["campaign"] != campaign:
                 raise BadContent("a task of another campaign than was asked for: try again")

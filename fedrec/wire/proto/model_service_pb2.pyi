@@ -7,38 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckInRequest(_message.Message):
-    __slots__ = ("population", "token", "client_version", "model_version", "trains")
+    __slots__ = ("population", "client_version", "model_version", "trains")
     POPULATION_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TRAINS_FIELD_NUMBER: _ClassVar[int]
     population: str
-    token: str
     client_version: str
     model_version: int
     trains: bool
-    def __init__(self, population: _Optional[str] = ..., token: _Optional[str] = ..., client_version: _Optional[str] = ..., model_version: _Optional[int] = ..., trains: bool = ...) -> None: ...
+    def __init__(self, population: _Optional[str] = ..., client_version: _Optional[str] = ..., model_version: _Optional[int] = ..., trains: bool = ...) -> None: ...
 
 class CheckInReply(_message.Message):
-    __slots__ = ("model_version", "retry_min_seconds", "retry_max_seconds", "campaign")
-    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("retry_min_seconds", "retry_max_seconds", "campaign")
     RETRY_MIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     RETRY_MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
-    model_version: int
     retry_min_seconds: float
     retry_max_seconds: float
     campaign: str
-    def __init__(self, model_version: _Optional[int] = ..., retry_min_seconds: _Optional[float] = ..., retry_max_seconds: _Optional[float] = ..., campaign: _Optional[str] = ...) -> None: ...
-
-class ManifestRequest(_message.Message):
-    __slots__ = ("population", "version")
-    POPULATION_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    population: str
-    version: int
-    def __init__(self, population: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, retry_min_seconds: _Optional[float] = ..., retry_max_seconds: _Optional[float] = ..., campaign: _Optional[str] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("content",)
@@ -46,17 +34,15 @@ class Document(_message.Message):
     content: bytes
     def __init__(self, content: _Optional[bytes] = ...) -> None: ...
 
-class DownloadRequest(_message.Message):
-    __slots__ = ("population", "version", "file", "offset")
+class FetchRequest(_message.Message):
+    __slots__ = ("population", "path", "offset")
     POPULATION_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    FILE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     population: str
-    version: int
-    file: str
+    path: str
     offset: int
-    def __init__(self, population: _Optional[str] = ..., version: _Optional[int] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, population: _Optional[str] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("content",)

@@ -1,20 +1,19 @@
-"""Which versions devices are to use: one for everybody, and perhaps another one for a share of them.
+"""Which versions devices are to use: one for all, and perhaps another one for a share of them.
 
-Out of scope: which moves are allowed (`registry`).
+They are signed entries of the repository, not a file of their own: `champion.json` and `canary.json` have length and
+hash of the manifest they stand for, and say its version. A device draws for itself whether it takes the canary.
+Out of scope: signing (`registry`), drawing (the SDK's `model_updates`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Self
 
-from fedrec.errors import RegistryError
-from fedrec.wire.files import PUBLIC, write_json
+from tuf.api.metadata import TargetFile
 
-ALL_TRAFFIC = 1000
+from fedrec.wire.layout import ALL_TRAFFIC, CANARY, CHAMPION, alias_target
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Aliases:
     """Which versions are in use.
 
     Attributes:
-        champion: for everybody; 0: none yet.
+        champion: for all; 0: none yet.
         canary: for a share of devices; 0: none.
         canary_traffic: that share, in thousandths.
     """
@@ -38,32 +37,37 @@ class Aliases:
             raise ValueError(f"expected a share up to {ALL_TRAFFIC}, not {self.canary_traffic}")
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Those of a file; none yet where there is no file.
-
-        Raises:
-            RegistryError: the file is broken.
-        """
-        try:
-            return cls(**json.loads(path.read_text()))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError, TypeError) as error:
-            raise RegistryError(f"{path} cannot be read ({error}): restore it from a backup") from error
-
-    def write(self, path: Path) -> None:
-        """Take the place of those of a file in one step."""
-        write_json(path, asdict(self), PUBLIC)
+    def of(cls, population: str, models: Mapping[str, TargetFile]) -> Self:
+        """Those of signed targets."""
+        champion = _custom(models.get(alias_target(population, CHAMPION)))
+        canary = _custom(models.get(alias_target(population, CANARY)))
+        return cls(champion.get("version", 0), canary.get("version", 0), canary.get("traffic", 0))
 
     @property
     def named(self) -> dict[str, int]:
         """Those that are set."""
-        return {name: v for name, v in (("champion", self.champion), ("canary", self.canary)) if v}
+        return {name: v for name, v in ((CHAMPION, self.champion), (CANARY, self.canary)) if v}
 
-    def version_for(self, token: str) -> int:
-        """The version for a device with this token: the same for the same token, a share of all gets the canary."""
-        if not self.canary or not self.canary_traffic:
-            return self.champion
-        digest = hashlib.sha256(f"canary {self.canary} {token}".encode()).digest()
-        drawn = int.from_bytes(digest[:8], "big") % ALL_TRAFFIC
-        return self.canary if drawn < self.canary_traffic else self.champion
+    def entries(self, population: str, manifests: Mapping[int, TargetFile]) -> list[TargetFile]:
+        """Targets that say so.
+
+        Args:
+            population: whose.
+            manifests: targets of the manifests, by version.
+        """
+        out = []
+        for name, version in self.named.items():
+            custom = {"version": version}
+            if name == CANARY:
+                custom["traffic"] = self.canary_traffic
+            manifest = manifests[version]
+            out.append(
+                TargetFile(
+                    manifest.length, manifest.hashes, alias_target(population, name), {"custom": custom}
+                )
+            )
+        return out
+
+
+def _custom(target: TargetFile | None) -> dict[str, int]:
+    return dict(target.custom or {}) if target is not None else {}

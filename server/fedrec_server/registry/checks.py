@@ -1,6 +1,6 @@
-"""Whether a published version is what it says: signature, number, every hash, where its deltas lead, nothing else.
+"""Whether a published version is what was signed: manifest, every hash, where its deltas lead, nothing else.
 
-Out of scope: whether devices would still take it (`fedrec.wire.manifest.check_update`).
+Out of scope: signatures of the metadata, which are verified before anything is read (`registry`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedrec.errors import RegistryError, UpdateRejected
+from fedrec.wire.layout import hashed_name
 from fedrec.wire.manifest import MANIFEST_FILE, Manifest
 from fedrec.wire.package import delta_name, files_from_delta, read_file
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fedrec_server.registry.registry import Registry
 
 GOOD = "good"
+UNSIGNED = "is not signed: a publication was cut off before it counted, or the metadata is an older copy"
 
 
 def state_of(registry: Registry, version: int) -> str:
@@ -24,12 +26,13 @@ def state_of(registry: Registry, version: int) -> str:
         if manifest.version != version:
             return f"says it is version {manifest.version}"
         _check_deltas(registry, manifest)
-        _check_restored(registry, manifest)
+        strange = sorted(path.name for path in registry.path(version).iterdir())
     except (UpdateRejected, RegistryError) as error:
         return str(error)
     known = {MANIFEST_FILE, *manifest.files, *map(delta_name, manifest.deltas)}
-    strange = sorted(path.name for path in registry.path(version).iterdir() if path.name not in known)
-    return f"has files that nobody signed: {', '.join(strange)[:200]}" if strange else GOOD
+    known |= {hashed_name(sha256, name) for name, sha256 in registry.hashes(manifest).items()}
+    strange = [name for name in strange if name not in known]
+    return f"has files that were not signed: {', '.join(strange)[:200]}" if strange else GOOD
 
 
 def _check_deltas(registry: Registry, manifest: Manifest) -> None:
@@ -45,14 +48,3 @@ def _check_deltas(registry: Registry, manifest: Manifest) -> None:
         if base in registry.versions():
             for file, content in files_from_delta(manifest, delta, registry.path(base)).items():
                 manifest.files[file].check(f"{file} by {name}", content)
-
-
-def _check_restored(registry: Registry, manifest: Manifest) -> None:
-    """Whether weights that are said to be earlier ones are those.
-
-    Raises:
-        RegistryError: they are not.
-    """
-    old = manifest.restores
-    if old in registry.versions() and registry.manifest(old).tensors != manifest.tensors:
-        raise RegistryError(f"says it has the weights of {old}, and has not")

@@ -1,36 +1,58 @@
 """The registry: every published model of a population, and which of them devices are to use.
 
-    ROOT/<population>/root.pub        public root key, against which everything here is verified
-    ROOT/<population>/<version>/      a model package (`fedrec.wire.package`)
-    ROOT/<population>/aliases.json    champion, and perhaps a canary with its share of devices
-    ROOT/<population>/history.jsonl   who did what, when
+    ROOT/<population>/root.json                                root metadata that apps pin
+    ROOT/<population>/public/metadata/                         signed metadata (`fedrec.wire.repository`)
+    ROOT/<population>/public/targets/<population>/models/<n>/  a model package (`fedrec.wire.package`)
+    ROOT/<population>/history.jsonl                            who did what, when
 
-Plain files: versions only grow and are never written over, aliases change by atomic replacement, one writer at a
-time. Going back publishes the old weights under a higher version, because devices refuse lower ones.
-Out of scope: handing models out (`service`).
+`public/` is what devices fetch, through the model service or from any web server that hands out the folder. What is
+in use is what the signed metadata says: a change counts once its `timestamp.json` is in place, and not before. One
+writer at a time. Out of scope: handing models out (`service`), which files may be handed out (`public_files`).
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tuf.api.metadata import TargetFile
+
 from fedrec.errors import BadContent, RegistryError, UpdateRejected
-from fedrec.wire.files import PUBLIC, atomic_write
-from fedrec.wire.manifest import MANIFEST_FILE, MAX_VERSION, Manifest, check_population, verify_manifest
-from fedrec.wire.package import Package, Terms, open_package, read_file, write_package
-from fedrec.wire.signing import MANIFEST, RoundKey, SignedDocument, parse_json, read_public
-from fedrec_server.registry.aliases import ALL_TRAFFIC, Aliases
-from fedrec_server.registry.checks import state_of
+from fedrec.wire.files import PUBLIC as READABLE
+from fedrec.wire.files import atomic_write
+from fedrec.wire.layout import (
+    ALL_TRAFFIC,
+    CANARY,
+    CHAMPION,
+    METADATA_FOLDER,
+    MODELS,
+    TARGETS_FOLDER,
+    hashed_name,
+    model_target,
+    task_target,
+)
+from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_population
+from fedrec.wire.package import Package, Terms, delta_name, open_package, read_manifest, write_package
+from fedrec.wire.pinned_root import read_root
+from fedrec.wire.repository import Lifetimes, Repository, target_of
+from fedrec.wire.repository_state import State
+from fedrec.wire.signing import OfflineKeys, OnlineKeys
+from fedrec.wire.strict_json import canonical
+from fedrec_server.registry.aliases import Aliases
+from fedrec_server.registry.checks import UNSIGNED, state_of
 from fedrec_server.registry.history import append_history, read_history
 
-ALIASES, HISTORY, ROOT_KEY, LOCK = "aliases.json", "history.jsonl", "root.pub", ".lock"
+#: How long another writer is waited for.
+WAIT_SECONDS = 10.0
+HISTORY, PINNED, PUBLIC, LOCK = "history.jsonl", "root.json", "public", ".lock"
 #: A package that is being written (`place_folder`).
 _ASIDE = re.compile(r"\.\d+\.[0-9a-f]+\.tmp")
 
@@ -41,65 +63,88 @@ class Registry:
     Args:
         root: folder of all populations.
         population: whose.
+        lifetimes: of what is signed from now on.
 
     Raises:
         RegistryError: there is none.
     """
 
-    def __init__(self, root: Path, population: str) -> None:
+    def __init__(self, root: Path, population: str, lifetimes: Lifetimes | None = None) -> None:
         try:
             check_population(population)
         except BadContent as error:
             raise RegistryError(str(error)) from error
         self.folder, self.population = root / population, population
-        if not (self.folder / ROOT_KEY).exists():
+        self.public = self.folder / PUBLIC
+        self.repository = Repository(self.public / METADATA_FOLDER, population, lifetimes)
+        if not (self.folder / PINNED).exists():
             raise RegistryError(
-                f"no registry of population {population!r} in {root}: make it with `fedrec model root`"
+                f"no registry of population {population!r} in {root}: make it with `fedrec keys init`"
             )
 
     @classmethod
-    def create(cls, root: Path, population: str, public_root: bytes) -> Registry:
-        """A new one.
+    def create(
+        cls,
+        root: Path,
+        population: str,
+        offline: OfflineKeys,
+        online: OnlineKeys,
+        *,
+        now: float | None = None,
+        threshold: int = 1,
+        lifetimes: Lifetimes | None = None,
+    ) -> Registry:
+        """A new one, signed for the first time.
 
         Raises:
-            RegistryError: there is one already with another root key.
+            RegistryError: there is one already, or it cannot be written.
+            RunError: fewer root keys than the threshold.
         """
         try:
             folder = root / check_population(population)
         except BadContent as error:
             raise RegistryError(str(error)) from error
-        path = folder / ROOT_KEY
-        if path.exists() and read_public(path) != public_root:
+        if (folder / PINNED).exists():
             raise RegistryError(
-                f"{path} is there already with another key: devices pin it; make another population"
+                f"{folder} is a registry already: devices pin its root; make another population"
             )
+        repository = Repository(folder / PUBLIC / METADATA_FOLDER, population, lifetimes)
+        pinned = repository.create(offline, online, _time(now), threshold)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, (public_root.hex() + "\n").encode(), PUBLIC)
+            (folder / PUBLIC / TARGETS_FOLDER / population / MODELS).mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / PINNED, pinned, READABLE)
         except OSError as error:
             raise RegistryError(
                 f"{folder} cannot be written ({error.strerror}): give another folder"
             ) from error
-        return cls(root, population)
+        return cls(root, population, lifetimes)
 
     @property
-    def public_root(self) -> bytes:
-        """[32] what devices pin."""
-        return read_public(self.folder / ROOT_KEY)
+    def pinned(self) -> bytes:
+        """Root metadata that apps pin."""
+        return read_root(self.folder / PINNED)
+
+    def state(self) -> State:
+        """The signed metadata in force.
+
+        Raises:
+            BadSignature: it does not hold together.
+            RegistryError: a file is missing.
+        """
+        return self.repository.state(self.pinned)
 
     @property
     def aliases(self) -> Aliases:
-        """As they are.
+        """As they are signed.
 
         Raises:
-            RegistryError: the file is broken.
+            BadSignature, RegistryError: see `state`.
         """
-        return Aliases.read(self.folder / ALIASES)
+        return Aliases.of(self.population, self.state().models)
 
     def versions(self) -> list[int]:
-        """All, rising."""
-        names = (path.name for path in self.folder.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        """All that are signed, rising."""
+        return sorted(self._manifests(self.state()))
 
     def path(self, version: int) -> Path:
         """Folder of a version.
@@ -107,20 +152,25 @@ class Registry:
         Raises:
             RegistryError: there is none.
         """
-        folder = self.folder / str(version)
+        folder = self.packages / str(version)
         if not (folder / MANIFEST_FILE).exists():
             known = ", ".join(map(str, self.versions()[-5:])) or "none"
             raise RegistryError(f"{self.population} has no model version {version}: there are {known}")
         return folder
 
+    @property
+    def packages(self) -> Path:
+        """Folder of all versions."""
+        return self.public / TARGETS_FOLDER / self.population / MODELS
+
     def manifest(self, version: int) -> Manifest:
-        """The manifest of a version, its signature verified.
+        """The manifest of a version, its hash held against the signed one.
 
         Raises:
             RegistryError: there is none.
             UpdateRejected: it is not genuine.
         """
-        return self._verified(version)[0]
+        return read_manifest(self.path(version), self._sha256(version))
 
     def open(self, version: int) -> Package:
         """A version, everything verified.
@@ -129,68 +179,117 @@ class Registry:
             RegistryError: there is none.
             UpdateRejected: it is damaged or not genuine.
         """
-        folder = self.path(version)
-        at = self._signing_time(read_file(folder / MANIFEST_FILE))
-        return open_package(folder, self.public_root, self.population, at)
+        return open_package(self.path(version), self._sha256(version))
 
     def verify(self) -> dict[int, str]:
-        """Every version that is there or in use: "good", or what is wrong with it."""
+        """Every version that is there or in use: "good", or what is wrong with it.
+
+        Raises:
+            BadSignature, RegistryError: see `state`.
+        """
         found = {version: state_of(self, version) for version in self.versions()}
-        for name, version in self.aliases.named.items():
-            found.setdefault(version, f"is {name}, and not there: restore it, or promote another")
+        for version in self._folders():
+            found.setdefault(version, UNSIGNED)
         return dict(sorted(found.items()))
 
-    def publish(self, files: Mapping[str, bytes], terms: Terms, key: RoundKey) -> Manifest:
+    def publish(
+        self, files: Mapping[str, bytes], terms: Terms, keys: OnlineKeys, now: float | None = None
+    ) -> Manifest:
         """Sign files under the next version; the version in `terms` is replaced, no alias moves.
 
         Raises:
-            RegistryError: it cannot be written, or the key is not one that this registry's devices believe.
+            RegistryError: it cannot be written, or the keys are not those that devices believe.
         """
         with self._writing():
-            return self._publish(files, terms, key)
+            state = self.state()
+            manifests, aliases = self._manifests(state), Aliases.of(self.population, state.models)
+            version = 1 + max([*manifests, *self._folders(), *self._ever_published()], default=0)
+            bases = {v: self.path(v) for v in aliases.named.values() if self._can_be_opened(v)}
+            made = write_package(
+                self.packages / str(version), files, self.population, replace(terms, version=version), bases
+            )
+            manifests[version] = target_of(
+                model_target(self.population, version, MANIFEST_FILE), made.to_bytes(), version=version
+            )
+            self._sign(manifests, aliases, keys, now, "publish", version=version)
+            return made
 
-    def promote(self, version: int, alias: str = "champion", traffic: int = ALL_TRAFFIC) -> Aliases:
+    def promote(
+        self,
+        version: int,
+        keys: OnlineKeys,
+        alias: str = CHAMPION,
+        traffic: int = ALL_TRAFFIC,
+        now: float | None = None,
+    ) -> Aliases:
         """Let devices use a version, all of them or a share; becoming champion ends a canary.
 
         Raises:
-            RegistryError: it is unknown, or devices would refuse it because they have had a higher one.
+            RegistryError: it is unknown, or the keys are not those that devices believe.
+            UpdateRejected: it is damaged.
         """
-        if alias not in ("champion", "canary") or not 0 <= traffic <= ALL_TRAFFIC:
+        if alias not in (CHAMPION, CANARY) or not 0 <= traffic <= ALL_TRAFFIC:
             raise RegistryError(
                 f"promote to {alias!r:.20} with traffic {traffic}: expected champion or canary, 0 to {ALL_TRAFFIC}"
             )
-        with self._writing():
-            self.open(version)
-            before = self.aliases
-            highest = max(before.champion, before.canary)
-            if version < highest:
-                raise RegistryError(
-                    f"version {version} is below {highest}, which devices have had: "
-                    f"publish its weights anew with `fedrec model rollback {version}`"
-                )
-            after = (
-                Aliases(champion=version)
-                if alias == "champion"
-                else replace(before, canary=version, canary_traffic=traffic)
-            )
-            self._set(after, "promote", version=version, alias=alias, traffic=traffic)
-            return after
+        return self._promote(version, keys, alias, traffic, now, "promote")
 
-    def rollback(self, to: int, created: int, key: RoundKey, lifetime_days: float = 90.0) -> Manifest:
-        """Publish the weights of an earlier version under a higher one and make it champion.
+    def rollback(self, to: int, keys: OnlineKeys, now: float | None = None) -> Aliases:
+        """Make an earlier version champion again; devices take it because newer metadata says so.
 
         Raises:
-            RegistryError, UpdateRejected: see `publish` and `open`.
+            RegistryError, UpdateRejected: see `promote`.
+        """
+        return self._promote(to, keys, CHAMPION, ALL_TRAFFIC, now, "rollback")
+
+    def renew(self, keys: OnlineKeys, now: float | None = None) -> list[str]:
+        """Sign anew what is past half of its life and has its key here; which roles.
+
+        Raises:
+            RegistryError, BadSignature: see `state`; or another process is writing.
         """
         with self._writing():
-            made = self._again(to, created, key, lifetime_days)
-            self._set(Aliases(champion=made.version), "rollback", version=made.version, restores=to)
-            return made
+            return self.repository.renew(self.pinned, keys, _time(now))
 
-    def renew(self, version: int, created: int, key: RoundKey, lifetime_days: float = 90.0) -> Manifest:
-        """The same weights under a higher version, signed anew; no alias moves."""
+    def replace_keys(
+        self,
+        before: tuple[OfflineKeys, OnlineKeys | None],
+        after: tuple[OfflineKeys, OnlineKeys],
+        *,
+        threshold: int = 1,
+        now: float | None = None,
+    ) -> int:
+        """See `Repository.replace_keys`."""
         with self._writing():
-            return self._again(version, created, key, lifetime_days)
+            version = self.repository.replace_keys(self.pinned, before, after, _time(now), threshold)
+            append_history(self.folder / HISTORY, "keys", root=version)
+            return version
+
+    def sign_task(
+        self, campaign: str, payload: Mapping[str, Any], keys: OnlineKeys, now: float | None = None
+    ) -> bytes:
+        """Sign the task of a campaign; the bytes that its devices get. Tasks past their time are no longer listed.
+
+        Args:
+            campaign: id.
+            payload: plain values; `expires` in seconds since 1970; `population` is put in.
+            keys: with the key of tasks.
+            now: seconds since 1970; None: the clock.
+
+        Raises:
+            RegistryError, BadContent: it cannot be written, or the payload cannot be JSON.
+        """
+        at = _time(now)
+        content = canonical(dict(payload) | {"population": self.population, "campaign": campaign})
+        with self._writing():
+            current = [t for t in self.state().tasks.values() if (t.custom or {}).get("expires", 0) > at]
+            path = task_target(self.population, campaign)
+            task = target_of(path, content, expires=int(payload["expires"]))
+            self.repository.change(
+                self.pinned, keys, at, tasks=[*(t for t in current if t.path != path), task]
+            )
+            append_history(self.folder / HISTORY, "task", campaign=campaign)
+        return content
 
     def history(self) -> list[dict[str, Any]]:
         """Everything that was done, oldest first.
@@ -200,21 +299,88 @@ class Registry:
         """
         return read_history(self.folder / HISTORY)
 
-    def _again(self, version: int, created: int, key: RoundKey, lifetime_days: float) -> Manifest:
-        old = self.open(version).manifest
-        files = {name: read_file(self.path(version) / name) for name in old.files}
-        terms = Terms(0, created, lifetime_days, old.min_client_version, old.privacy, restores=version)
-        return self._publish(files, terms, key)
+    def hashes(self, manifest: Manifest, *, deltas: bool = True) -> dict[str, str]:
+        """SHA-256 of each file that devices may fetch of a version, by name."""
+        found = {name: entry.sha256 for name, entry in manifest.files.items()}
+        if deltas:
+            found |= {delta_name(base): entry.sha256 for base, entry in manifest.deltas.items()}
+        return found | {MANIFEST_FILE: FileEntry.of(manifest.to_bytes()).sha256}
 
-    def _publish(self, files: Mapping[str, bytes], terms: Terms, key: RoundKey) -> Manifest:
-        self._check_key(key, terms.created)
-        version = 1 + max([*self.versions(), *self._ever_published()], default=0)
-        bases = {v: self.path(v) for v in self.aliases.named.values() if self._can_be_opened(v)}
-        manifest = write_package(
-            self.folder / str(version), files, replace(terms, version=version), key, bases
-        )
-        append_history(self.folder / HISTORY, "publish", version=version, restores=terms.restores)
-        return manifest
+    def _promote(
+        self, version: int, keys: OnlineKeys, alias: str, traffic: int, now: float | None, what: str
+    ) -> Aliases:
+        with self._writing():
+            state = self.state()
+            self.open(version)
+            before = Aliases.of(self.population, state.models)
+            after = (
+                Aliases(champion=version)
+                if alias == CHAMPION
+                else replace(before, canary=version, canary_traffic=traffic)
+            )
+            facts = {"version": version, "alias": alias, "traffic": traffic}
+            self._sign(self._manifests(state), after, keys, now, what, **facts)
+            return after
+
+    def _sign(
+        self,
+        manifests: Mapping[int, TargetFile],
+        aliases: Aliases,
+        keys: OnlineKeys,
+        now: float | None,
+        what: str,
+        **facts: Any,
+    ) -> None:
+        """Said before it is done: an entry without effect shows beside the aliases, an effect without entry never."""
+        listed = [*manifests.values(), *aliases.entries(self.population, manifests)]
+        for version in set(aliases.named.values()):
+            manifest = read_manifest(self.packages / str(version), manifests[version].hashes["sha256"])
+            listed += self._files(manifest)
+            self._link(manifest)
+        append_history(self.folder / HISTORY, what, **facts)
+        self.repository.change(self.pinned, keys, _time(now), models=listed)
+
+    def _files(self, manifest: Manifest) -> list[TargetFile]:
+        """Targets of what a manifest names."""
+        version = manifest.version
+        entries = {name: (entry, {"version": version}) for name, entry in manifest.files.items()}
+        for base, entry in manifest.deltas.items():
+            entries[delta_name(base)] = (entry, {"version": version, "base": base})
+        return [
+            TargetFile(
+                entry.size,
+                {"sha256": entry.sha256},
+                model_target(self.population, version, name),
+                {"custom": custom},
+            )
+            for name, (entry, custom) in entries.items()
+        ]
+
+    def _link(self, manifest: Manifest) -> None:
+        """The names under which consistent snapshots are fetched, for web servers that hand out the folder."""
+        folder = self.packages / str(manifest.version)
+        for name, sha256 in self.hashes(manifest).items():
+            with suppress(FileExistsError):
+                os.link(folder / name, folder / hashed_name(sha256, name))
+
+    def _manifests(self, state: State) -> dict[int, TargetFile]:
+        """Targets of all manifests, by version."""
+        found = {}
+        for path, target in state.models.items():
+            if path.endswith(f"/{MANIFEST_FILE}"):
+                found[int(path.split("/")[2])] = target
+        return found
+
+    def _sha256(self, version: int) -> str:
+        target = self._manifests(self.state()).get(version)
+        if target is None:
+            raise RegistryError(f"model version {version} of {self.population} {UNSIGNED}")
+        return target.hashes["sha256"]
+
+    def _folders(self) -> list[int]:
+        if not self.packages.exists():
+            return []
+        return [int(p.name) for p in self.packages.iterdir() if p.is_dir() and p.name.isdecimal()]
 
     def _can_be_opened(self, version: int) -> bool:
         with suppress(UpdateRejected, RegistryError):
@@ -223,75 +389,45 @@ class Registry:
         return False
 
     def _ever_published(self) -> list[int]:
-        """Numbers that are never given again, also when their folders are gone: devices may have had them."""
+        """Numbers that are never given again, also when their folders are gone."""
         said = (entry.get("version") for entry in self.history())
-        return [*(v for v in said if isinstance(v, int)), *self.aliases.named.values()]
-
-    def _check_key(self, key: RoundKey, created: int) -> None:
-        """Whether devices would believe what a key signs now; nothing is written before that is sure.
-
-        Raises:
-            RegistryError: they would not.
-        """
-        if key.delegation.population != self.population:
-            raise RegistryError(
-                f"a round key for {key.delegation.population!r} signs nothing for {self.population!r}: "
-                "delegate another"
-            )
-        try:
-            key.sign(MANIFEST, {}).verify(
-                self.public_root,
-                kind=MANIFEST,
-                population=self.population,
-                now=created,
-                min_serial=self._highest_serial(),
-            )
-        except UpdateRejected as error:
-            raise RegistryError(
-                f"devices would refuse it, so nothing was published ({error}): give a key of this root, in its time"
-            ) from error
-
-    def _highest_serial(self) -> int:
-        """Of the round keys whose manifests devices may have seen."""
-        serials = [0]
-        for version in self.versions():
-            with suppress(UpdateRejected, RegistryError):
-                serials.append(self._verified(version)[1])
-        return max(serials)
-
-    @staticmethod
-    def _signing_time(document: bytes) -> float:
-        """When a manifest says it was made: whether its key was in time then is what counts here."""
-        created = parse_json(SignedDocument.parse(document).payload).get("created")
-        return min(max(created, 0), MAX_VERSION) if isinstance(created, int) else 0
-
-    def _verified(self, version: int) -> tuple[Manifest, int]:
-        document = read_file(self.path(version) / MANIFEST_FILE)
-        return verify_manifest(document, self.public_root, self.population, self._signing_time(document))
-
-    def _set(self, aliases: Aliases, what: str, **facts: Any) -> None:
-        """Said before it is done: an entry without effect shows beside the aliases, an effect without entry never."""
-        append_history(self.folder / HISTORY, what, **facts)
-        aliases.write(self.folder / ALIASES)
+        return [v for v in said if isinstance(v, int)]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One writer at a time, in any process."""
+        """One writer at a time, in any process; another one is waited for, but not for long."""
         try:
             with (self.folder / LOCK).open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RegistryError(
-                        f"somebody else is writing to the registry of {self.population}: try again"
-                    ) from error
+                self._take(file.fileno())
                 self._sweep()
                 yield
         except OSError as error:
             raise RegistryError(f"the registry {self.folder} cannot be written ({error.strerror})") from error
 
+    def _take(self, lock: int) -> None:
+        """Wait for a lock; a service that renews holds it for moments.
+
+        Raises:
+            RegistryError: another process holds it for too long.
+        """
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise RegistryError(
+                        f"another process is writing to the registry of {self.population}: try again"
+                    ) from error
+                time.sleep(0.02)
+
     def _sweep(self) -> None:
         """Remove what a crash left of packages that never became versions."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and _ASIDE.fullmatch(path.name):
-                shutil.rmtree(path)
+        if self.packages.exists():
+            for path in self.packages.iterdir():
+                if path.is_dir() and _ASIDE.fullmatch(path.name):
+                    shutil.rmtree(path)
+
+
+def _time(now: float | None) -> float:
+    return time.time() if now is None else now

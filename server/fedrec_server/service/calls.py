@@ -64,16 +64,13 @@ class Calls:
         answers = self._answers
         unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
             "CheckIn": (answers.check_in, messages.CheckInRequest),
-            "GetManifest": (answers.manifest, messages.ManifestRequest),
             "GetTask": (answers.task, messages.TaskRequest),
             "Leave": (answers.leave, messages.LeaveRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
         methods["Enrol"] = self._unary(answers.enrol, messages.EnrolRequest, addressed=True)
         methods["SendMetrics"] = self._unary(answers.send_metrics, messages.MetricsRequest, addressed=True)
-        methods["Download"] = grpc.stream_stream_rpc_method_handler(
-            self._download, response_serializer=_to_bytes
-        )
+        methods["Fetch"] = grpc.stream_stream_rpc_method_handler(self._fetch, response_serializer=_to_bytes)
         health = {"Check": self._unary(self._health, health_pb2.HealthCheckRequest)}
         return (
             grpc.method_handlers_generic_handler(SERVICE, methods),
@@ -90,7 +87,7 @@ class Calls:
 
         return grpc.stream_unary_rpc_method_handler(answer, response_serializer=_to_bytes)
 
-    def _download(self, stream: Stream, context: grpc.ServicerContext) -> Iterator[messages.Piece]:
+    def _fetch(self, stream: Stream, context: grpc.ServicerContext) -> Iterator[messages.Piece]:
         """Piece by piece, no faster than they are taken, and no slower than the limits allow."""
         limits, watchdog = self._limits, self._watchdog
         with (
@@ -99,7 +96,7 @@ class Calls:
             watchdog.within(limits.download_seconds, context.cancel),
         ):
             _expect_room(free)
-            wanted = self._answers.download(self._request(stream, context, messages.DownloadRequest))
+            wanted = self._answers.fetch(self._request(stream, context, messages.FetchRequest))
             for content in _pieces(wanted.path, wanted.offset):
                 with watchdog.within(limits.piece_seconds, context.cancel):
                     yield messages.Piece(content=content)  # goes on when it is taken

@@ -6,7 +6,6 @@ A refusal is a status and a fixed text. Out of scope: who may ask, how often, an
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +13,14 @@ import grpc
 
 from fedrec.wire.counters import checked
 from fedrec.wire.leaving import SIGNATURE_BYTES
-from fedrec.wire.manifest import MANIFEST_FILE, Manifest
-from fedrec.wire.package import delta_name
 from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_server.registry import Registry
+from fedrec_server.registry import PublicFiles, Registry
 from fedrec_server.service.campaigns import Campaigns
 from fedrec_server.service.enrolments import EnrolmentGate, EnrolmentTokens
 from fedrec_server.service.metric_sums import MetricSums
 from fedrec_server.service.quotas import Quotas
 from fedrec_server.service.refusals import Refused
 
-#: Manifests held in memory, per population.
-MAX_VERSIONS = 64
-_TOKEN = re.compile(r"[0-9a-f]{16,64}")
 _REPORT = re.compile(r"[0-9a-f]{32}")
 _CLIENT = re.compile(r"[0-9.]{1,23}")
 _CAMPAIGN = re.compile(r"[0-9a-f]{8,64}")
@@ -35,11 +29,10 @@ _NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( [ -~]{0,60
 
 @dataclass(frozen=True)
 class Shelf:
-    """A population: its registry, its sums, and what was read of its versions."""
+    """A population: the files that may be handed out, and its sums."""
 
-    registry: Registry
+    files: PublicFiles
     sums: MetricSums
-    manifests: dict[int, tuple[bytes, Manifest]]
 
 
 @dataclass(frozen=True)
@@ -69,39 +62,34 @@ class ModelService:
         quotas: Quotas,
         tokens: EnrolmentTokens | None = None,
     ) -> None:
-        self._shelves = {each.population: Shelf(each, MetricSums(each.folder), {}) for each in registries}
+        self._shelves = {
+            each.population: Shelf(PublicFiles(each), MetricSums(each.folder)) for each in registries
+        }
         self._retry_seconds, self._campaigns = retry_seconds, campaigns
         self._quotas, self._gate = quotas, EnrolmentGate(campaigns, quotas.enrolments, tokens)
-        self._lock = threading.Lock()
 
     def check_in(self, request: messages.CheckInRequest) -> messages.CheckInReply:
         """What there is, and when to come back."""
-        shelf = self._shelf(request.population)
-        _expect(bool(_TOKEN.fullmatch(request.token)), "token: expected 16 to 64 hexadecimal digits")
+        self._shelf(request.population)
         _expect(bool(_CLIENT.fullmatch(request.client_version)), "client_version: expected e.g. 0.1.0")
         first, last = self._retry_seconds
         return messages.CheckInReply(
-            model_version=shelf.registry.aliases.version_for(request.token),
             retry_min_seconds=first,
             retry_max_seconds=last,
             campaign=self._campaigns.open_for(request.population) if request.trains else "",
         )
 
-    def manifest(self, request: messages.ManifestRequest) -> messages.Document:
-        """The signed manifest of a version."""
-        return messages.Document(content=self._known(request.population, request.version)[0])
-
-    def download(self, request: messages.DownloadRequest) -> Wanted:
-        """A file that the manifest of the version names."""
-        manifest = self._known(request.population, request.version)[1]
-        sizes = {name: entry.size for name, entry in manifest.files.items()}
-        sizes |= {delta_name(base): entry.size for base, entry in manifest.deltas.items()}
-        if request.file not in sizes:
+    def fetch(self, request: messages.FetchRequest) -> Wanted:
+        """A public file of a repository: signed metadata, or a target that is signed now."""
+        path = self._shelf(request.population).files.find(request.path)
+        if path is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such file")
-        _expect(request.offset <= sizes[request.file], "offset: beyond the end of the file")
-        name = next(name for name in sizes if name == request.file)
-        folder = self._shelves[request.population].registry.path(manifest.version)
-        return Wanted(folder / name, request.offset)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "no such file") from error
+        _expect(request.offset <= size, "offset: beyond the end of the file")
+        return Wanted(path, request.offset)
 
     def enrol(self, request: messages.EnrolRequest, address: str) -> messages.EnrolReply:
         """Put a device on a roster; who hosts several users is vouched for by the operator, not here."""
@@ -130,7 +118,7 @@ class ModelService:
     def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
         """Add counters to the sums, within the quota of an address; a report that was counted is not again."""
         shelf = self._shelf(request.population)
-        _expect(request.model_version in (0, *shelf.registry.versions()), "model_version: unknown")
+        _expect(request.model_version in {0} | shelf.files.versions(), "model_version: unknown")
         _expect(bool(_REPORT.fullmatch(request.token)), "token: expected 32 hexadecimal digits")
         try:
             counters = checked(request.counters)
@@ -155,19 +143,6 @@ class ModelService:
         if shelf is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such population")
         return shelf
-
-    def _known(self, population: str, version: int) -> tuple[bytes, Manifest]:
-        """The manifest of a version, verified once, as bytes and as read."""
-        shelf = self._shelf(population)
-        with self._lock:
-            if version not in shelf.manifests:
-                if version not in shelf.registry.versions():
-                    raise Refused(grpc.StatusCode.NOT_FOUND, "no such version")
-                content = (shelf.registry.path(version) / MANIFEST_FILE).read_bytes()
-                while len(shelf.manifests) >= MAX_VERSIONS:
-                    shelf.manifests.pop(min(shelf.manifests))
-                shelf.manifests[version] = (content, shelf.registry.manifest(version))
-            return shelf.manifests[version]
 
 
 def _expect(holds: bool, text: str) -> None:

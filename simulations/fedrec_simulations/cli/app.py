@@ -24,6 +24,7 @@ from fedrec_simulations.cli import (
     doctor,
     evaluate,
     federation,
+    keys,
     model,
     privacy,
     recommend,
@@ -52,6 +53,7 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(config_commands.app, name="config")
 app.command("doctor")(doctor.doctor)
 app.add_typer(federation.app, name="federation")
+app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.add_typer(service.app, name="service")
 app.add_typer(campaign.app, name="campaign")

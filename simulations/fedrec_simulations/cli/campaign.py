@@ -23,12 +23,12 @@ HERE = Path("campaigns")
 def run(
     config: ConfigArgument,
     population: Annotated[str, typer.Option("--population", help="Whose devices.", show_default=False)],
-    key: Annotated[Path, typer.Option("--key", help="Round key that signs.", show_default=False)],
     devices: Annotated[int, typer.Option(min=3, help="Begin when so many are enrolled.")] = 100,
     wait: Annotated[float, typer.Option(min=1, help="For at most so many seconds.")] = 86_400.0,
     most: Annotated[int, typer.Option("--max-devices", min=3, help="More are refused.")] = 1000,
     overrides: Overrides = None,
     registry: Annotated[Path, typer.Option("--registry", help="Folder of the registry.")] = Path("models"),
+    keys: Annotated[Path, typer.Option("--keys", help="Folder of all keys.")] = Path("keys"),
     folder: Folder = HERE,
     json_: JsonFlag = False,
 ) -> Answer:
@@ -42,9 +42,9 @@ def run(
         raise EnvironmentProblem(
             f"a campaign needs package {error.name!r}: pip install 'fedrec[sim]'"
         ) from error
-    from fedrec.wire.signing import RoundKey
     from fedrec_server.campaigns import CampaignBook
     from fedrec_server.registry import Registry
+    from fedrec_simulations.key_folder import KeyFolder
 
     settings = read_config(config, overrides)
     warn(settings.warnings())
@@ -53,7 +53,7 @@ def run(
             CampaignBook(folder),
             Registry(registry, population),
             settings,
-            RoundKey.load(key),
+            KeyFolder(keys, population).online(),
             most,
             stop=stop,
         )

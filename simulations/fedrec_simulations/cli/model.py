@@ -1,8 +1,7 @@
-"""`fedrec model ...`: the registry of models that devices use, and the keys that stand for them."""
+"""`fedrec model ...`: the registry of models that devices use."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,84 +10,31 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import ConfigError, RegistryError, RunError, UpdateRejected
-from fedrec.wire.files import PUBLIC, atomic_write
+from fedrec.errors import RegistryError, RunError, UpdateRejected
+from fedrec.wire.layout import DELEGATED, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fedrec.wire.manifest import Manifest
-from fedrec.wire.signing import RootKey, RoundKey
 from fedrec_simulations.cli.answer import Answer, notice, table
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 
 if TYPE_CHECKING:
     from fedrec_server.registry import Registry
 
-app = typer.Typer(help="Models that devices use: publish, promote, roll back; and the keys that sign them.")
-PASSPHRASE = "FEDREC_PASSPHRASE"
-DAY = 86_400
+app = typer.Typer(help="Models that devices use: publish, promote, roll back, bring along.")
+ROLES = (ROOT, TARGETS, *DELEGATED, SNAPSHOT, TIMESTAMP)
 
 Models = Annotated[Path, typer.Option("--registry", help="Folder of the registry.")]
 Population = Annotated[str, typer.Option("--population", help="Whose models.", show_default=False)]
-Key = Annotated[Path, typer.Option("--key", help="Round key that signs.", show_default=False)]
-Days = Annotated[float, typer.Option("--days", min=0.01, help="Devices refuse it after so many days.")]
+Keys = Annotated[Path, typer.Option("--keys", help="Folder of all keys.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", show_default=False)]
-HERE = Path("models")
-
-
-@app.command()
-def root(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where the secret key goes.", show_default=False)
-    ],
-    json_: JsonFlag = False,
-) -> Answer:
-    """Make a root key: FILE, encrypted under FEDREC_PASSPHRASE, and FILE's public half to pin in apps."""
-    public = path.with_suffix(".pub")
-    if public == path or public.exists():
-        raise RunError(
-            f"public key {public} is there already, or has the secret key's own name: it is not replaced; "
-            "give another name, e.g. root.pem"
-        )
-    key = RootKey.generate()
-    key.save(path, _passphrase())
-    atomic_write(public, (key.public.hex() + "\n").encode(), PUBLIC)
-    notice("keep the root key offline: it is needed only to delegate")
-    return Answer(
-        {"root": path, "public": public, "key": key.public.hex()}, [f"pin {escape(str(public))} in apps"]
-    )
-
-
-@app.command()
-def delegate(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Where the round key goes.", show_default=False)
-    ],
-    root_key: Annotated[Path, typer.Option("--root", help="Secret root key.", show_default=False)],
-    population: Population,
-    serial: Annotated[int, typer.Option(min=1, help="Higher than every earlier one of this root.")] = 1,
-    days: Days = 90.0,
-    registry: Models = HERE,
-    json_: JsonFlag = False,
-) -> Answer:
-    """Make a round key that may sign models and tasks of a population, and the registry if there is none."""
-    from fedrec_server.registry import Registry
-
-    secret = RootKey.load(root_key, _passphrase())
-    now = time.time()
-    Registry.create(registry, population, secret.public)
-    key = RoundKey.generate(
-        secret, population, serial=serial, not_before=now - DAY, not_after=now + days * DAY
-    )
-    key.save(path)
-    facts = {"key": path, "population": population, "serial": serial, "days": days}
-    return Answer(facts, [f"{escape(str(path))} may sign for {population} for {days:g} days"])
+HERE, KEYS = Path("models"), Path("keys")
 
 
 @app.command()
 def publish(
     run: RunArgument,
     population: Population,
-    key: Key,
     registry: Models = HERE,
-    days: Days = 90.0,
+    keys: Keys = KEYS,
     int8: Annotated[bool, typer.Option(help="Tables of 8-bit integers.")] = True,
     min_client: Annotated[str, typer.Option(help="Oldest client that can use it.")] = "0.1.0",
     json_: JsonFlag = False,
@@ -96,15 +42,15 @@ def publish(
     """Sign the model of a finished run under the next version; no device uses it before it is promoted."""
     from fedrec.wire.package import Terms
     from fedrec_server.registry import Registry
+    from fedrec_simulations.key_folder import KeyFolder
     from fedrec_simulations.publishing import files_of_run
     from fedrec_simulations.run_folder import RunFolder
 
     files, summary = files_of_run(RunFolder.open(run), int8=int8)
-    terms, secret = Terms(0, int(time.time()), days, min_client, summary), RoundKey.load(key)
-    made = Registry(registry, population).publish(files, terms, secret)
-    return _answer(
-        made, secret, f"promote it with: fedrec model promote {made.version} --population {population}"
-    )
+    terms = Terms(0, int(time.time()), min_client, summary)
+    made = Registry(registry, population).publish(files, terms, KeyFolder(keys, population).online())
+    hint = f"promote it with: fedrec model promote {made.version} --population {population}"
+    return Answer(made.payload(), [*_view(made), escape(hint)])
 
 
 @app.command("list")
@@ -125,12 +71,10 @@ def list_(population: Population, registry: Models = HERE, json_: JsonFlag = Fal
             f"{made.n_items:,}",
             f"{sum(entry.size for entry in made.files.values()) / 2**20:.2f} MiB",
             _date(made.created),
-            _date(made.expires),
-            "" if made.restores is None else f"weights of {made.restores}",
         ]
         for made in manifests
     ]
-    columns = ["version", "alias", "kind", "items", "size", "created", "expires", ""]
+    columns = ["version", "alias", "kind", "items", "size", "created"]
     document = {
         "population": population,
         "aliases": vars(aliases),
@@ -168,42 +112,22 @@ def verify(population: Population, registry: Models = HERE, json_: JsonFlag = Fa
 
 
 @app.command()
-def sign(
-    version: Version,
-    population: Population,
-    key: Key,
-    registry: Models = HERE,
-    days: Days = 90.0,
-    json_: JsonFlag = False,
-) -> Answer:
-    """Sign the weights of a version anew, with a new expiry, under the next version."""
-    from fedrec_server.registry import Registry
-
-    secret = RoundKey.load(key)
-    made = Registry(registry, population).renew(version, int(time.time()), secret, days)
-    return _answer(made, secret, f"the weights of {version}; promote it to let devices use it")
-
-
-@app.command()
 def promote(
     version: Version,
     population: Population,
     alias: Annotated[str, typer.Option(help="champion or canary.")] = "champion",
     traffic: Annotated[int, typer.Option(help="Thousandths of the devices that get a canary.")] = 50,
     registry: Models = HERE,
+    keys: Keys = KEYS,
     json_: JsonFlag = False,
 ) -> Answer:
     """Let devices use a version: all of them, or a share."""
     from fedrec_server.registry import Registry
+    from fedrec_simulations.key_folder import KeyFolder
 
-    books = Registry(registry, population)
-    expires = books.manifest(version).expires
-    if expires < time.time():
-        raise RegistryError(
-            f"version {version} ended on {_date(expires)}, devices would refuse it: "
-            f"sign it anew with `fedrec model sign {version}` and promote that"
-        )
-    after = books.promote(version, alias, traffic)
+    after = Registry(registry, population).promote(
+        version, KeyFolder(keys, population).online(), alias, traffic
+    )
     return Answer(vars(after), [f"{population}: version {version} is {alias}"])
 
 
@@ -211,17 +135,46 @@ def promote(
 def rollback(
     version: Version,
     population: Population,
-    key: Key,
     registry: Models = HERE,
-    days: Days = 90.0,
+    keys: Keys = KEYS,
     json_: JsonFlag = False,
 ) -> Answer:
-    """Publish the weights of an earlier version under a higher one, and make it champion."""
+    """Make an earlier version champion again; a canary ends."""
     from fedrec_server.registry import Registry
+    from fedrec_simulations.key_folder import KeyFolder
 
-    secret = RoundKey.load(key)
-    made = Registry(registry, population).rollback(version, int(time.time()), secret, days)
-    return _answer(made, secret, f"the weights of {version}; it is champion now")
+    after = Registry(registry, population).rollback(version, KeyFolder(keys, population).online())
+    return Answer(vars(after), [f"{population}: version {version} is champion again"])
+
+
+@app.command()
+def refresh(
+    population: Population, registry: Models = HERE, keys: Keys = KEYS, json_: JsonFlag = False
+) -> Answer:
+    """Sign anew what is past half of its life; run it daily where no service with --keys does."""
+    from fedrec_server.registry import Registry
+    from fedrec_simulations.key_folder import KeyFolder
+
+    books = Registry(registry, population)
+    done = books.renew(KeyFolder(keys, population).online())
+    ends = {role: _date(books.state().expires(role)) for role in ROLES}
+    rows = [[role, "signed anew" if role in done else "", when] for role, when in ends.items()]
+    return Answer({"renewed": done, "expires": ends}, [table("", ["role", "", "expires"], rows, left=2)])
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
+    population: Population,
+    registry: Models = HERE,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Copy the champion with its signed metadata into a new FOLDER, for an app to bring along as its start model."""
+    from fedrec_server.registry import Registry, write_bundle
+
+    made = write_bundle(Registry(registry, population), folder)
+    hint = f"Client.open(..., start_model={str(folder)!r})"
+    return Answer(made.payload() | {"folder": folder}, [*_view(made), escape(hint)])
 
 
 def _manifests(books: Registry) -> tuple[list[Manifest], dict[int, str]]:
@@ -236,16 +189,6 @@ def _manifests(books: Registry) -> tuple[list[Manifest], dict[int, str]]:
     return good, damaged
 
 
-def _answer(made: Manifest, key: RoundKey, hint: str) -> Answer:
-    ends = key.delegation.not_after
-    if ends < made.expires:
-        notice(
-            f"the round key ends on {_date(ends)}, before this version: "
-            "devices can fetch it only until then; delegate a new key with a higher serial in time"
-        )
-    return Answer(made.payload(), [*_view(made), escape(hint)])
-
-
 def _view(made: Manifest) -> list[RenderableType]:
     rows = [
         ["version", str(made.version)],
@@ -256,26 +199,10 @@ def _view(made: Manifest) -> list[RenderableType]:
             ", ".join(f"from {v}: {e.size / 2**10:.0f} kiB" for v, e in made.deltas.items()) or "none",
         ],
         ["created", _date(made.created)],
-        ["expires", _date(made.expires)],
         ["needs client", made.min_client_version],
-        ["weights of", str(made.restores or "its own")],
         *([f"privacy: {name}", str(value)] for name, value in made.privacy.items()),
     ]
     return [table(f"{made.population}, version {made.version}", ["", ""], rows, left=2)]
-
-
-def _passphrase() -> str:
-    """Of the root key.
-
-    Raises:
-        ConfigError: none is given, or it is short.
-    """
-    phrase = os.environ.get(PASSPHRASE, "")
-    if len(phrase) < 8:
-        raise ConfigError(
-            f"the root key needs a passphrase of 8 characters: set {PASSPHRASE} in the environment"
-        )
-    return phrase
 
 
 def _date(seconds: float) -> str:

@@ -33,6 +33,12 @@ def start(
     campaigns: Annotated[
         Path | None, typer.Option(help="Folder of training campaigns; none: no training.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of all keys: signs timestamp and snapshot anew in time; none: `fedrec model refresh` must."
+        ),
+    ] = None,
     enrolment_key: Annotated[
         Path | None,
         typer.Option(help="Key shared with the app's login: devices enrol only with a token of it."),
@@ -54,7 +60,9 @@ def start(
     from fedrec_server.registry import Registry
     from fedrec_server.service.enrolments import EnrolmentTokens, read_key
     from fedrec_server.service.limits import Limits
+    from fedrec_server.service.renewal import Renewal
     from fedrec_server.service.server import Certificates, Service
+    from fedrec_simulations.key_folder import KeyFolder
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
@@ -74,13 +82,17 @@ def start(
         enrolments_per_address=enrolments_per_address,
         reports_per_address=reports_per_address,
     )
+    signing = [] if keys is None else [(r, KeyFolder(keys, r.population).online()) for r in registries]
     with (
         StopRequest("stopping") as stop,
+        Renewal(signing),
         Service.start(
             registries, files, host=host, port=port, limits=limits, campaigns=book, tokens=tokens
         ) as service,
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
+        if keys is None:
+            notice("no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week")
         # Looked at often: a signal may reach a thread of gRPC, and then wakes nobody here.
         while not stop.asked and not service.wait(LOOK_SECONDS):
             pass
