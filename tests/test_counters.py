@@ -187,7 +187,7 @@ def test_deleting_some_events_drops_a_report_that_was_made_of_them(
 
 def test_a_damaged_book_allows_no_report(tmp_path: Path, service: FakeService) -> None:
     client = make(tmp_path, service, FakePlatform(NOON))
-    client._store.append("repairs", json.dumps({"lost": {"records": 0, "entries": 1}}).encode())
+    client._store.append("repairs", json.dumps({"id": "a", "lost": {"records": 0, "entries": 1}}).encode())
     client.check_for_update()
     assert service.metrics == [] and spent(Book(client._store)) == math.inf
     assert "unknown" in client.privacy_report().as_text()

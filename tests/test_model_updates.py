@@ -261,6 +261,16 @@ def test_a_clock_that_is_put_back_revives_nothing(setting: Setting) -> None:
     assert setting.client.status().model_state == "good"
 
 
+def test_time_passes_while_a_service_hides_what_is_new(setting: Setting) -> None:
+    """An app that is never closed: what it saw expire stays so under a clock that is put back."""
+    client = setting.client
+    setting.platform.pass_time(8 * DAY)
+    for clock in (setting.platform.clock, NOW + DAY, NOW - 1000 * DAY):
+        setting.platform.clock = clock
+        with pytest.raises(Expired):
+            client.check_for_update()
+
+
 def test_a_clock_before_the_newest_signature_does_not_count(setting: Setting) -> None:
     setting.platform.clock = NOW + 50 * DAY
     setting.service.publish(clock=NOW + 50 * DAY)

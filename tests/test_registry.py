@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -306,3 +307,16 @@ def test_accounts_without_a_name_have_a_number(registry: Registry, monkeypatch: 
     monkeypatch.setattr("getpass.getuser", nameless)
     publish(registry)
     assert registry.history()[0]["by"].startswith("uid ")
+
+
+def test_a_web_server_of_another_account_can_read_what_is_public(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        registry = make_registry(tmp_path / "models", KEYS)
+        registry.promote(publish(registry), KEYS, now=NOW)
+    finally:
+        os.umask(before)
+    public = [path for path in registry.public.rglob("*") if path.is_file()]
+    assert len(public) > 8
+    for path in (*public, registry.folder / "root.json"):
+        assert path.stat().st_mode & 0o777 == 0o644, path

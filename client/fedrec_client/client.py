@@ -252,11 +252,13 @@ class Client:
             ServiceError: the service cannot be reached or is busy; the model in use serves on.
         """
         transport = self._service()
-        with self._network, self._state.noting_errors():
-            info = server_calls.update(self._state, transport)
-            self._state.last_error = ""
-        with self._state.lock:
-            self._state.tidy_up()
+        try:
+            with self._network, self._state.noting_errors():
+                info = server_calls.update(self._state, transport)
+                self._state.last_error = ""
+        finally:  # time that passes counts, too, while a service hides what is new
+            with self._state.lock:
+                self._state.tidy_up()
         return info
 
     # Training

@@ -8,9 +8,9 @@ Three times lie in the store, in one record:
 
 A clock that is put back is not followed by `floor`, so that nothing which had expired is valid again. A clock that is
 ahead moves `floor` by a week for each opening of the store, and by no more than the time that really passes while it
-is open, and at most so far past the newest signature as a model may be valid; so a clock that was ahead once is
-forgotten within a week, and one that was ahead for long when newer signatures come. Out of scope: whose signatures
-count (`model_updates`, `training`), periods of the privacy budget (`participation`).
+is open, and at most `MAX_AHEAD_SECONDS` past the newest signature; so a clock that was ahead once is forgotten within
+a week, and one that was ahead for long costs updates for so long at most. Out of scope: whose signatures count
+(`trusted_metadata`, `training`), periods of the privacy budget (`participation`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ RECORD = "clock"
 CLOCK_SKEW_SECONDS = 300.0
 #: So far ahead one opening of the store may move what is believed.
 STEP_SECONDS = 7 * 86_400.0
-#: So far past the newest signature the floor may go: longer than any model is valid.
-MAX_AHEAD_SECONDS = 400 * 86_400.0
+#: So far past the newest signature the floor may go: longer than models and tasks are current, and no longer, because
+#: metadata that ends before the floor is refused until the true time has come near it.
+MAX_AHEAD_SECONDS = 180 * 86_400.0
 #: What is believed is written down again once it has moved by so much: the vault is told of each writing.
 _GRAIN_SECONDS = 3600.0
 
