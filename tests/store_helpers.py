@@ -16,6 +16,10 @@ from fedrec_client.events import Event, EventType
 from fedrec_client.store import FileVault, SqliteStore
 from fedrec_client.store.database import DATABASE
 from fedrec_client.store.sealing import NONCE_BYTES, TAG_BYTES, Sealer
+from fedrec_client.testing import FakeService
+
+#: Root metadata of some repository of population "a".
+TRUST = FakeService("a").trust
 
 #: Lengths of sealed short texts (see `sealing`).
 LENGTHS = [NONCE_BYTES + 128 * k + TAG_BYTES for k in range(1, 5)]

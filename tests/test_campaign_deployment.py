@@ -34,6 +34,7 @@ from fedrec_server.campaigns import CampaignBook
 from fedrec_server.certificates import make_node_key
 from fedrec_server.federation import Federation
 from fedrec_server.registry import Registry
+from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Service
 from fedrec_simulations.campaigns import Campaign
 from fedrec_simulations.config import Config, parse_config
@@ -97,7 +98,9 @@ class Place:
         popular = Popular(np.linspace(1, 0, ITEMS, dtype=np.float32))
         made = self.registry.publish(pack_model(popular, items, {}), Terms(0, int(now)), self.keys)
         self.registry.promote(made.version, self.keys)
-        self.service = Service.start([self.registry], None, campaigns=self.book)
+        # All devices are at one address here, and a first update takes a dozen calls.
+        limits = Limits(calls_per_second=200, burst=400)
+        self.service = Service.start([self.registry], None, limits=limits, campaigns=self.book)
 
     def client(self, folder: Path, policy: Policy = FOR_FIVE) -> Client:
         made = Client.open(

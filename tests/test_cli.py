@@ -376,9 +376,10 @@ def test_every_command_is_documented_and_speaks_json(capsys: Capture) -> None:
     commands = ["demo", "train", "tune", "evaluate", "recommend", "compare", "doctor"]
     commands += ["data describe", "data prepare", "config show", "config schema"]
     commands += [f"federation {name}" for name in ("up", "status", "run", "down")]
-    commands += [f"model {name}" for name in ("root", "delegate", "publish", "list", "show", "verify")]
-    commands += [f"model {name}" for name in ("sign", "promote", "rollback")]
-    commands += ["certs init", "service start"]
+    commands += [f"keys {name}" for name in ("init", "rotate-online", "rotate-root", "renew")]
+    commands += [f"model {name}" for name in ("publish", "list", "show", "verify", "refresh")]
+    commands += [f"model {name}" for name in ("promote", "rollback", "bundle")]
+    commands += ["certs init", "service start", "campaign run", "campaign list"]
     for command in commands:
         assert f"`fedrec {command}" in text
         assert run(*command.split(), "--help") == 0

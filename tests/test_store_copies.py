@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_helpers import DATABASE, Ring, left, opened, rows, told
+from store_helpers import DATABASE, TRUST, Ring, left, opened, rows, told
 
 from fedrec.errors import StoreCorrupt, StoreError, StoreLocked
 from fedrec_client import Client, Consent, Policy
@@ -25,7 +25,7 @@ from fedrec_client.store.held import Held
 from fedrec_client.store.vault import open_vault
 from fedrec_client.testing import NOW, FakePlatform
 
-HERE: dict[str, Any] = {"population": "a", "trust": bytes(32), "platform": FakePlatform()}
+HERE: dict[str, Any] = {"population": "a", "trust": TRUST, "platform": FakePlatform()}
 Rows = dict[str, list[tuple[int, bytes, bytes]]]
 
 
@@ -49,7 +49,7 @@ def history(folder: Path) -> Rows:
         client.set_consent(Consent(train=True))
     old = rows(folder / DATABASE)
     with Client.open(folder, **HERE) as client:
-        Book(client._store).note("charged", NOW, epsilon=15.9, delta=1e-6)
+        Book(client._store).note("charged", NOW, campaign="ab", epsilon=15.9, delta=1e-6)
         client.set_consent(Consent(train=False))
         client.log_event("play", item="after", event_id="after")
     return old

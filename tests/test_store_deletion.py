@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_helpers import DATABASE, contents, left, opened, opens, ran, rows, told
+from store_helpers import DATABASE, TRUST, contents, left, opened, opens, ran, rows, told
 
 from fedrec.errors import StoreError, StoreFull, StoreLocked
 from fedrec_client import Client, Consent, Retention
@@ -87,9 +87,9 @@ def test_what_was_removed_is_gone_like_events(tmp_path: Path) -> None:
 
 
 def test_withdrawn_consent_takes_the_keys_of_campaigns_with_it(tmp_path: Path) -> None:
-    with Client.open(tmp_path, population="a", trust=bytes(32), platform=FakePlatform()) as client:
+    with Client.open(tmp_path, population="a", trust=TRUST, platform=FakePlatform()) as client:
         client.set_consent(Consent(train=True))
-        client._store.put("training/abc", b"a secret key")
+        client._store.put("training/abc", b'{"state": "made", "identity": "secret"}')
         key = FileVault(tmp_path).key()
         client.set_consent(Consent())
         assert FileVault(tmp_path).key() != key and not client._store.names("training/")
@@ -114,7 +114,7 @@ def test_no_other_connection_can_hold_an_earlier_state_open(tmp_path: Path) -> N
 
 
 def test_an_item_of_the_persons_history_can_be_deleted(tmp_path: Path) -> None:
-    with Client.open(tmp_path, population="a", trust=bytes(32), platform=FakePlatform()) as client:
+    with Client.open(tmp_path, population="a", trust=TRUST, platform=FakePlatform()) as client:
         ids = [client.log_event("like", item=f"film-{k % 3}", time=NOW + k) for k in range(6)]
         assert client.delete_data(item="film-1").events == 2
         assert client.delete_data(since=NOW + 3, item="film-2").events == 1
@@ -124,7 +124,7 @@ def test_an_item_of_the_persons_history_can_be_deleted(tmp_path: Path) -> None:
 
 
 def test_expired_events_are_gone_when_the_app_opens(tmp_path: Path) -> None:
-    platform, settings_ = FakePlatform(), {"population": "a", "trust": bytes(32)}
+    platform, settings_ = FakePlatform(), {"population": "a", "trust": TRUST}
     with Client.open(tmp_path, platform=platform, **settings_) as client:
         ids = [client.log_event("like", item=f"film-{k}") for k in range(5)]
     platform.pass_time(6 * DAY)
@@ -159,8 +159,9 @@ BEHIND = """
 import os, signal, sys
 from pathlib import Path
 from fedrec_client import Client
-from fedrec_client.testing import NOW, FakePlatform
-client = Client.open(Path(sys.argv[1]), population="a", trust=bytes(32), platform=FakePlatform())
+from fedrec_client.testing import NOW, FakePlatform, FakeService
+trust = FakeService("a").trust
+client = Client.open(Path(sys.argv[1]), population="a", trust=trust, platform=FakePlatform())
 for k in range(40):
     client.log_event("play", item=f"item-{k}", time=NOW + k, event_id=f"event-{k}")
 client.delete_data(since=NOW) if sys.argv[2] == "since" else client.delete_data()

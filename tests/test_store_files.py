@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_helpers import DATABASE, contents, opened, told
+from store_helpers import DATABASE, TRUST, contents, opened, told
 
 from fedrec.errors import DataError, RunError, StoreError
 from fedrec.wire.files import (
@@ -30,7 +30,7 @@ from fedrec_client.store import database as database_module
 from fedrec_client.store.database import MAKING, STAGED
 from fedrec_client.testing import NOW, FakePlatform
 
-HERE: dict[str, Any] = {"population": "a", "trust": bytes(32), "platform": FakePlatform()}
+HERE: dict[str, Any] = {"population": "a", "trust": TRUST, "platform": FakePlatform()}
 
 
 @pytest.fixture(autouse=True)
