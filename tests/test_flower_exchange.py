@@ -152,7 +152,11 @@ def with_header(**header: Any) -> Answer:
 ENVELOPE: dict[str, Any] = {"kind": "train", "round": 3, "phase": "final"}
 BAD: dict[str, tuple[Answer, str]] = {
     "silent": (lambda message: None, "no answer within 5 s"),
-    "error": (lambda message: Message(Error(1001, "RunError: no shard"), reply_to=message), "no shard"),
+    "refusal": (lambda message: Message(Error(1001, "declined"), reply_to=message), "declined: the node declines"),
+    "words for a code": (
+        lambda message: Message(Error(1001, "RunError: no shard in /home/ana"), reply_to=message),
+        "unknown code",
+    ),
     "error without reason": (lambda message: Message(Error(5), reply_to=message), "error 5"),
     "no records": (lambda message: Message(RecordDict(), reply_to=message), "records"),
     "extra record": (lambda message: reply_to(message, more=ConfigRecord({"a": 1})), "records"),

@@ -29,7 +29,7 @@ from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.adaptive import AdaptiveClipState
 from fedrec.privacy.central import Central
 from fedrec.privacy.plan import AdaptiveClip, make_plan
-from fedrec.privacy.private_files import remove_durably, write_private_arrays
+from fedrec.privacy.private_files import remove_durably
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.wire.files import read_arrays, write_arrays
@@ -338,7 +338,7 @@ def test_a_private_file_follows_no_link(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"theirs")
     link.symlink_to(target)
-    write_private_arrays(link, {"total": np.ones(3)}, {"label": "x"})
+    write_arrays(link, {"total": np.ones(3)}, {"label": "x"})
     assert target.read_bytes() == b"theirs" and not link.is_symlink()
     assert link.stat().st_mode & 0o777 == 0o600
     arrays, header = read_arrays(link)

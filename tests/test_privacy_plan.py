@@ -136,8 +136,11 @@ def test_a_count_with_too_little_noise_is_refused() -> None:
         made({"adaptive": AdaptiveClip(count_noise_multiplier=0.5)})
 
 
-def test_distributed_noise_is_sized_for_the_survivors() -> None:
-    plan = made({"trust": "distributed", "survivors": 0.7, "clip_norm": 2.0}, sampling_rate=0.1)
+@pytest.mark.parametrize(("corrupted", "honest"), [(0.0, 0.7), (0.2, 0.5), (0.9, 0.35)])
+def test_distributed_noise_is_sized_for_the_honest_survivors(corrupted: float, honest: float) -> None:
+    """Never for less than half of the survivors, whatever part of them is feared."""
+    fields = {"trust": "distributed", "survivors": 0.7, "clip_norm": 2.0, "corrupted": corrupted}
+    plan = made(fields, sampling_rate=0.1)
     integers = plan.distributed
     assert integers is not None
     l2, l1 = plan.integer_sensitivity
@@ -145,13 +148,13 @@ def test_distributed_noise_is_sized_for_the_survivors() -> None:
 
     assert isinstance(release, SkellamRelease)
     assert (release.l2, release.l1) == (l2, l1)
-    # At the floor, the shares add up to what was accounted, and rounding has cost little.
-    assert plan.share_variance(1) * 0.7 * plan.denominator == pytest.approx(release.variance)
+    # Of the honest ones, the shares add up to what was accounted, and rounding has cost little.
+    assert plan.share_variance(1) * honest * plan.denominator == pytest.approx(release.variance)
     assert 1.0 < l2 / (2.0 * integers.scale) <= 1.01
     assert l1 <= math.sqrt(500) * l2
     gaussian = made({"trust": "local", "accountant": "rdp"}, sampling_rate=0.1)
     assert plan.noise_multipliers[0] == pytest.approx(gaussian.noise_multipliers[0], rel=0.01)
-    assert plan.noise_std(1) == pytest.approx(plan.noise_multipliers[0] * 2.0 / math.sqrt(0.7), rel=0.011)
+    assert plan.noise_std(1) == pytest.approx(plan.noise_multipliers[0] * 2.0 / math.sqrt(honest), rel=0.011)
 
 
 def test_rounding_takes_its_part_of_delta() -> None:

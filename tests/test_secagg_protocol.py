@@ -20,6 +20,7 @@ import fedrec.secagg.server as server_module
 from fedrec.errors import AggregationAborted
 from fedrec.secagg.client import Client
 from fedrec.secagg.messages import Arrays
+from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.state import ClientState
 
 Drops = Mapping[str, Collection[int]]
@@ -98,7 +99,10 @@ def test_exact_or_aborted_and_never_wrong(data: st.DataObject) -> None:
     neighbours = data.draw(st.one_of(st.none(), st.integers(2, n)), label="k")
     fraction = data.draw(st.sampled_from([0.51, 2 / 3, 0.9]), label="t")
     bits = data.draw(st.sampled_from([16, 32]), label="bits")
-    cohort = Cohort.of(n, data.draw(st.integers(1, 40)), neighbours=neighbours, threshold=fraction, bits=bits)
+    cohort = Cohort.of(
+        n, data.draw(st.integers(1, 40)), neighbours=neighbours, threshold=fraction, bits=bits,
+        schedule=Schedule(guarded=()),
+    )  # fmt: skip
     some = st.sets(st.integers(0, n - 1), max_size=max(1, n // 3))
     drops = {stage: data.draw(some, label=stage) for stage in STAGES}
     liars = data.draw(st.dictionaries(st.sampled_from(STAGES), some, max_size=2), label="liars")

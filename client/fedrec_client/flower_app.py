@@ -28,7 +28,7 @@ from flwr.clientapp import ClientApp
 
 from fedrec.errors import ProtocolError, RunError
 from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.refusals import REFUSED
+from fedrec.learning.refusals import REFUSED, NodeRefused
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_client.memory import Memory
@@ -85,8 +85,15 @@ def answer(folder: Path, request: Request, memory: Memory, *, deployed: bool = T
     deployment lets exact sums out only if its terms say so; a simulation's data are not those of its users' devices.
 
     Raises:
-        FedrecError: the request cannot be served.
+        NodeRefused: the request is not served; a code is all that is said.
     """
+    outcome = emit(lambda: _answer(folder, request, memory, deployed))
+    if isinstance(outcome, str):
+        raise NodeRefused(outcome)
+    return outcome
+
+
+def _answer(folder: Path, request: Request, memory: Memory, deployed: bool) -> Reply:
     if (folder / SOCKET).exists():
         return forward(folder, request)
     if request.kind in STAGES:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from fedrec.errors import FedrecError
 from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.refusals import code_of
+from fedrec.learning.refusals import NodeRefused, code_of
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
 
 log = logging.getLogger("fedrec.node")
@@ -55,6 +55,8 @@ def emit(serve: Callable[[], Reply], *, quiet: bool = False) -> Reply | str:
     """
     try:
         return serve()
+    except NodeRefused as error:  # said and logged by the process that holds the node
+        return error.code
     except FedrecError as error:
         code, words = code_of(error), "" if quiet else f": {error}"
         log.warning("refused (%s): %s%s", code, type(error).__name__, words)
