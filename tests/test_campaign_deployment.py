@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import foreign_app
 import numpy as np
@@ -99,7 +100,7 @@ class Place:
         made = self.registry.publish(pack_model(popular, items, {}), Terms(0, int(now)), self.keys)
         self.registry.promote(made.version, self.keys)
         # All devices are at one address here, and a first update takes a dozen calls.
-        limits = Limits(calls_per_second=200, burst=400)
+        limits = Limits(calls_per_second=200, burst=400, enrolments_per_address=200)
         self.service = Service.start([self.registry], None, limits=limits, campaigns=self.book)
 
     def client(self, folder: Path, policy: Policy = FOR_FIVE) -> Client:
@@ -345,6 +346,8 @@ def test_a_device_that_was_cut_off_does_not_come_back(place: Place, tmp_path: Pa
     client = place.client(tmp_path)
     client._store.put("training/" + "ab" * 16, b'{"state": "charged", "identity": "00", "node_key": ""}')
     Book(client._store).note("charged", time.time() - 1e6, campaign="ab" * 16, epsilon=3.0, delta=1e-6)
+    # It is dated no earlier than the newest signature, which came just now.
+    cast(FakePlatform, client._state.setup.platform).pass_time(2 * 86_400)
     like(client, [1, 2, 3, 4])
     assert client.train_if_eligible(NOW_CONDITIONS, 0).reason == "there is no campaign now"
     assert "training/" + "ab" * 16 not in client._store.names()

@@ -244,9 +244,7 @@ def test_a_clock_that_is_put_back_revives_nothing(setting: Setting) -> None:
     client = setting.client
     withheld = setting.service.keep()
     setting.service.publish()
-    for week in range(14):  # no look at the clock is believed to be more than a week after the last one
-        setting.platform.clock = NOW + 100 * DAY
-        assert setting.client.status().model_state == "expired", week
+    setting.platform.clock = NOW + 100 * DAY
     refused(setting, Expired)
     assert client.status().model_state == "expired"
     setting.platform.clock = NOW + 10
@@ -259,6 +257,19 @@ def test_a_clock_that_is_put_back_revives_nothing(setting: Setting) -> None:
     setting.service.sign(NOW + 101 * DAY)
     assert setting.client.check_for_update() is not None
     assert setting.client.status().model_state == "good"
+
+
+def test_an_update_that_a_wrong_clock_refused_comes_with_the_next_signature(setting: Setting) -> None:
+    """Ten years ahead, asked there for an update, and right again: nothing but the next signature is waited for."""
+    client = setting.client
+    for clock in (NOW + 3650 * DAY, NOW + DAY):
+        setting.platform.clock = clock
+        with pytest.raises(Expired):
+            client.check_for_update()
+        assert client.status().model_state == "expired"
+    setting.platform.clock = NOW + 4 * DAY
+    assert setting.service.renew(setting.platform.clock)  # as a service does by itself
+    assert setting.client.check_for_update() is None and setting.client.status().model_state == "good"
 
 
 def test_time_passes_while_a_service_hides_what_is_new(setting: Setting) -> None:

@@ -42,7 +42,7 @@ from fedrec_client.results import ModelInfo
 from fedrec_client.store.base import Store
 from fedrec_client.transport import Transport
 from fedrec_client.trusted_time import RECORD as CLOCK
-from fedrec_client.trusted_time import TrustedTime
+from fedrec_client.trusted_time import REFUSED, TrustedTime
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
@@ -55,7 +55,7 @@ RECORD, DRAW = "models", "canary-draw"
 #: Folder of metadata while an update runs.
 WORKING = ".metadata"
 #: Beginnings of the records that must outlive a deletion of the user's data: they are public, and protect.
-PUBLIC_RECORDS = (RECORD, CLOCK, "tuf/")
+PUBLIC_RECORDS = (RECORD, CLOCK, REFUSED, "tuf/")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class Models:
         """ "good", "expired", "none", or what is wrong."""
         if self.served is None:
             return self.problem or "none"
-        if self.now() > self.known.expires:
+        time = TrustedTime(self._store)
+        if max(self.now(), time.known_late(time.times.signed)) > self.known.expires:
             return "expired"
         return self.problem or "good"
 

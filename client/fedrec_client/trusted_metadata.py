@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from fedrec.errors import (
     Expired,
     Rollback,
     ServiceError,
+    StoreError,
     WrongPopulation,
 )
 from fedrec.wire.layout import MODELS, POPULATION, SIGNED_AT, hashed_name
@@ -139,7 +140,7 @@ def refreshed(
         ServiceError: not reachable.
         StoreError, OSError: what was accepted could not be kept.
     """
-    fetcher = TransportFetcher(transport, population, folder / PARTIAL)
+    fetcher, time = TransportFetcher(transport, population, folder / PARTIAL), TrustedTime(store)
     working = folder / WORKING
     before = _lay_out(store, working)
     try:
@@ -153,19 +154,23 @@ def refreshed(
                 fetcher,
                 CONFIG,
                 bootstrap=root,
-                now=TrustedTime(store).now(clock()),
+                now=(now := time.now(clock())),
             )
             try:
                 updater.refresh()
-            except BaseException:
+                _expect_never_late(time, updater)
+            except BaseException as error:
                 _keep(store, working, before)
+                if isinstance(error, ExpiredMetadataError):
+                    with suppress(StoreError):  # a full disk must not hide why it is refused
+                        time.refuse(max(time.times.signed, _signed_at(updater)), now)
                 raise
         _check_population(updater, population)  # before anything of it is kept
         try:
             yield TrustedMetadata(updater, fetcher)
         finally:
             _keep(store, working, before)
-            TrustedTime(store).accept(_signed_at(updater))
+            time.accept(_signed_at(updater))
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -204,6 +209,12 @@ def _check_population(updater: ClockedUpdater, population: str) -> None:
         raise WrongPopulation(f"repository of population {whose!r:.80}: this device is of {population!r}")
 
 
+def _expect_never_late(time: TrustedTime, updater: ClockedUpdater) -> None:
+    """What was out of its time once stays so under a clock that is put back."""
+    if time.known_late(_signed_at(updater)) > -math.inf:
+        raise ExpiredMetadataError("it was out of its time before, under a later clock")
+
+
 def _line(error: Exception) -> str:
     """What was said, with nothing in it that steers a terminal."""
     return "".join(filter(str.isprintable, " ".join(str(error).split())))[:160]
@@ -211,7 +222,8 @@ def _line(error: Exception) -> str:
 
 def _signed_at(updater: ClockedUpdater) -> float:
     """Of the timestamp, in seconds since 1970; -inf where it does not say."""
-    when = updater.trusted(Timestamp.type).unrecognized_fields.get(SIGNED_AT)
+    timestamp = updater.trusted(Timestamp.type)
+    when = None if timestamp is None else timestamp.unrecognized_fields.get(SIGNED_AT)
     return float(when) if type(when) is int and 0 <= when < 1 << 53 else -math.inf
 
 

@@ -9,8 +9,12 @@ Three times lie in the store, in one record:
 A clock that is put back is not followed by `floor`, so that nothing which had expired is valid again. A clock that is
 ahead moves `floor` by a week for each opening of the store, and by no more than the time that really passes while it
 is open, and at most `MAX_AHEAD_SECONDS` past the newest signature; so a clock that was ahead once is forgotten within
-a week, and one that was ahead for long costs updates for so long at most. Out of scope: whose signatures count
-(`trusted_metadata`, `training`), periods of the privacy budget (`participation`).
+a week, and one that was ahead for long costs updates for so long at most.
+
+An update that was refused because what is signed was out of its time is remembered in a record of its own, with the
+clock of then: for what was signed until then it stays that late, whatever the clock says afterwards. Anything signed
+later is judged anew, so that this costs no more than the wait for the next signature. Out of scope: whose
+signatures count (`trusted_metadata`, `training`), periods of the privacy budget (`participation`).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from fedrec.errors import StoreCorrupt
 from fedrec_client.store.base import Store
 
-RECORD = "clock"
+RECORD, REFUSED = "clock", "refused"
 #: A clock may be so much behind the one of who signed.
 CLOCK_SKEW_SECONDS = 300.0
 #: So far ahead one opening of the store may move what is believed.
@@ -73,11 +77,31 @@ class TrustedTime:
         """A signed document of that time has been accepted; older ones change nothing."""
         self._write(self.times.accept(signed_at))
 
+    def refuse(self, signed_at: float, clock: float) -> None:
+        """What was signed until then was out of its time under this clock, and nothing newer could be had."""
+        signed, then = self._refused
+        if math.isfinite(signed_at) and (signed_at > signed or clock > then):
+            later = {
+                "signed": max(signed, signed_at),
+                "time": clock if signed_at > signed else max(clock, then),
+            }
+            self._store.put(REFUSED, json.dumps(later).encode())
+
+    def known_late(self, signed_at: float) -> float:
+        """The clock under which what was signed then has been refused; -inf: it has not been."""
+        signed, then = self._refused
+        return then if signed_at <= signed else -math.inf
+
     def step(self, clock: float, seconds: float = STEP_SECONDS) -> float:
         """Look at the clock; the time by which retention goes."""
         times = self.times.step(clock, seconds)
         self._write(times)
         return times.believed
+
+    @property
+    def _refused(self) -> tuple[float, float]:
+        known = json.loads(self._store.get(REFUSED) or b"{}")
+        return known.get("signed", -math.inf), known.get("time", -math.inf)
 
     def _write(self, times: Times) -> None:
         known = self.times
