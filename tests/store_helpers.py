@@ -98,8 +98,9 @@ def opened(folder: Path, *, repair: bool = False) -> SqliteStore:
 
 def ran(code: str, *arguments: str) -> list[object]:
     """The JSON lines that a program prints."""
+    found = f"import sys; sys.path[:0] = {sys.path!r}\n"
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", found + code, *arguments], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
