@@ -153,7 +153,10 @@ class Group:
         if self.last is not None and 0 < gone < floor:
             # A sum without the few that are missing would give them away: others stay out beside them.
             chosen = chosen[: max(0, len(self.members) - floor)]
-        if len(chosen) < max(floor, self.least):
+        least = max(floor, self.least)
+        if len(chosen) < least and self.last is None:
+            return (), f"{len(chosen)} devices sent a vector: expected at least {least}"
+        if len(chosen) < least:
             return (), (
                 f"{gone} of the {len(self.members)} devices of the last exact sum are missing: a sum without them "
                 f"would tell about them, or about too few; at least {self.least} must be in it and {floor} or none "
