@@ -23,8 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 #: Said beside private figures.
 NOT_COVERED = (
-    "Private rows: measured exactly on data that the researcher holds, which is no release; epsilon covers neither "
-    "that nor how settings were chosen."
+    "Private rows: measured exactly on data that the researcher holds, which is not a release; epsilon covers "
+    "neither that nor how settings were chosen."
 )
 MARK = "<!-- below: python -m benchmarks.family_pages -->\n"
 SETS = {

@@ -26,8 +26,8 @@ from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
 from fedrec.wire.files import write_arrays, write_secret
-from fedrec_client.node import config_hash, write_node
-from fedrec_client.node_terms import guarded_sums
+from fedrec_client.node_folder import write_node
+from fedrec_client.node_terms import config_hash, guarded_sums
 from fedrec_server.task import FEATURES_FILE, Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)

@@ -30,7 +30,7 @@ from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.learning.shards import read_rows, round_layout, spell_rows
 from fedrec.learning.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
 from fedrec.privacy.clipping import add_clipped
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 from fedrec_simulations.config import parse_config
 
 ITEMS, D = 40, 6

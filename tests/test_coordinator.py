@@ -17,7 +17,8 @@ from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.models.mf import MfConfig
-from fedrec_client.node import config_hash, open_node, write_node
+from fedrec_client.node_folder import open_node, write_node
+from fedrec_client.node_terms import config_hash
 from fedrec_server.coordinator import Outcome, open_coordinator
 from fedrec_server.task import Task
 

@@ -36,7 +36,8 @@ from fedrec.secagg.reasons import Reason
 from fedrec.secagg.schedule import KEPT, Group, Schedule
 from fedrec.secagg.state import Stage
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.node import Node, open_node, write_node
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node, write_node
 from fedrec_client.promises import FILE, Promises
 from fedrec_server.collectors import Question
 from fedrec_server.replies import Host, read_update

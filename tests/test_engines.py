@@ -12,7 +12,7 @@ from conftest import last_out, planted
 from fedrec.data.interactions import Catalog
 from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 from fedrec_server.coordinator import Outcome
 from fedrec_simulations.config import parse_config
 from fedrec_simulations.engines.deployment import run_deployment

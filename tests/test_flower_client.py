@@ -23,7 +23,8 @@ from fedrec.learning.settings import RoundSettings
 from fedrec.models.registry import build
 from fedrec_client import flower_app
 from fedrec_client.flower_app import StateMemory
-from fedrec_client.node import Node, open_node
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node
 from fedrec_server.coordinator import open_coordinator
 from fedrec_server.flower_app import parse_records, record_maker
 from fedrec_simulations.engines.in_process import run_in_process

@@ -42,8 +42,9 @@ from fedrec.secagg.terms import SealedTerms, Terms
 from fedrec.wire.files import write_json, write_secret
 from fedrec.wire.messages import encode
 from fedrec_client.local_state import LocalStore
-from fedrec_client.node import Node, config_hash, open_node, write_node
-from fedrec_client.node_terms import guarded_sums
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node, write_node
+from fedrec_client.node_terms import config_hash, guarded_sums
 from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.senders import PlainSender
 from fedrec_server.collectors import Question

@@ -28,7 +28,9 @@ from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.ledger import Account, Ledger
 from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings, make_plan
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_client.node import Node, config_hash, open_node, write_node
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node, write_node
+from fedrec_client.node_terms import config_hash
 from fedrec_client.private_training import PrivateTraining
 from fedrec_server.checkpoints import Checkpoints
 from fedrec_server.coordinator import Coordinator, Outcome

@@ -19,7 +19,7 @@ from fedrec.learning.settings import NodeSettings
 from fedrec.models.base import RoundKey
 from fedrec.models.mf import MfConfig
 from fedrec.models.registry import build
-from fedrec_client.node import open_node, write_node
+from fedrec_client.node_folder import open_node, write_node
 from fedrec_simulations.config import Config
 
 MODEL = MfConfig(embedding_size=4)

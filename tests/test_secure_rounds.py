@@ -19,7 +19,8 @@ from fedrec.learning.settings import NodeSettings, RoundSettings
 from fedrec.learning.shards import read_rows, spell_rows
 from fedrec.secagg.reasons import Reason
 from fedrec_client.memory import HeldMemory
-from fedrec_client.node import Node, open_node
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node
 from fedrec_client.secure_party import open_party
 from fedrec_server.coordinator import Coordinator, Outcome, open_coordinator
 

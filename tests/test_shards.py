@@ -16,7 +16,7 @@ from fedrec.learning.shards import keep_outside, round_layout, shard_rows
 from fedrec.learning.updates import BlockSpec, Layout
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 
 ITEMS = 500
 MF = MatrixFactorisation(MfConfig(embedding_size=8))

@@ -1,4 +1,4 @@
-"""Every field of a task is judged: a weaker one makes a device refuse, or makes the charged epsilon rise."""
+"""Every field of a task counts: a weaker one makes a device refuse, or makes the charged epsilon rise."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def honest_task() -> dict[str, Any]:
 
 
 def bound(task: dict[str, Any]) -> dict[str, Any]:
-    """The task with its aggregation bound to its plan, as whoever signs it would bind it."""
+    """The task with its aggregation bound to its plan, as its signer would bind it."""
     try:
         plan = PrivacyPlan.model_validate(task["node"]["privacy"]["plan"])
     except ValueError:

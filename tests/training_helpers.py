@@ -25,7 +25,8 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.node import Node, config_hash
+from fedrec_client.node import Node
+from fedrec_client.node_terms import config_hash
 from fedrec_client.training.charging import AskedCharge, NotCharged, Till
 from fedrec_client.training.forward import SENT, SOCKET, forward, listen
 from fedrec_client.training.host import make_node, serve

@@ -1,7 +1,7 @@
 """What python-tuf's client fetches comes through our transport: a model service, a web server, a folder of the app.
 
 Targets are kept while they come, so that a download goes on where an earlier one was cut off; metadata is small and
-is fetched anew. Nothing is believed here: length and hashes are judged by the updater, which bounds what may come.
+is fetched anew. Nothing is believed here: length and hashes are checked by the updater, which bounds what may come.
 """
 
 from __future__ import annotations

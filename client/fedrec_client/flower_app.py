@@ -148,7 +148,7 @@ def node_folder(context: Context) -> Path:
 @lru_cache(maxsize=OPEN_NODES)
 def _open(folder: Path, deployed: bool) -> Node:
     # Importing what trains takes longer than a short stage does.
-    from fedrec_client.node import open_node
+    from fedrec_client.node_folder import open_node
 
     return open_node(folder, deployed=deployed)
 

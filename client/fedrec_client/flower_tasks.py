@@ -120,7 +120,7 @@ class Server:
         try:
             return self.component(message, context)
         except Exception as error:
-            # The text of an unexpected error may quote somebody's data: it stays here.
+            # The text of an unexpected error may quote a user's data: it stays here.
             log(ERROR, "the node failed", exc_info=error)
             return Message(Error(REFUSED, FAILED), reply_to=message)
 
@@ -130,7 +130,7 @@ class Tasks:
 
     Args:
         address: of the SuperNode's own API, on this machine.
-        secret: shared with the SuperNode, which hands tasks to nobody else.
+        secret: shared with the SuperNode, which hands tasks to no other program.
     """
 
     def __init__(self, address: str, secret: bytes) -> None:

@@ -26,7 +26,7 @@ class FolderFiles:
         self._folder = folder
 
     def signing_time(self) -> float:
-        """When the metadata says it was signed; that it says so is judged with its signature.
+        """When the metadata says it was signed; that it says so is verified with its signature.
 
         Raises:
             BadContent: it cannot be read.

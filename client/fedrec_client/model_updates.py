@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrec.errors import BadContent, BadSignature, FedrecError, RegistryError, StoreFull, UpdateRejected
 from fedrec.ranking.shelf import Shelf
+from fedrec.wire.files import sync_folder
 from fedrec.wire.layout import ALL_TRAFFIC, CANARY, CHAMPION, alias_target, model_target, task_target
 from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_for_device
 from fedrec.wire.package import (
@@ -35,7 +36,6 @@ from fedrec.wire.package import (
     files_from_delta,
     open_package,
     place_folder,
-    sync_folder,
 )
 from fedrec.wire.strict_json import parse_json
 from fedrec_client.results import ModelInfo
@@ -138,7 +138,7 @@ class Models:
         return Known() if data is None else Known(**json.loads(data))
 
     def now(self) -> float:
-        """The time by which expiry is judged; it never goes back."""
+        """The time by which expiry is checked; it never goes back."""
         return TrustedTime(self._store).now(self._clock())
 
     def update(self, transport: Transport) -> ModelInfo | None:
@@ -168,8 +168,8 @@ class Models:
     def begin_with(self, start: Transport) -> None:
         """Take a start model that the app brings into use, when there is no model; what is wrong with it is told.
 
-        Its metadata is judged by the pinned root as of the time it was signed: it came with the app, and there is no
-        service to ask for newer.
+        Its metadata is verified by the pinned root as of the time it was signed: it came with the app, and there is
+        no service to ask for newer.
         """
         if self.served is not None:
             return

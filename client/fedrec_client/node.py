@@ -11,8 +11,6 @@ absurd it is, counts as zero. Out of scope: transport.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +20,9 @@ from numpy.typing import NDArray
 
 from fedrec.data.interactions import IntArray, Interactions, UserBatch
 from fedrec.data.split import Split
-from fedrec.data.splits import load_shard, save_shard
 from fedrec.errors import ProtocolError, RunError
 from fedrec.evaluation.bounded import bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
-from fedrec.evaluation.settings import parse_evaluation
 from fedrec.evaluation.sums import MetricSums
 from fedrec.learning.compression import Compressor
 from fedrec.learning.local_training import in_cohort, in_turn, train_users
@@ -35,22 +31,19 @@ from fedrec.learning.settings import NodeSettings
 from fedrec.learning.shards import read_rows, round_layout
 from fedrec.learning.updates import Layout, State
 from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.registry import ModelConfig, build, parse
+from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.roster import Identity
-from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms, parse_terms
-from fedrec.wire.bundle import write_expected
-from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
+from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
 from fedrec_client.computed import alike, as_float32, computed, nothing
 from fedrec_client.local_state import LocalStore
 from fedrec_client.memory import HeldMemory, Memory
-from fedrec_client.node_terms import check_deployed, check_terms
+from fedrec_client.node_terms import check_terms, config_hash
 from fedrec_client.outgoing import checked
 from fedrec_client.private_metrics import PrivateMetrics
 from fedrec_client.private_releases import PrivateReleases, Releases
 from fedrec_client.private_training import PrivateTraining, identity_of, subject_of
-from fedrec_client.promises import Promises
 from fedrec_client.secure_party import STAGES, SecureParty
 from fedrec_client.senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 
@@ -370,100 +363,3 @@ def _feeds_back(settings: NodeSettings) -> bool:
 
 def _reply(request: Request, arrays: State, meta: dict[str, Any]) -> Reply:
     return Reply(request.kind, request.round, request.phase, arrays, meta)
-
-
-def config_hash(
-    model: ModelConfig,
-    settings: NodeSettings,
-    evaluation: EvaluationSettings,
-    item_ids: np.ndarray[Any, Any],
-    privacy: PrivacyTerms | None = None,
-    aggregation: Terms | None = None,
-) -> str:
-    """Fingerprint of everything that nodes and coordinator must agree on: catalogue, privacy plan, aggregation."""
-    parts = [part.model_dump_json() for part in (model, settings, evaluation)]
-    if aggregation is not None:
-        parts.append(aggregation.model_dump_json())
-    if privacy is not None:
-        parts += [privacy.plan.model_dump_json(), privacy.run]
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    digest.update("\0".join(item_ids.tolist()).encode())
-    return digest.hexdigest()
-
-
-def write_node(
-    folder: Path,
-    split: Split,
-    model: ModelConfig,
-    settings: NodeSettings,
-    evaluation: EvaluationSettings,
-    categories: Matrix | None = None,
-    privacy: PrivacyTerms | None = None,
-    *,
-    aggregation: Terms,
-    identity: Identity | None = None,
-) -> None:
-    """Lay out a node's folder; what it holds is for this node alone. categories [I, G] are public.
-
-    Raises:
-        RunError: a folder that has an identity already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if identity is not None:
-        write_secret(folder / "identity.key", identity.secret)
-    if isinstance(aggregation, SecaggTerms):
-        Promises.create(aggregation, folder)
-    if categories is not None:
-        write_arrays(folder / "catalog.safetensors", {"categories": categories})
-    save_shard(split, folder / "shard.npz")
-    parts = {
-        "model": model,
-        "settings": settings,
-        "evaluation": evaluation,
-        "privacy": privacy,
-        "aggregation": aggregation,
-    }
-    plain = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
-    write_json(folder / "node.json", plain)
-    write_expected(folder)
-
-
-def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: bool = False) -> Node:
-    """The node of a folder written by `write_node`, with the local state it had when it stopped.
-
-    Args:
-        folder: of the node.
-        simulated: for simulations in one process only, which need no protection from their own coordinator. "full":
-            take every step of secure aggregation, and keep its promises in memory; "integers": hand in its integers
-            without masks.
-        deployed: the node is no simulation's, so that sums without any noise need the terms' explicit word.
-
-    Raises:
-        RunError: the folder is missing or incomplete.
-        PrivacyRefused: its terms do not fit each other, or what it would let out.
-        ConfigError: evaluation settings that no node has, such as those of a simulation alone.
-    """
-    try:
-        config = json.loads((folder / "node.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"node folder {folder} has no readable node.json ({error}): prepare the run first"
-        ) from error
-    public, key = folder / "catalog.safetensors", folder / "identity.key"
-    privacy = PrivacyTerms.model_validate(config["privacy"]) if config["privacy"] else None
-    aggregation = parse_terms(config["aggregation"])
-    if deployed:
-        check_deployed(aggregation, privacy)
-    return Node(
-        load_shard(folder / "shard.npz"),
-        parse(config["model"]),
-        NodeSettings.model_validate(config["settings"]),
-        parse_evaluation(config["evaluation"]),
-        LocalStore(folder / "local"),
-        read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
-        privacy,
-        folder,
-        aggregation=aggregation,
-        identity=Identity.read(key) if key.exists() else None,
-        simulated=simulated,
-    )

@@ -58,7 +58,7 @@ class _StopRequested(Exception):  # noqa: N818 - no error
 
 
 def load(address: str, folder: Path, *, node: bool = True) -> Server:
-    """What serves messages, with everything imported; whoever forks afterwards has it already.
+    """What serves messages, with everything imported; forks made afterwards have it already.
 
     Args:
         address: of the SuperNode's own API.
@@ -132,7 +132,7 @@ def run(command: list[str], acquire: Callable[[], Task | None], serve: Callable[
             env=os.environ | {"PATH": os.devnull},
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has no threads
         )
-        # What is there now is never freed: forks share its pages as long as nobody counts references in them.
+        # What is there now is never freed: forks share its pages as long as no references in them are counted.
         gc.collect()
         gc.freeze()
         while child.poll() is None:

@@ -1,12 +1,21 @@
-"""Terms that fit each other: what a node checks of its own configuration before it answers anything.
+"""What a node and its coordinator must agree on, and what a node checks of it before it answers anything.
 
 Out of scope: what an app allows its users to take part in (`policy`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
 from fedrec.errors import PrivacyRefused
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.learning.settings import NodeSettings
 from fedrec.models.base import Recommender
+from fedrec.models.registry import ModelConfig
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.secagg.schedule import Guarded
 from fedrec.secagg.terms import SecaggTerms, Terms
@@ -54,3 +63,22 @@ def check_deployed(terms: Terms, privacy: PrivacyTerms | None) -> None:
             "this node has no privacy plan: its sums carry no noise; set a privacy target, or "
             "privacy.exact_sums = true to let exact sums out on purpose"
         )
+
+
+def config_hash(
+    model: ModelConfig,
+    settings: NodeSettings,
+    evaluation: EvaluationSettings,
+    item_ids: np.ndarray[Any, Any],
+    privacy: PrivacyTerms | None = None,
+    aggregation: Terms | None = None,
+) -> str:
+    """Fingerprint of everything that nodes and coordinator must agree on: catalogue, privacy plan, aggregation."""
+    parts = [part.model_dump_json() for part in (model, settings, evaluation)]
+    if aggregation is not None:
+        parts.append(aggregation.model_dump_json())
+    if privacy is not None:
+        parts += [privacy.plan.model_dump_json(), privacy.run]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest.update("\0".join(item_ids.tolist()).encode())
+    return digest.hexdigest()

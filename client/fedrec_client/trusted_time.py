@@ -13,7 +13,7 @@ a week, and one that was ahead for long costs updates for so long at most.
 
 An update that was refused because what is signed was out of its time is remembered in a record of its own, with the
 clock of then: for what was signed until then it stays that late, whatever the clock says afterwards. Anything signed
-later is judged anew, so that this costs no more than the wait for the next signature. Out of scope: whose
+later is checked anew, so that this costs no more than the wait for the next signature. Out of scope: whose
 signatures count (`trusted_metadata`, `training`), periods of the privacy budget (`participation`).
 """
 

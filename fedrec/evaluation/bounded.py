@@ -42,7 +42,7 @@ def bounded_sums(
     n_items: int,
     chunk_users: int = 256,
 ) -> Floats:
-    """[K + 1] sums over the users of each metric, and how many users were judged.
+    """[K + 1] sums over the users of each metric, and how many users were evaluated.
 
     Args:
         recommender: the model.
@@ -51,7 +51,7 @@ def bounded_sums(
         history: what each user's device knows when it recommends.
         target: what is held out, the same users in the same order.
         names: of the metrics, as `full/ndcg@10`.
-        settings: of which the number of sampled negatives and the part of users that is judged count.
+        settings: of which the number of sampled negatives and the part of users that is evaluated count.
         seed: root of the run's randomness.
         n_items: I.
         chunk_users: most users scored at once.
@@ -85,7 +85,7 @@ def _values(
     negatives: int,
     seed: int,
 ) -> Floats:
-    """[U, K] in [0, 1], of judged users; stays inside this module."""
+    """[U, K] in [0, 1], of evaluated users; stays inside this module."""
     scores, _ = lowest_where_missing(scores)
     forbidden = not_opponents(history, target, scores.shape[1])
     wanted = [parse_bounded(name) for name in names]

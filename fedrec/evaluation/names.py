@@ -1,4 +1,4 @@
-"""Names of the metrics that every judged user has in [0, 1], such as `full/ndcg@10`: what a private run may release.
+"""Names of the metrics that every evaluated user has in [0, 1]: what a private run may release.
 
 Apart from what computes them, so that settings and privacy plans can check a name without it.
 """

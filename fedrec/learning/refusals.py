@@ -2,7 +2,7 @@
 
 Words that are made where data lie tell about them: a number that overflowed, a path, an account, what other runs have
 spent. So a refusal leaves a node as one of the codes below, which follow from the request and from the node's terms;
-the words stay in the node's own log, and whoever gets a code looks its sentence up here. Whether a code is sent
+the words stay in the node's own log, and a receiver of a code looks its sentence up here. Whether a code is sent
 spent. So a refusal leaves a node as one of the codes below, which follow from the request and from the terms;
 where nothing could be computed. Out of scope: what is refused (each rule stands where it is kept).
 """

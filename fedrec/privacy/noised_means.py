@@ -1,7 +1,7 @@
-"""Reading a noised sum of metrics: means over the judged users, with intervals that speak of noise and of sampling.
+"""Reading a noised sum of metrics: means over the evaluated users, with intervals for noise and sampling.
 
 Everything here is computed from what was released, so it costs nothing. The interval of a mean m = S / n adds the
-variance of the noise, by the delta method (1 + m²) σ² / n², to that of having judged these n users and not others.
+variance of the noise, by the delta method (1 + m²) σ² / n², to that of having evaluated these n users and not others.
 For values in [0, 1] the latter is m (1 - m) / n at most (Bhatia and Davis 2000), and exactly so for a hit rate: other
 intervals are a little too wide, since the users' own variance is not released.
 
@@ -25,13 +25,13 @@ TUNING_NOT_COVERED = (
     "How settings were chosen is not covered: epsilon speaks of this run alone, and other runs on the same people's "
     "data, by which settings were picked, are not charged to it."
 )
-#: Said beside what is computed on data that somebody holds himself.
+#: Said beside what is computed on data that a researcher holds.
 HELD_DATA = "computed on data that the researcher holds; not a release, not covered by epsilon"
 
 
 @dataclass(frozen=True)
 class NoisedMean:
-    """A mean over judged users.
+    """A mean over evaluated users.
 
     Attributes:
         value: within [0, 1].
@@ -51,7 +51,7 @@ class NoisedReport:
 
     Attributes:
         metrics: by name, as `full/ndcg@10`.
-        users: judged users as released, noise and all; it may be a little below 0 or above their true number.
+        users: evaluated users as released, noise and all; it may be a little below 0 or above their true number.
         users_std: standard deviation of its noise.
     """
 
@@ -81,7 +81,7 @@ def noised_means(names: Sequence[str], released: NDArray[np.float64], std: float
 
     Args:
         names: of the K metrics.
-        released: [K + 1] noised sums, the last one of judged users.
+        released: [K + 1] noised sums, the last one of evaluated users.
         std: σ.
     """
     users = float(released[-1])

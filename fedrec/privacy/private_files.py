@@ -33,7 +33,7 @@ def remove_durably(paths: Iterable[Path]) -> None:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what writers in this folder left when they were killed; nobody else may be writing in it.
+    """Remove what writers in this folder left when they were killed; no other process may be writing in it.
 
     Raises:
         OSError: one cannot be removed.

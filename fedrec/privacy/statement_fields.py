@@ -151,7 +151,7 @@ def _metrics_released(plan: PrivacyPlan | None, metrics: str) -> str:
     if metrics == "none":
         return f"No evaluation metrics over the users, though {names} were planned and are part of epsilon."
     return (
-        f"One noised sum of {names} and of the number of judged users, for the final model; it is charged. "
+        f"One noised sum of {names} and of the number of evaluated users, for the final model; it is charged. "
         "Nothing else of the evaluation: no counts of items, groups or lists."
     )
 
@@ -188,8 +188,8 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
     }
     if plan.metrics is not None:
         text.append(
-            f"Metrics: {len(plan.metrics.names)} values in [0, 1] and a 1 for each judged user, a vector of norm at "
-            f"most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that."
+            f"Metrics: {len(plan.metrics.names)} values in [0, 1] and a 1 for each evaluated user, a vector of norm "
+            f"at most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that."
         )
     for name in ("adaptive", "distributed", "interaction", "metrics"):
         part = getattr(plan, name)

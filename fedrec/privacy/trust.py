@@ -135,7 +135,7 @@ def uncovered(
     if held_data:
         out.append(
             "Metrics of held data: exact ones were computed beside this run by a researcher who holds all the data; "
-            "they are no release of this run, and whoever publishes them publishes them without protection."
+            "they are not a release of this run, and a publication of them has no protection."
         )
     if exact_numbers:
         out.append(f"Numbers sent exactly beside the updates: {', '.join(exact_numbers)}.")

@@ -4,16 +4,16 @@ Two exact sums over the same data whose participants differ by one device give t
 server that asks twice on purpose as well as to one that only looks at what natural drop-outs left it. So the terms
 fix the sums of a run, each is let out once, and the participants of *guarded* sums follow one rule:
 
-    whoever sends a vector to a first guarded sum joins the group of those who shared for it; each later one is over
-    members of the newest sum alone, leaves out nobody or at least `floor` of them, and keeps four fifths of the group
+    a device that sends a vector to a first guarded sum joins the group of those that shared for it; each later one is
+    over members of the newest sum alone, leaves out none or at least `floor`, and keeps four fifths of the group
 
 A device holds the list of sharers against it before its vector leaves, and the list of survivors before it signs.
 Each sum is opened by at least two thirds of its cohort, that is by more than half of the group (2/3 x 4/5 > 1/2). So
 any two sums of a group were opened by a device that knows both, and that device, if it is honest, saw one lie within
-the other with a difference of nobody or of at least `floor`. All guarded sums of a group form one falling chain, sums
-of different groups share no device, and every combination of sums speaks of at least `floor` devices. With less than
-four fifths two sums could be opened by different devices; with fewer rules before the vector leaves, a device could
-be put among strangers who know nothing of the sum it was in before.
+the other with a difference of no device or of at least `floor`. All guarded sums of a group form one falling chain,
+sums of different groups share no device, and every combination of sums speaks of at least `floor` devices. With less
+than four fifths two sums could be opened by different devices; with fewer rules before the vector leaves, a device
+could be put among strangers that know nothing of the sum it was in before.
 
 Sums with the noise of a privacy plan need no such rule. Rounds of gradients without a plan cannot follow it: each
 asks about another model, devices come and go, and a server that chooses models as it likes subtracts one round from

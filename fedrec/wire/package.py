@@ -30,7 +30,7 @@ from fedrec.errors import BadContent, DataError, RegistryError
 from fedrec.ranking.items import Items
 from fedrec.ranking.serving import ServingModel, read_model
 from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
-from fedrec.wire.files import Arrays
+from fedrec.wire.files import Arrays, sync_folder
 from fedrec.wire.manifest import (
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -248,15 +248,6 @@ def place_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise RegistryError(f"{folder} cannot be written ({error.strerror}): nothing was changed") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_file(path: Path) -> bytes:

@@ -1,6 +1,6 @@
 """The root metadata that an app pins: read without loading anything that verifies signatures.
 
-Out of scope: what it says, which is judged when an update runs.
+Out of scope: what it says, which is verified when an update runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_root(path: Path) -> bytes:
 
 
 def check_root(content: bytes) -> bytes:
-    """The same bytes, when they look like root metadata; who signed them is judged when they are used.
+    """The same bytes, when they look like root metadata; signatures are verified when they are used.
 
     Raises:
         RunError: they do not.

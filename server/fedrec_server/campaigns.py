@@ -126,14 +126,14 @@ class CampaignBook:
         return [Enrolled(**json.loads(line)) for line in lines if line.endswith("\n")]
 
     def close(self, campaign: str) -> list[Enrolled]:
-        """Complete the roster: nobody can enrol any more."""
+        """Complete the roster: no device can enrol any more."""
         with self._alone(campaign):
             state = self.state(campaign)
             self._write(campaign, replace(state, closed=True))
             return self.roster(campaign)
 
     def end(self, campaign: str, how: str) -> None:
-        """The campaign is over: nobody can enrol, and devices that ask are told so. The first word stands."""
+        """The campaign is over: no device can enrol, and devices that ask are told so. The first word stands."""
         with self._alone(campaign):
             state = self.state(campaign)
             self._write(campaign, replace(state, closed=True, ended=state.ended or how))

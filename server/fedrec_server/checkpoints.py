@@ -129,7 +129,7 @@ class Checkpoints:
         self._on_event(record)
 
     def _settle(self, private: PrivateRounds) -> None:
-        """A model that was staged counts if it was charged; otherwise nobody has seen it, and nobody will."""
+        """A model that was staged counts if it was charged; otherwise it was never seen, and never will be."""
         if not self._staged.exists():
             return
         try:

@@ -33,7 +33,7 @@ from fedrec.wire.files import write_json
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
 from fedrec.wire.signing import OnlineKeys
-from fedrec_client.node import config_hash
+from fedrec_client.node_terms import config_hash
 from fedrec_server.campaigns import DONE, CampaignBook, Enrolled
 from fedrec_server.federation import Federation
 from fedrec_server.registry import Registry
@@ -107,7 +107,8 @@ class Campaign:
             )
         if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
             raise ConfigError(
-                f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be judged; leave it out"
+                f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be evaluated; leave "
+                "it out"
             )
         check_serves(config.model)
         read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]

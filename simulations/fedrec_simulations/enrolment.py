@@ -56,7 +56,7 @@ def enrol(
 
     Args:
         config: of the run.
-        users: how many users each node hosts; whoever lays out the run vouches for their number.
+        users: how many users each node hosts; the operator who lays out the run vouches for their number.
         privacy: terms of the privacy plan, or None.
         has_validation, has_test: which parts are held out.
     """

@@ -1,7 +1,7 @@
 """Exact metrics on data that a researcher holds himself: for simulations, beside the run and never through it.
 
 A simulation has all the data on one machine, so its researcher may measure a private model as exactly as any other.
-That is no release of the run: nothing of it goes through a node, an exchange or a coordinator, it is not charged,
+That is not a release of the run: nothing of it goes through a node, an exchange or a coordinator, it is not charged,
 epsilon does not cover it, and it lies in a file of its own, `held_data.json`. A deployment, a campaign and a device
 have no such data and refuse the key that asks for it (`evaluation.held_data`).
 
@@ -26,7 +26,7 @@ from fedrec.learning.updates import State
 from fedrec.models.registry import build
 from fedrec.privacy.noised_means import HELD_DATA
 from fedrec.wire.files import read_arrays, write_json
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 from fedrec_simulations.config import Config
 from fedrec_simulations.report.summary import HELD_FILE
 from fedrec_simulations.run_folder import RunFolder
@@ -95,7 +95,7 @@ def _judge(config: Config, folder: Path, shared: State, rounds: int) -> MetricSu
     split = load_shard(folder / "shard.npz")
     target = split.test
     if target is None:
-        raise DataError(f"node {folder} has no test part, so nothing can be judged")
+        raise DataError(f"node {folder} has no test part, so nothing can be evaluated")
     public = folder / "catalog.safetensors"
     return evaluate(
         build(config.model),

@@ -32,7 +32,9 @@ from fedrec.errors import ConfigError, RunError
 from fedrec.learning.updates import State
 from fedrec.privacy.private_files import make_private
 from fedrec.wire.files import read_arrays, write_arrays, write_json, write_secret
-from fedrec_client.node import Node, config_hash, open_node, write_node
+from fedrec_client.node import Node
+from fedrec_client.node_folder import open_node, write_node
+from fedrec_client.node_terms import config_hash
 from fedrec_server.task import FEATURES_FILE, Task
 from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.enrolment import enrol
@@ -95,7 +97,7 @@ class RunFolder:
         privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
         if privacy is not None and privacy.plan.metrics is not None and split.test is None:
             raise ConfigError(
-                "privacy.metrics is 'noised' and nothing is held out to be judged: set it to 'none'"
+                "privacy.metrics is 'noised' and nothing is held out to be evaluated: set it to 'none'"
             )
         path.mkdir(parents=True, exist_ok=True)
         node_settings, evaluation = config.node_settings(), config.node_evaluation()

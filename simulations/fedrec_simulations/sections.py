@@ -159,7 +159,7 @@ class NoPrivacy(Section, Aggregation):
     Attributes:
         unit: "none": clipped or not, sums are not noised, and no privacy guarantee is claimed.
         exact_sums: nodes of a deployment let sums without noise out; without it they refuse. A simulation needs no
-            such word, since its data lie with whoever runs it.
+            such word, since its data lie with the researcher who runs it.
     """
 
     unit: Literal["none"]

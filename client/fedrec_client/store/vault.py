@@ -2,7 +2,7 @@
 
 `vault.json` beside the store says which. With a passphrase the key is wrapped under Argon2id (RFC 9106) and cannot be
 unwrapped without it; changing the passphrase leaves the rows alone. The file is the last resort and says so in a
-warning and in every status: whoever can read the account's files can read the events.
+warning and in every status: a program that can read the account's files can read the events.
 
 A deletion changes the key, which makes every copy of the file from before it unreadable, also those in backups,
 unless the key was in them too. The counter tells an older copy of the database from the one that was left here. In

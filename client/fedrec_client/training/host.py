@@ -2,7 +2,7 @@
 
 Here is the one place where answers leave this process: the first release is charged before it does (`charging`), and
 kind, round and bytes of every answer are written down. Secrets of secure aggregation, promises and answers die with
-the process, and the identity dies with the session, so that nobody can ask for anything a second time. Out of scope:
+the process, and the identity dies with the session, so that nothing can be asked for a second time. Out of scope:
 starting processes (`worker`), how a charge is made (`session`).
 """
 

@@ -29,6 +29,7 @@ from typing import IO
 import grpc
 
 from fedrec.errors import RegistryError, ServiceError
+from fedrec.wire.files import sync_folder
 from fedrec_server.service.campaigns import Campaigns
 from fedrec_server.service.quotas import DailyQuota
 from fedrec_server.service.refusals import Refused
@@ -140,7 +141,7 @@ class EnrolmentTokens:
             made = not self._path.exists()
             with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
                 if made:
-                    _sync(self._path.parent)
+                    sync_folder(self._path.parent)
                 yield file
 
 
@@ -162,14 +163,6 @@ def _append(file: IO[bytes], nonce: str, device: str, expires: int) -> None:
 
 def _line(nonce: str, device: str, expires: int) -> bytes:
     return (json.dumps({"nonce": nonce, "device": device, "expires": expires}) + "\n").encode()
-
-
-def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 class EnrolmentGate:

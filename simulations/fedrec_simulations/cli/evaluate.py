@@ -1,4 +1,4 @@
-"""`fedrec evaluate`: judge a finished run again on the data in its folder, or hand its rankings to somebody else."""
+"""`fedrec evaluate`: judge a finished run again on the data in its folder, or hand its rankings on."""
 
 from __future__ import annotations
 

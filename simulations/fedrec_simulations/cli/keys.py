@@ -39,8 +39,7 @@ def init(
     from fedrec_server.registry import Registry
     from fedrec_simulations.key_folder import KeyFolder
 
-    if threshold > root_keys:
-        raise ConfigError(f"threshold {threshold} with {root_keys} root keys: expected 1 to {root_keys}")
+    _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population)
     offline, online = folder.create(_passphrase(), root_keys)
     made = Registry.create(registry, population, offline, online, threshold=threshold)
@@ -87,8 +86,7 @@ def rotate_root(
     from fedrec_server.registry import Registry
     from fedrec_simulations.key_folder import KeyFolder
 
-    if threshold > root_keys:
-        raise ConfigError(f"threshold {threshold} with {root_keys} root keys: expected 1 to {root_keys}")
+    _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population, offline)
     books = Registry(registry, population)
     version = folder.replace_offline(books, _passphrase(), root_keys=root_keys, threshold=threshold)
@@ -111,6 +109,11 @@ def renew(
     same = (folder.offline(_passphrase()), folder.online())
     version = Registry(registry, population).replace_keys(same, same)
     return Answer({"root": version}, [f"root metadata {version}: the same keys, for another year"])
+
+
+def _check_threshold(threshold: int, root_keys: int) -> None:
+    if threshold > root_keys:
+        raise ConfigError(f"threshold {threshold} with {root_keys} root keys: expected 1 to {root_keys}")
 
 
 def _passphrase() -> str:

@@ -19,7 +19,7 @@ from fedrec.data.shards import load_shard
 from fedrec.errors import ConfigError
 from fedrec.models.registry import build
 from fedrec.ranking.top_n import top_n
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 from fedrec_simulations.run_folder import RunFolder
 
 #: Most scores held at once.

@@ -112,7 +112,7 @@ def view(summary: Summary, page: Path | None) -> list[RenderableType]:
     run = escape(str(summary.run.path))
     if summary.result.get("test") is None and summary.held is None and summary.has_test:
         view: list[RenderableType] = [
-            f"trained for {summary.result['rounds']} rounds; nothing was judged{_why(summary)}."
+            f"trained for {summary.result['rounds']} rounds; nothing was evaluated{_why(summary)}."
         ]
     elif summary.result.get("test") is None and summary.held is None:
         view = [

@@ -8,7 +8,8 @@ from typing import Any
 
 from fedrec.learning.protocol import Failure, Reply, Request
 from fedrec.learning.refusals import sentence_of
-from fedrec_client.node import Node, Simulated, open_node
+from fedrec_client.node import Node, Simulated
+from fedrec_client.node_folder import open_node
 from fedrec_client.outgoing import emit
 from fedrec_server.coordinator import Outcome, open_coordinator
 from fedrec_server.launch import Launch

@@ -16,7 +16,7 @@ from fedrec.data.split import Split
 from fedrec.errors import DataError
 from fedrec.models.registry import build
 from fedrec.ranking.top_n import top_n
-from fedrec_client.node import open_node
+from fedrec_client.node_folder import open_node
 from fedrec_simulations.run_folder import RunFolder
 
 #: Where in the order of history lengths the example people stand.
