@@ -1,10 +1,10 @@
 """A node's folder: laid out when a run is prepared, opened by every process that serves the node.
 
-    node.json         recommender, settings, terms
-    shard.npz         its users' interactions
-    catalog.safetensors   public categories of the items, where there are any
-    identity.key, secagg.json   its signing key and its promises, under secure aggregation
-    local/, unsent/, ledger/, outbox/   written by the node itself
+    node.json, bundle.json                recommender, settings and terms; the app bundle that belongs to it
+    shard.npz                             its users' interactions
+    catalog.safetensors                   public categories of the items, where there are any
+    identity.key, secagg.json             its signing key and its promises, under secure aggregation
+    local/, unsent/, ledger/, outbox/     written by the node itself
 
 Out of scope: answering requests (`node`).
 """

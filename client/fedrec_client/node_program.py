@@ -77,7 +77,7 @@ def load(address: str, folder: Path, *, node: bool = True) -> Server:
         ) from error
     if node:
         with suppress(ImportError):  # a node that never trains needs no more
-            import fedrec_client.node  # noqa: F401
+            import fedrec_client.node_folder  # noqa: F401
     return Server(address, folder)
 
 
