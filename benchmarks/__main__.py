@@ -24,7 +24,7 @@ from benchmarks import roofline
 from benchmarks.peer import ACTORS, PeerResult, run_peer
 from benchmarks.training_speed import CATALOGUES, Growth, growth, print_growth, users_per_cpu_second
 from benchmarks.workload import COHORT, EMBEDDING_SIZE, MINIBATCH, N_ITEMS, NEGATIVES, cohort
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 
 
 @dataclass(frozen=True)

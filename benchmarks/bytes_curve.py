@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.families import RESULTS, changed
 from benchmarks.quality import EXPERIMENTS, paths
-from fedrec_simulations.config import load_config
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import load_config
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 #: kB a round, sampled HR@10.
 COLR = ((58.0, 0.607), (29.0, 0.592), (15.0, 0.572))

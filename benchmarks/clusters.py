@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.quality import EXPERIMENTS, paths
 from benchmarks.variants import Variant, compare, table
-from fedrec_simulations.config import Config, load_config
-from fedrec_simulations.prepare import Prepared, prepare
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
 
 VARIANTS = (
     Variant("one model", [{"clusters": 1, "pooling": 1.0}]),

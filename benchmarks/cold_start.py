@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality import EXPERIMENTS
-from fedrec.data.interactions import Interactions
+from fedrec.core.interactions import Interactions
 from fedrec.data.split import Split
 from fedrec.data.splits import held_out_users
-from fedrec.models.registry import build
-from fedrec.models.serving import serving_model
-from fedrec.ranking.cold import add_items
+from fedrec.ranking._cold import add_items
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import History, ServingModel
-from fedrec_simulations.config import Config, load_config
-from fedrec_simulations.prepare import load
+from fedrec.ranking.model import History, ServingModel
+from fedrec.recommenders.registry import build
+from fedrec.recommenders.serving import serving_model
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import load
 
 EVENTS = (0, 1, 3, 5, 10)
 MODELS = ("popularity", "item-knn", "ease", "ials", "mf")

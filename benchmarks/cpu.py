@@ -1,6 +1,6 @@
 """CPU seconds of a whole tree of processes, from /proc alone.
 
-Processes are found by the mark that they inherit (`fedrec.processes`), so those that moved to a session
+Processes are found by the mark that they inherit (`fedrec.core.processes`), so those that moved to a session
 of their own (Ray's) are counted, too. A process that ended is counted through the parent that waited for it; the
 time of one that nobody in the tree waited for is lost, which can only make the tree look cheaper.
 """
@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from fedrec.processes import marked
+from fedrec.core.processes import marked
 
 _UTIME, _CSTIME = 11, 14  # after the name, which may hold anything; see proc(5)
 

@@ -27,7 +27,7 @@ import numpy as np
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import History
+from fedrec.ranking.model import History
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.manifest import ITEMS_FILE, MODEL_FILE
 from fedrec_client import Client
@@ -57,7 +57,7 @@ def main() -> None:
         lists(n)
     folding()
     print(
-        f"import fedrec_client.client: {imported():.2f} s of a fresh process, torch not imported   target 0.5 s"
+        f"import fedrec_client.app.client: {imported():.2f} s of a fresh process, torch not imported   target 0.5 s"
     )
     print(f"memory added by a model of 100,000 items, int8: {memory_added():.0f} MiB   target 50 MiB")
     print(f"installed size of the base package: {installed():.0f} MiB ({', '.join(BASE[:4])} and others)")
@@ -130,7 +130,7 @@ def told(times: list[float]) -> str:
 
 def imported() -> float:
     """Seconds of a fresh process that imports the client, the least of three."""
-    code = "import fedrec_client.client, sys; assert 'torch' not in sys.modules"
+    code = "import fedrec_client.app.client, sys; assert 'torch' not in sys.modules"
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedrec_client.events import Event, EventType
 from fedrec_client.store import FileVault, SqliteStore
+from fedrec_client.store.events import Event, EventType
 
 EVENTS = 3_000
 MANY = 50_000

@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedrec_simulations.config import Config, parse_config
 from fedrec_simulations.engines.deployment import run_deployment
 from fedrec_simulations.engines.flower import run_flower
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 METRICS = ("sampled/hr@10", "sampled/ndcg@10", "full/ndcg@10")
 MODELS = {

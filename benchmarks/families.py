@@ -27,14 +27,14 @@ from typing import Any
 
 from benchmarks.family_pages import METRICS, MODELS, MODES, RESULTS, Row, line, read, table
 from benchmarks.quality import EXPERIMENTS, paths
-from fedrec.errors import FedrecError
-from fedrec_simulations.config import Config, load_config
+from fedrec.core.errors import FedrecError
+from fedrec_simulations.engines.held_data import judge_held
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.held_data import judge_held
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.sweep.spec import load_sweep
-from fedrec_simulations.twin import fit_twin
 
 NODES = 4
 EPSILON = 8.0

@@ -26,10 +26,10 @@ from flwr.cli.build import build_fab_from_disk
 
 from benchmarks.cpu import tree_cpu_seconds
 from benchmarks.stage_node import WORD
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 from fedrec.wire.bundle import write_expected
-from fedrec_server.federation import Federation
-from fedrec_server.federation_parts import Parts
+from fedrec_server.federation._federation_parts import Parts
+from fedrec_server.federation.federation import Federation
 
 APP = Path(__file__).parent / "flower_stages"
 IDLE_SECONDS = 10.0

@@ -27,13 +27,13 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 from benchmarks.workload import EMBEDDING_SIZE, LEARNING_RATE, NEGATIVES, SEED, recommender
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import train_users
-from fedrec.models.base import RoundKey
-from fedrec.models.mf_device import MfModule
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
 from fedrec.privacy.interaction import train_interactions
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
+from fedrec.recommenders.collaborative._mf_device import MfModule
+from fedrec.rounds.local_training import train_users
 
 POSITIVES, STEPS, CATALOGUES = 165, 5, (3_706, 100_000)
 RATE, EXPECTED = 1 / STEPS, POSITIVES / STEPS

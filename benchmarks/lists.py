@@ -22,12 +22,13 @@ from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
 from fedrec.ranking.folding import Ridge
-from fedrec.ranking.item_item import ItemItem, SparseWeights
+from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
+from fedrec.ranking.model import History, Person, ServingModel
 from fedrec.ranking.pipeline import Wanted, rank
-from fedrec.ranking.serving import History, Person, ServingModel
-from fedrec.ranking.shelf import Shelf
 from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.weights import SparseWeights
 
 CATEGORIES = [f"category {k}" for k in range(20)]
 SEEN, BLOCKED, WEIGHTS_PER_ITEM, EMBEDDING_SIZE = 200, 100, 50, 64

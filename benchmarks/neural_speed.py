@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, cohort
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import train_users
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.registry import build, parse
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.local_training import train_users
 
 WIDTH = 64
 MODELS: dict[str, dict[str, Any]] = {

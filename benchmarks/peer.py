@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, cohort, recommender
-from fedrec.errors import FederationError
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import State
-from fedrec.models.base import RoundKey
-from fedrec.processes import end, is_alive
-from fedrec_server.flower_cli import last_words
+from fedrec.core.errors import FederationError
+from fedrec.core.processes import end, is_alive
+from fedrec.core.recommender import RoundKey
+from fedrec.core.updates import State
+from fedrec.rounds.local_training import train_users
+from fedrec_server.federation.flower_cli import last_words
 from fedrec_simulations.engines.flower import simulation_superlink
 
 ROOT = Path(__file__).parent.parent

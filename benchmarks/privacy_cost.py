@@ -16,18 +16,19 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, ml1m_shape, recommender
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import train_users
-from fedrec.learning.threads import one_blas_thread
-from fedrec.learning.updates import UpdateSum
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.dp_ease import DpEase, DpEaseConfig
-from fedrec.models.ials import Ials, IalsConfig
-from fedrec.models.selection import distinct
-from fedrec.privacy.mechanism import mechanism_of
+from fedrec.core.contributions import distinct
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.threads import one_blas_thread
+from fedrec.core.updates import UpdateSum
+from fedrec.privacy.mechanisms import mechanism_of
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.plan import PrivacyPlan, make_plan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
+from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
+from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
+from fedrec.rounds.local_training import train_users
 
 REPEATS = 9
 LIMIT = 0.15

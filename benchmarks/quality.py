@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import FedrecError
-from fedrec_simulations.config import Config, load_config
+from fedrec.core.errors import FedrecError
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import prepare
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.twin import fit_twin
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 EXPERIMENTS = Path(__file__).parent.parent / "simulations" / "experiments"
 MODELS = ("popularity", "item-knn", "ease", "ials", "mf")

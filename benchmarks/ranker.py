@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.ranker_peers import NEGATIVES, RIDGES, Floats, Questions, logistic, means
-from fedrec.data.interactions import FloatArray, Interactions
+from fedrec.core.interactions import FloatArray, Interactions
+from fedrec.core.randomness import Purpose, key, uniform, user_keys
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.evaluation.ranking_metrics import Scaling, newton_sums, rescale
-from fedrec.learning.keys import Purpose, key, uniform, user_keys
-from fedrec.learning.updates import State
-from fedrec.models.deepfm import DeepFm
-from fedrec.models.registry import build
-from fedrec_simulations.config import Config, parse_config
+from fedrec.evaluation._ranking_metrics import Scaling, newton_sums, rescale
+from fedrec.recommenders.ctr.deepfm import DeepFm
+from fedrec.recommenders.registry import build
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 SETS = {
     "movietweetings": {"name": "movietweetings", "rating_range": [0, 10], "core": 5},

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import FloatArray, IntArray, Interactions, UserBatch
-from fedrec.evaluation.ranking_metrics import RankerSums
-from fedrec.models.past import ACTIVITY, DAY, FEW, HOUR, THURSDAY
+from fedrec.core.interactions import FloatArray, IntArray, Interactions, UserBatch
+from fedrec.evaluation._ranking_metrics import RankerSums
+from fedrec.neural.context_features import ACTIVITY, DAY, FEW, HOUR, THURSDAY
 
 Floats = NDArray[np.float64]
 NEGATIVES = 4

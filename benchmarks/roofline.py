@@ -14,8 +14,8 @@ import numpy as np
 from scipy.linalg import blas
 
 from benchmarks.workload import EMBEDDING_SIZE, N_ITEMS, NEGATIVES, SEED
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.views import build_views
+from fedrec.core.interactions import UserBatch
+from fedrec.neural.views import build_views
 
 _VALUES, _SIDE = 1 << 20, 768
 #: How long each is tried: the best of many, because others use the machine, too.

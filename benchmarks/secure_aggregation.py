@@ -44,12 +44,12 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from fedrec.privacy.noise import NoiseSource
-from fedrec.secagg import shamir
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._keys import Pair, own_mask_key, pair_mask_key
+from fedrec.secagg._masks import Sign, add_masks
 from fedrec.secagg.client import Client
 from fedrec.secagg.context import Context
 from fedrec.secagg.encoding import Encoding, encoding_for
-from fedrec.secagg.keys import Pair, own_mask_key, pair_mask_key
-from fedrec.secagg.masks import Sign, add_masks
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.server import Server
 from fedrec.secagg.terms import SecaggTerms

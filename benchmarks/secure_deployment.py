@@ -22,13 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedrec.processes import kill, marked
-from fedrec_server.federation import Federation
-from fedrec_simulations.config import Config, load_config
+from fedrec.core.processes import kill, marked
+from fedrec_server.federation.federation import Federation
 from fedrec_simulations.engines.folders import app_folder
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 #: A stopped node is missed if it stays away for longer than a stage waits.
 LONGER = 4.0

@@ -41,14 +41,14 @@ from fedrec.ranking.tables import FloatTable
 from fedrec.wire.layout import hashed_name, model_target
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
-from fedrec_client.grpc_transport import GrpcTransport
-from fedrec_client.transport import CheckIn
-from fedrec_server.certificates import make_service_certificates
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_client.updates.transport import CheckIn
+from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
-from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.service_fuzz import fuzz_calls
-from fedrec_simulations.service_fuzz_wire import Line, fuzz_frames, fuzz_sockets, fuzz_streams
+from fedrec_simulations.tools.service_fuzz import fuzz_calls
+from fedrec_simulations.tools.service_fuzz_wire import Line, fuzz_frames, fuzz_sockets, fuzz_streams
 
 POPULATION = "films"
 GOOD_SECONDS = 0.05

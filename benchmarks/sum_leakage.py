@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.learning.local_training import train_users
-from fedrec.models.base import RoundKey
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec.privacy.plan import make_plan
+from fedrec.core.recommender import RoundKey
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
-from fedrec_simulations.config import parse_config
-from fedrec_simulations.prepare import prepare
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
+from fedrec.rounds.local_training import train_users
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.experiments.prepare import prepare
 
 COHORTS = (20, 100, 500)
 CLIP, COSINE, ROUNDS = 1.0, 0.98, 20

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.families import EXPERIMENTS, cell, changed, run
 from fedrec.data.split import Split
-from fedrec_simulations.config import Config, load_config
-from fedrec_simulations.prepare import prepare
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import prepare
 
 MODELS = "popularity,item-knn,ease,ials,item-graph,mf,two-tower,gru4rec,sasrec,bert4rec"
 METRICS = ("full/ndcg@10", "full/recall@20")

@@ -18,11 +18,11 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.workload import COHORT, N_ITEMS, SEED, cohort, ml1m_shape, recommender
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import State
-from fedrec.models.base import RoundKey
-from fedrec.models.mf import MatrixFactorisation
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.core.updates import State
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation
+from fedrec.rounds.local_training import train_users
 
 Backend = Literal["compiled", "torch"]
 CLIP_NORM = 1.0

@@ -20,9 +20,9 @@ from scipy import stats
 
 from benchmarks.families import Row, changed, run
 from benchmarks.quality import EXPERIMENTS, paths
-from fedrec_simulations.config import Config, load_config
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.twin import fit_twin
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
 
 METRICS = ("full/ndcg@10", "full/recall@20")
 

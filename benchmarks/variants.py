@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import EXPERIMENTS, paths
-from fedrec.errors import RoundAbandoned
+from fedrec.core.errors import RoundAbandoned
 from fedrec.evaluation.sums import MetricSums
-from fedrec_simulations.config import Config, load_config
+from fedrec_simulations.engines.held_data import held_sums
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.held_data import held_sums
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10")
 Overrides = Mapping[str, Any]

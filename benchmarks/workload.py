@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.data.interactions import UserBatch
-from fedrec.models.mf import MatrixFactorisation, MfConfig
+from fedrec.core.interactions import UserBatch
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
 
 COHORT, N_ITEMS, SEED = 1000, 3706, 0
 EMBEDDING_SIZE, NEGATIVES, MINIBATCH, LEARNING_RATE, REG = 64, 4, 64, 0.05, 0.01

@@ -24,14 +24,15 @@ from benchmarks.quality import EXPERIMENTS, paths
 from fedrec.content.encoders import load_encoder
 from fedrec.content.fusion import late_fusion
 from fedrec.content.items import item_texts
+from fedrec.core.updates import State
 from fedrec.evaluation.evaluate import evaluate
-from fedrec.learning.updates import State
-from fedrec.models.features import FEATURES
-from fedrec.models.registry import build
-from fedrec_simulations.config import Config, load_config
+from fedrec.evaluation.report import build_report
+from fedrec.neural.item_features import FEATURES
+from fedrec.recommenders.registry import build
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared, prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config, load_config
+from fedrec_simulations.experiments.prepare import Prepared, prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 SETS = ("movietweetings", "ml-100k")
 METRICS = ("full/ndcg@10", "full/recall@20", "sampled/hr@10")
@@ -71,7 +72,7 @@ def judged(config: Config, shared: State, prepared: Prepared) -> Row:
     report = evaluate(
         build(config.model), state, {}, history, target, config.evaluation, config.federation.seed
     )
-    return {"metrics": report.report().as_dict()["metrics"]["all"]}
+    return {"metrics": build_report(report).as_dict()["metrics"]["all"]}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from portability import module_trains
 
-from fedrec.data.interactions import Interactions
+from fedrec.core.interactions import Interactions
 from fedrec.data.split import Split
 
 # How long an example takes says how busy the machine is.

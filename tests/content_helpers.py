@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.data.interactions import Catalog
+from fedrec.core.interactions import Catalog
 
 FILMS = {
     "星际穿越 (2014)": ("科幻", "冒险"),

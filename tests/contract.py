@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fedrec.data.interactions import Interactions, UserBatch
+from fedrec.core.interactions import Interactions, UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import State
-from fedrec.models.base import Recommender, RoundKey
+from fedrec.rounds.local_training import train_users
 
 CHANCE_RECALL = 0.15
 

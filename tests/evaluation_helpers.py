@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedrec.data.interactions import UserBatch
+from fedrec.core.interactions import UserBatch
 
 
 def batch(histories: Sequence[Sequence[int]], users: Sequence[int] | None = None) -> UserBatch:

@@ -14,21 +14,21 @@ import numpy as np
 from conftest import last_out, planted
 from secagg_helpers import PLAIN, enrolled
 
+from fedrec.core.files import write_arrays, write_secret
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.compression import Compression
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.mf import MfConfig
-from fedrec.models.registry import ModelConfig, build
-from fedrec.privacy.plan import make_plan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.compression import Compression
+from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
-from fedrec.wire.files import write_arrays, write_secret
-from fedrec_client.node_folder import write_node
-from fedrec_client.node_terms import config_hash, guarded_sums
-from fedrec_server.task import FEATURES_FILE, Task
+from fedrec_client.node.node_folder import write_node
+from fedrec_client.node.node_terms import config_hash, guarded_sums
+from fedrec_server.rounds.task import FEATURES_FILE, Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedrec_server.federation import Federation
+from fedrec_server.federation.federation import Federation
 
 SECONDS = 150.0
 #: Under the name, the version and the publisher of ours, with files that would shadow what is installed.

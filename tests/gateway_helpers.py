@@ -17,8 +17,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fedrec_server.front import listen
-from fedrec_server.gateway import Served, serve
+from fedrec_server.federation.gateway import Served, serve
+from fedrec_server.network.front import listen
 
 #: For what must happen soon, with time to spare on a busy machine.
 PATIENT_SECONDS = 30.0

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import UserBatch
+from fedrec.core.interactions import UserBatch
 
 #: numba compiles in the first example, so there is no deadline for one.
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,10 +12,10 @@ from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
 from fedrec.ranking.folding import Ridge
+from fedrec.ranking.item_index import DAY, Shelf
 from fedrec.ranking.items import Items
+from fedrec.ranking.model import History, Person, ServingModel
 from fedrec.ranking.pipeline import Ranked, Wanted, rank
-from fedrec.ranking.serving import History, Person, ServingModel
-from fedrec.ranking.shelf import DAY, Shelf
 from fedrec.ranking.tables import FloatTable
 
 GENRES = ("action", "comedy", "drama", "family")

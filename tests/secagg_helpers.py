@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
 from fedrec.secagg.client import Client
 from fedrec.secagg.context import Context
 from fedrec.secagg.messages import Arrays

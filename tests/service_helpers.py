@@ -12,15 +12,15 @@ import grpc
 from wire_helpers import POPULATION, PRIVACY, factors, items
 
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.model import ServingModel
 from fedrec.wire.layout import hashed_name, model_target
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
-from fedrec_client.grpc_transport import GrpcTransport
-from fedrec_client.transport import CheckIn
-from fedrec_server.certificates import make_service_certificates
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_client.updates.transport import CheckIn
+from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
-from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
 
 NOW = time.time()

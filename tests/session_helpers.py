@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.processes import MARK
-from fedrec_client.training import run_task
+from fedrec.core.processes import MARK
+from fedrec_client.training import _run_task as run_task
 
 WORD = "FEDREC_TEST_SESSIONS"
 

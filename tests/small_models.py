@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.models.registry import ModelConfig, parse
+from fedrec.recommenders.registry import ModelConfig, parse
 
 WIDTH = 5
 FEATURES = np.random.default_rng(4).normal(size=(60, WIDTH)).astype(np.float32)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 
-from fedrec.errors import StoreCorrupt
-from fedrec_client.events import Event, EventType
+from fedrec.core.errors import StoreCorrupt
 from fedrec_client.store import FileVault, SqliteStore
-from fedrec_client.store.database import DATABASE
-from fedrec_client.store.sealing import NONCE_BYTES, TAG_BYTES, Sealer
+from fedrec_client.store._database import DATABASE
+from fedrec_client.store._sealing import NONCE_BYTES, TAG_BYTES, Sealer
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.testing import FakeService
 
 #: Root metadata of some repository of population "a".

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.adaptive import AdaptiveClipState, bit_sum
 from fedrec.privacy.noise import NoiseSource
 

@@ -12,21 +12,22 @@ from evaluation_helpers import batch
 from test_deepfm import SMALL, rated
 from test_neural_models import model
 
-from fedrec.data.interactions import Catalog, Interactions
+from fedrec.core.errors import ConfigError, ProtocolError
+from fedrec.core.interactions import Catalog, Interactions
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError, ProtocolError
+from fedrec.evaluation._ranking_metrics import RankerSums
 from fedrec.evaluation.answers import Ranker, judge_answers
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
-from fedrec.evaluation.ranking_metrics import RankerSums
+from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
-from fedrec.models.deepfm import DeepFm
-from fedrec_simulations.config import Config, parse_config
+from fedrec.recommenders.ctr.deepfm import DeepFm
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.page import write_page
 from fedrec_simulations.report.summary import Summary
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.twin import fit_twin
 
 JUDGED = EvaluationSettings(bootstrap=0, probabilities=True)
 
@@ -53,7 +54,7 @@ def test_ratings_are_asked_for_at_their_moment_and_nothing_else_is() -> None:
         sums.report()["rmse"], np.sqrt(np.square(p - judge.share(target.value)).mean()), rtol=1e-5
     )
     assert sums.totals[0] == len(target)
-    whole = evaluate(judge, shared, local, history, target, JUDGED, 0, chunk_users=7).report()
+    whole = build_report(evaluate(judge, shared, local, history, target, JUDGED, 0, chunk_users=7))
     assert whole.answers["rmse"] == pytest.approx(sums.report()["rmse"])
     # Nobody has both classes, and what cannot be said is left out.
     assert "auc_within" not in whole.answers

@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedrec.errors import DataError, PrivacyRefused
-from fedrec.learning.updates import BlockSpec, Layout
-from fedrec.models.base import Recommender
-from fedrec.models.ease import Ease, EaseConfig
-from fedrec.models.ials import Ials, IalsConfig
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec.models.popularity import Popularity, PopularityConfig
+from fedrec.core.errors import DataError, PrivacyRefused
+from fedrec.core.recommender import Recommender
+from fedrec.core.updates import BlockSpec, Layout
 from fedrec.privacy.attacks import (
     Measured,
     auc,
@@ -26,8 +22,12 @@ from fedrec.privacy.attacks import (
     measured_by_user,
 )
 from fedrec.privacy.settings import InteractionPlan, PrivacySettings
-from fedrec_simulations.attack_views import Target, planner_of
-from fedrec_simulations.attacks import Row, attack, attack_updates
+from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
+from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
+from fedrec_simulations.audit.attack_views import Target, planner_of
+from fedrec_simulations.audit.attacks import Row, attack, attack_updates
 
 
 @given(

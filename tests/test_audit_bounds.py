@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from fedrec.learning.updates import BlockSpec, Layout
+from fedrec.core.updates import BlockSpec, Layout
 from fedrec.privacy.accounting import gaussian_epsilon
-from fedrec.privacy.audit import bounds
-from fedrec.privacy.audit.bounds import Rates, Scores
-from fedrec.privacy.audit.canaries import Directions, spread, stacked
-from fedrec.privacy.audit.theory import Theory, correlation_lower, noise_upper
+from fedrec.privacy.audit import _bounds as bounds
+from fedrec.privacy.audit._bounds import Rates, Scores
+from fedrec.privacy.audit._canaries import Directions, spread, stacked
+from fedrec.privacy.audit._theory import Theory, correlation_lower, noise_upper
 
 DELTA = 1e-5
 

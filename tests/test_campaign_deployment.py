@@ -16,8 +16,8 @@ import pytest
 from session_helpers import Sessions, own_sessions
 from training_helpers import ITEM_IDS, node_parts
 
-from fedrec.errors import ConfigError, RegistryError
-from fedrec.learning.refusals import FOREIGN, REFUSED
+from fedrec.core.errors import ConfigError, RegistryError
+from fedrec.core.refusals import FOREIGN, REFUSED
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
@@ -26,19 +26,19 @@ from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
-from fedrec_client.grpc_transport import GrpcTransport
-from fedrec_client.participation import Book
+from fedrec_client.node.forward import SENT
+from fedrec_client.terms.participation import Book
 from fedrec_client.testing import FakePlatform
-from fedrec_client.training.forward import SENT
-from fedrec_client.training.run_task import run_task
-from fedrec_server.campaigns import CampaignBook
-from fedrec_server.certificates import make_node_key
-from fedrec_server.federation import Federation
+from fedrec_client.training._run_task import run_task
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_server.federation.federation import Federation
+from fedrec_server.network.certificates import make_node_key
+from fedrec_server.network.limits import Limits
+from fedrec_server.operations.campaigns import CampaignBook
 from fedrec_server.registry import Registry
-from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Service
-from fedrec_simulations.campaigns import Campaign
-from fedrec_simulations.config import Config, parse_config
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.operations.campaigns import Campaign
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 5, 30

@@ -17,21 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_helpers import NOW, POPULATION, keys
 
-from fedrec.errors import CampaignOver, ConfigError, RegistryError, ServiceError
+from fedrec.core.errors import CampaignOver, ConfigError, RegistryError, ServiceError
 from fedrec.ranking.items import Items
 from fedrec.ranking.popular import Popular
 from fedrec.secagg.roster import Identity
 from fedrec.wire.leaving import sign_leaving
 from fedrec.wire.package import Terms, pack_model
-from fedrec_client.grpc_transport import GrpcTransport
-from fedrec_client.transport import Enrolment
-from fedrec_server.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_client.updates.transport import Enrolment
+from fedrec_server.operations.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
 from fedrec_server.registry import Registry
-from fedrec_server.service.campaigns import Campaigns
+from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service.server import Service
-from fedrec_simulations.campaigns import Campaign
 from fedrec_simulations.cli.app import run as cli
-from fedrec_simulations.config import parse_config
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.operations.campaigns import Campaign
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:
@@ -124,7 +124,7 @@ def test_nothing_but_one_key_is_kept_of_what_came(book: CampaignBook) -> None:
 
 @given(st.text(max_size=300))
 def test_no_text_as_a_key_is_a_surprise(text: str) -> None:
-    from fedrec_server.campaigns import _one_form
+    from fedrec_server.operations.campaigns import _one_form
 
     with pytest.raises(RegistryError):
         _one_form(f"ecdsa-sha2-nistp384 {text}")

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.learning.batched import _apart
-from fedrec.learning.catalogue import cross_entropy, read_rows
-from fedrec.learning.device_optimizer import DeviceOptimizer, Stepper
-from fedrec.learning.gather import gather_rows
-from fedrec.learning.kernels import add_dense
+from fedrec.core.kernels import add_dense
+from fedrec.neural._full_cross_entropy import cross_entropy, read_rows
+from fedrec.neural.batched import _apart
+from fedrec.neural.device_optimizer import DeviceOptimizer, Stepper
+from fedrec.neural.gather import gather_rows
 
 K, L, S, D = 3, 5, 11, 4
 

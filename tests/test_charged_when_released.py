@@ -25,18 +25,18 @@ from test_training_session import CAMPAIGN, DAY, FOR_FOUR, READY, payload, prepa
 from test_training_worker import HISTORIES, ROUNDS
 from training_helpers import Device, Devices, Fate, node_parts, write_task
 
-from fedrec.errors import FedrecError, StoreFull
-from fedrec.learning.protocol import Failure, Request
+from fedrec.core.errors import FedrecError, StoreFull
+from fedrec.core.messages import Failure, Request
 from fedrec.secagg.roster import Identity
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, Consent
-from fedrec_client.participation import Book
-from fedrec_client.results import TrainingReport
+from fedrec_client.node.forward import SENT, SOCKET
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform, FakeService, make_client
 from fedrec_client.training import enrolments, run_task, session
-from fedrec_client.training.charging import DATALESS, READING, is_release
-from fedrec_client.training.forward import SENT, SOCKET
-from fedrec_server.coordinator import open_coordinator
+from fedrec_client.training._charging import DATALESS, READING, is_release
+from fedrec_server.rounds.coordinator import open_coordinator
 
 PASSPHRASE = "correct horse"
 NODE = Path("node")

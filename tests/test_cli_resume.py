@@ -15,7 +15,7 @@ from cli_helpers import ask, run, write_config
 
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 ROUNDS, EVERY = 400, 100
 Capture = pytest.CaptureFixture[str]

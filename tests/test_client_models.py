@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     BadContent,
     BadSignature,
     ClientTooOld,
@@ -317,8 +317,8 @@ def test_calls_under_way_finish_with_their_model(device: Device) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-import fedrec_client.model_updates as module
-import fedrec_client.trusted_metadata as metadata
+import fedrec_client.updates.model_updates as module
+import fedrec_client.updates._trusted_metadata as metadata
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.store import FileVault, SqliteStore
 from fedrec_client.testing import FakePlatform, FakeService, make_client

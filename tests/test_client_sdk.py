@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrec.errors import ConsentRequired, DataError, Rollback, RunError, ServiceError
+from fedrec.core.errors import ConsentRequired, DataError, Rollback, RunError, ServiceError
 from fedrec_client import AsyncClient, AtMost, Client, Consent, EpsilonGreedy, MemoryStore, Pin, Retention
 from fedrec_client.store import FileVault, SqliteStore
 from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client
@@ -256,7 +256,7 @@ def test_counters_leave_once_a_day_with_noise_and_only_with_consent(
 
 
 def test_noise_of_counters_has_its_distribution() -> None:
-    from fedrec_client import metrics
+    from fedrec_client.app import _metrics as metrics
 
     drawn = np.array([metrics.noised({"a": 5})["a"] - 5 for _ in range(20_000)])
     decay = np.exp(-1 / 20)
@@ -309,7 +309,7 @@ def test_a_part_can_be_deleted(client: Client) -> None:
 
 
 def test_the_spent_budget_survives_a_deletion(client: Client) -> None:
-    from fedrec_client.participation import Book
+    from fedrec_client.terms.participation import Book
 
     Book(client._store).note("charged", NOW, campaign="a", epsilon=2.5, delta=1e-6)
     receipt = client.delete_data()

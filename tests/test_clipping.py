@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
-from fedrec.learning.updates import BlockSpec, Dense, Layout, Rows, Updates, UpdateSum
+from fedrec.core.updates import BlockSpec, Dense, Layout, Rows, Updates, UpdateSum
 from fedrec.privacy.clipping import add_clipped
 
 ITEMS, D = 7, 3

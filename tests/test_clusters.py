@@ -13,23 +13,23 @@ from contract import RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import Catalog, Interactions, UserBatch
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import Catalog, Interactions, UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.core.updates import UpdateSum
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError
-from fedrec.learning import clusters
-from fedrec.learning.clusters import Clusters
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import UpdateSum
-from fedrec.models.base import RoundKey
-from fedrec.models.clustered import Clustered, ClusteredConfig
-from fedrec.models.ease import Ease, EaseConfig
-from fedrec.models.mf import MfConfig
-from fedrec.models.registry import build, parse
-from fedrec_simulations.config import Config, parse_config
+from fedrec.neural import user_clusters as clusters
+from fedrec.neural.user_clusters import Clusters
+from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import build, parse
+from fedrec.recommenders.wrappers.clustered import Clustered, ClusteredConfig
+from fedrec.rounds.local_training import train_users
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.twin import fit_twin
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 GROUPS, WIDTH, N_ITEMS = 4, 6, 60
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import IntArray, Interactions
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import IntArray, Interactions
 from fedrec.data.split import Split
 from fedrec.data.splits import held_out_users, leave_one_out
-from fedrec.errors import ConfigError, DataError
 from fedrec.evaluation.cold_items import ColdSplit, cold_recall, cold_split
 
 

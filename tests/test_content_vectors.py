@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from fedrec.content.fusion import late_fusion
 from fedrec.content.vectors import ItemVectors, read_vectors
-from fedrec.errors import ConfigError, DataError
+from fedrec.core.errors import ConfigError, DataError
 
 IDS = np.array(["tt1", "tt2", "电影"])
 VECTORS = np.arange(6, dtype=np.float32).reshape(3, 2)

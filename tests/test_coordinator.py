@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from secagg_helpers import PLAIN
 
+from fedrec.core.errors import FederationError, RoundAbandoned
+from fedrec.core.messages import Failure, Reply, Request
 from fedrec.data.split import Split
-from fedrec.errors import FederationError, RoundAbandoned
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.mf import MfConfig
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_client.node_terms import config_hash
-from fedrec_server.coordinator import Outcome, open_coordinator
-from fedrec_server.task import Task
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_terms import config_hash
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
+from fedrec_server.rounds.task import Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import UserBatch
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.count_round import contribution, count_round, rows_over
 from fedrec.privacy.noise import NoiseSource

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from service_helpers import Place, limits
 from wire_helpers import POPULATION
 
-from fedrec.errors import ServerBusy, ServiceError
+from fedrec.core.errors import ServerBusy, ServiceError
 from fedrec.wire.counters import DAYS_TRIED, EPSILON, GREATEST, LEAST, MOST, NAMES, SCALE, bounded
 from fedrec.wire.repository import Lifetimes
 from fedrec_client import Client, Consent, metrics
-from fedrec_client.metrics_budget import PENDING, exhausted, spent
-from fedrec_client.participation import Book
-from fedrec_client.policy import Policy
+from fedrec_client.store._vault import FileVault
 from fedrec_client.store.sqlite import SqliteStore
-from fedrec_client.store.vault import FileVault
+from fedrec_client.terms.metrics_budget import PENDING, exhausted, spent
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.policy import Policy
 from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client
-from fedrec_server.service.metric_sums import MetricSums
-from fedrec_server.service.quotas import DailyQuota, SeenTokens
+from fedrec_server.service._metric_sums import MetricSums
+from fedrec_server.service._quotas import DailyQuota, SeenTokens
 
 NOON = NOW - NOW % DAY + DAY // 2
 POLICY = Policy()

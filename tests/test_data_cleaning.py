@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Catalog, Dataset, Interactions
 from fedrec.data.cleaning import Binarise, DropDuplicates, DropUnknownItems, KCore, RatingRange, clean
-from fedrec.data.interactions import Catalog, Dataset, Interactions
 from fedrec.data.rows import RowReport
-from fedrec.errors import ConfigError, DataError
 
 
 def dataset(rows: list[tuple[str, str, float, int]], catalog: Catalog | None = None) -> Dataset:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fedrec.core.errors import DataError, DownloadError
 from fedrec.data.download import Remote, cache_folder, download
 from fedrec.data.loaders import registry
-from fedrec.errors import DataError, DownloadError
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Dataset
 from fedrec.data.bundled import build as bundle
-from fedrec.data.interactions import Dataset
 from fedrec.data.loaders import dataset_info, dataset_names, load_dataset, load_with_report
 from fedrec.data.splits import describe, from_split_column
-from fedrec.errors import ConfigError, DataError
 
 Files = dict[str, bytes]
 FLAGS = ["0"] * 19

@@ -12,7 +12,8 @@ from conftest import planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import Interactions
+from fedrec.core.errors import ConfigError, DataError, EnvironmentProblem
+from fedrec.core.interactions import Interactions
 from fedrec.data.split import Split
 from fedrec.data.splits import (
     describe,
@@ -27,7 +28,6 @@ from fedrec.data.splits import (
     temporal,
     write_split,
 )
-from fedrec.errors import ConfigError, DataError, EnvironmentProblem
 
 PARTS = ("train", "validation", "test", "support")
 

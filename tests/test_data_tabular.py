@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrec.core.errors import DataError, EnvironmentProblem
 from fedrec.data import delimited
 from fedrec.data.rows import Field, RowReport
 from fedrec.data.tabular import Columns, read_interactions, read_stream
-from fedrec.errors import DataError, EnvironmentProblem
 
 NAMED = Columns("user", "item", "rating", "timestamp")
 ROWS = [("10", "b", 4.0, 100), ("9", "a", 2.5, 90), ("10", "a", 1.0, 50), ("9", "c,d", 5.0, 95)]

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_neural_models import ADAM, NeuralContract, described, model
 
-from fedrec.data.interactions import Interactions, UserBatch
-from fedrec.errors import ConfigError, DataError
-from fedrec.evaluation.ranking_metrics import RankerSums, Scaling, logit, newton_sums, rescale
-from fedrec.learning.updates import State
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.deepfm import DeepFm
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Interactions, UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.updates import State
+from fedrec.evaluation._ranking_metrics import RankerSums, Scaling, logit, newton_sums, rescale
+from fedrec.recommenders.ctr.deepfm import DeepFm
 from fedrec.secagg.encoding import encoding_for
-from fedrec_simulations.config import parse_config
-from fedrec_simulations.prepare import prepare
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.experiments.prepare import prepare
 
 SMALL = {"embedding_size": 12, "layers": [16], "server": ADAM, "batch_users": 30}
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from wire_helpers import NOW, POPULATION, PRIVACY, factors, items, write
 
-from fedrec.errors import BadContent
+from fedrec.core.errors import BadContent
 from fedrec.wire import package as package_module
-from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
+from fedrec.wire._delta import apply_delta, make_delta, tensor_entries
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.package import check_package, delta_name, files_from_delta, pack_model
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from small_models import ALL, FEATURES, model_of
 
-from fedrec.errors import ConfigError, FederationError, RunError
-from fedrec.learning.refusals import FOREIGN, REFUSED
-from fedrec.learning.settings import RoundSettings
-from fedrec.processes import is_alive, marked
-from fedrec_server.federation import Federation, _point
+from fedrec.core.errors import ConfigError, FederationError, RunError
+from fedrec.core.processes import is_alive, marked
+from fedrec.core.refusals import FOREIGN, REFUSED
+from fedrec.rounds.settings import RoundSettings
+from fedrec_server.federation.federation import Federation, _point
 from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
+from fedrec_simulations.tools.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 NODES = 3
@@ -160,10 +160,10 @@ def test_runs_that_do_not_fit_are_refused(federation: Federation, tmp_path: Path
 def test_supervisor_starts_its_program_again_and_stops_with_it(tmp_path: Path) -> None:
     import sys
 
-    from fedrec.processes import end, start
+    from fedrec.core.processes import end, start
 
     script = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()"
-    command = [sys.executable, "-m", "fedrec_server.supervisor", sys.executable, "-c", script]
+    command = [sys.executable, "-m", "fedrec_server.federation.supervisor", sys.executable, "-c", script]
     child = start(command, mark="supervisor-test", env=os.environ, log=tmp_path / "log.txt")
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("[0-9]*"))) < 2 and time.monotonic() < deadline:

@@ -25,23 +25,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from properties import quick
 from secagg_helpers import enrolled
 
-from fedrec.errors import AggregationAborted, AggregationRefused, FedrecError, PrivacyRefused
+from fedrec.core.errors import AggregationAborted, AggregationRefused, FedrecError, PrivacyRefused
+from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.refusal_reasons import Reason
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings
-from fedrec.models.registry import build, parse
+from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.context import Context
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.schedule import KEPT, Group, Schedule
 from fedrec.secagg.state import Stage
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_client.promises import FILE, Promises
-from fedrec_server.collectors import Question
-from fedrec_server.replies import Host, read_update
-from fedrec_server.secure_collector import SecureCollector
+from fedrec_client.node._commitments import FILE, Promises
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_server.rounds._collectors import Question
+from fedrec_server.rounds._secure_collector import SecureCollector
+from fedrec_server.rounds.replies import Host, read_update
 
 N_ITEMS, FLOOR = 12, 3
 MODEL = {"kind": "ease"}
@@ -238,7 +238,7 @@ def test_promises_are_on_disk_before_a_share_leaves(tmp_path: Path, monkeypatch:
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedrec_client.promises.durable_write", full)
+    monkeypatch.setattr("fedrec_client.node._commitments.durable_write", full)
     with pytest.raises(OSError, match="No space"):
         cheat.ask("train", "final", 1, everyone(cheat))
 

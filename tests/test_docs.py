@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
-from fedrec_simulations.model_keys import page
+from fedrec_simulations.experiments.model_keys import page
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import State
-from fedrec.models import selection
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.dp_ease import DpEase, DpEaseConfig
-from fedrec.models.dp_ials import DpIals, DpIalsConfig, semidefinite
-from fedrec.models.private_gram import NearPairs, denoised
-from fedrec.models.registry import build, parse
+from fedrec.core import contributions as selection
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.updates import State
+from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
+from fedrec.recommenders.private.dp_ials import DpIals, DpIalsConfig, semidefinite
+from fedrec.recommenders.private.private_gram import NearPairs, denoised
+from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.local_training import train_users
 
 N_ITEMS = 12
 

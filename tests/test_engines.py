@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from conftest import last_out, planted
 
-from fedrec.data.interactions import Catalog
-from fedrec.learning.settings import RoundSettings
-from fedrec.models.registry import build
-from fedrec_client.node_folder import open_node
-from fedrec_server.coordinator import Outcome
-from fedrec_simulations.config import parse_config
+from fedrec.core.interactions import Catalog
+from fedrec.recommenders.registry import build
+from fedrec.rounds.settings import RoundSettings
+from fedrec_client.node.node_folder import open_node
+from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.engines.deployment import run_deployment
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import Prepared
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 ROUNDS = RoundSettings(rounds=2, deadline_seconds=90)
 NODES = 3

@@ -18,9 +18,11 @@ from service_helpers import Place, limits
 from test_campaigns import identity, node_key
 from wire_helpers import POPULATION
 
-from fedrec.errors import CampaignOver, ServerBusy, ServiceError
-from fedrec_client.transport import Enrolment
-from fedrec_server.campaigns import CampaignBook
+from fedrec.core.errors import CampaignOver, ServerBusy, ServiceError
+from fedrec_client.updates.transport import Enrolment
+from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.service._quotas import DailyQuota
+from fedrec_server.service._refusals import Refused
 from fedrec_server.service.enrolments import (
     MAX_TOKEN_SECONDS,
     REMEMBERED_SECONDS,
@@ -30,8 +32,6 @@ from fedrec_server.service.enrolments import (
     issue,
     read_key,
 )
-from fedrec_server.service.quotas import DailyQuota
-from fedrec_server.service.refusals import Refused
 from fedrec_simulations.cli.app import run as cli
 
 KEY = bytes(range(32))

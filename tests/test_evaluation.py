@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrec.data.interactions import UserBatch
+from fedrec.core.errors import DataError, ProtocolError
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import Scores
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.errors import DataError, ProtocolError
-from fedrec.evaluation.bootstrap import replicate_weights
+from fedrec.evaluation._bootstrap import replicate_weights
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate, evaluate_batch
+from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.updates import State
-from fedrec.models.base import Scores
-from fedrec.models.ease import Ease, EaseConfig
-from fedrec.models.popularity import Popularity, PopularityConfig
+from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
 
 Spoil = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -63,7 +64,7 @@ def test_means_by_hand() -> None:
     scores = np.array([[5.0, 4, 3, 2], [5, 4, 3, 2], [5, 4, 3, 2]])
     history, target = batch([[0], [0, 1], []]), batch([[1], [3], []])
     protocol = EvaluationSettings(ks=(1,), negatives=1, group_bounds=(2, 3), bootstrap=0, list_k=1)
-    report = evaluate_batch(scores, history, target, protocol, 0).report()
+    report = build_report(evaluate_batch(scores, history, target, protocol, 0))
     assert report.n_users == {"all": 2, "few": 1, "middle": 1, "many": 0}
     assert report.values()["full/hr@1"] == 0.5
     assert report.metrics["few"]["full/hr@1"].value == 1
@@ -126,22 +127,24 @@ def test_a_node_where_nobody_is_judged_still_answers() -> None:
         2
     ]
     with pytest.raises(DataError, match="no user has a held-out item"):
-        sums.report()
+        build_report(sums)
     *_, others = measured()
-    assert sums.merge(others).report().n_users["all"] == others.report().n_users["all"]
+    assert build_report(sums.merge(others)).n_users["all"] == build_report(others).n_users["all"]
 
 
 def test_quick_settings_measure_the_same_without_intervals_and_lists() -> None:
     scores, history, target, whole = measured()
-    quick = evaluate_batch(scores, history, target, SMALL.quick(), 1).report()
+    quick = build_report(evaluate_batch(scores, history, target, SMALL.quick(), 1))
     assert quick.lists == {}
-    want = {name: value for name, value in whole.report().values().items() if not name.startswith("lists/")}
+    want = {
+        name: value for name, value in build_report(whole).values().items() if not name.startswith("lists/")
+    }
     assert quick.values() == pytest.approx(want)
 
 
 def test_the_report_is_plain_json() -> None:
     *_, sums = measured()
-    plain = json.loads(json.dumps(sums.report().as_dict(), allow_nan=False))
+    plain = json.loads(json.dumps(build_report(sums).as_dict(), allow_nan=False))
     estimate = plain["metrics"]["all"]["full/ndcg@3"]
     assert estimate["low"] <= estimate["value"] <= estimate["high"]
     assert plain["group_bounds"] == [3, 8]
@@ -152,7 +155,7 @@ def test_missing_scores_are_counted() -> None:
     scores, history, target, _ = measured()
     broken = np.flatnonzero(target.counts)[:3]
     scores[broken, 0] = np.nan
-    assert evaluate_batch(scores, history, target, SMALL, 1).report().unscored_users == 3
+    assert build_report(evaluate_batch(scores, history, target, SMALL, 1)).unscored_users == 3
 
 
 # Bootstrap -------------------------------------------------------------------------------------------------
@@ -178,7 +181,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         scores = np.where(hits[:, None], [[1.0, 0.0]], [[0.0, 1.0]])
         users = np.arange(n_users) + trial * n_users
         history, target = batch([[]] * n_users, users), batch([[0]] * n_users, users)
-        estimate = evaluate_batch(scores, history, target, protocol, 0).report().metrics["all"]["full/hr@1"]
+        estimate = build_report(evaluate_batch(scores, history, target, protocol, 0)).metrics["all"][
+            "full/hr@1"
+        ]
         assert estimate.low is not None and estimate.high is not None
         covered += estimate.low <= 0.3 <= estimate.high
     # Percentile intervals of 60 coins cover somewhat less than they say; a wrong formula covers far less.

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from small_models import ALL, FEATURES, MODELS, model_of
 
-from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
-from fedrec.learning.local_training import train_users
-from fedrec.learning.settings import RoundSettings
-from fedrec.models.base import RoundKey
-from fedrec.models.registry import KINDS, build
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
 from fedrec.privacy.settings import Trust
-from fedrec_server.coordinator import Outcome
-from fedrec_simulations.config import parse_config
+from fedrec.recommenders.registry import KINDS, build
+from fedrec.rounds.local_training import train_users
+from fedrec.rounds.settings import RoundSettings
+from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.engines.in_process import run_in_process
+from fedrec_simulations.experiments.config import parse_config
 
 ROUNDS = RoundSettings(rounds=2)
 NODES = 3

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     AggregationRefused,
     ConsentRequired,
     DataError,
@@ -25,16 +25,17 @@ from fedrec.errors import (
     RegistryError,
     ServerBusy,
 )
-from fedrec.ranking.item_item import DenseWeights, ItemItem
+from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
+from fedrec.ranking.model import ServingModel
 from fedrec.ranking.popular import Popular, Selected
-from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.weights import DenseWeights
 from fedrec.wire.package import Terms, pack_model
 from fedrec_client import Conditions, Consent, MemoryStore, Policy
-from fedrec_client.eligibility import Device, eligible
-from fedrec_client.participation import Book
-from fedrec_client.results import TrainingReport
+from fedrec_client.terms.eligibility import Device, eligible
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform
 from films import federation
 from films.catalogue import TASTES, Catalogue, held_back

@@ -17,7 +17,7 @@ import uvicorn
 from browser import Page, browser, chromium
 from PIL import Image
 
-from fedrec_client.participation import Book
+from fedrec_client.terms.participation import Book
 from films.catalogue import start_model
 from films.command import running
 from films.web import App

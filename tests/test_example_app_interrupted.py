@@ -22,7 +22,7 @@ APP = Path(__file__).parent.parent / "client" / "examples" / "films" / "app.py"
 START = """
 import sys; sys.argv = {argv!r}; sys.path[:0] = {path!r}
 from pathlib import Path
-from fedrec_client.training import run_task
+from fedrec_client.training import _run_task as run_task
 run_task.RAM = Path({ram!r})
 from films.command import main
 sys.exit(main())

@@ -17,16 +17,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import RunError
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import RoundSettings
-from fedrec.models.registry import build
-from fedrec_client import flower_app
-from fedrec_client.flower_app import StateMemory
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node
-from fedrec_server.coordinator import open_coordinator
-from fedrec_server.flower_app import parse_records, record_maker
+from fedrec.core.errors import RunError
+from fedrec.core.messages import Failure, Reply, Request
+from fedrec.recommenders.registry import build
+from fedrec.rounds.settings import RoundSettings
+from fedrec_client.node.flower_app import StateMemory
+from fedrec_client.node.node import Node, flower_app
+from fedrec_client.node.node_folder import open_node
+from fedrec_server.federation.flower_app import parse_records, record_maker
+from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_simulations.engines.in_process import run_in_process
 
 
@@ -122,8 +121,10 @@ def test_secrets_leave_the_rest_of_the_state_alone() -> None:
 
 
 def test_the_short_stages_need_nothing_that_trains() -> None:
-    heavy = ("torch", "numba", "scipy", "fedrec.evaluation", "fedrec_client.node")
-    script = f"import sys, fedrec_client.flower_app; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ("torch", "numba", "scipy", "fedrec.evaluation", "fedrec_client.node.node")
+    script = (
+        f"import sys, fedrec_client.node.flower_app; print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )

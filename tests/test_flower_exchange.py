@@ -13,11 +13,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedrec.errors import ProtocolError
-from fedrec.learning.protocol import Failure, Reply, Request
+from fedrec.core.errors import ProtocolError
+from fedrec.core.messages import Failure, Reply, Request
 from fedrec.wire.messages import encode
-from fedrec_server import flower_app
-from fedrec_server.flower_app import GridExchange, parse_records, record_maker
+from fedrec_server.federation.federation import flower_app
+from fedrec_server.federation.flower_app import GridExchange, parse_records, record_maker
 
 Answer = Callable[[Message], Message | None]
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fedrec_server.admission import Admission, ConnectionLimits
-from fedrec_server.gateway import PULL_PATH, Gateway
-from fedrec_server.http_connection import Caller, Head
-from fedrec_server.patience import HOLD_SECONDS, MOST_LOOKS_PER_SECOND, Patience
+from fedrec_server.federation._patience import HOLD_SECONDS, MOST_LOOKS_PER_SECOND, Patience
+from fedrec_server.federation.gateway import PULL_PATH, Gateway
+from fedrec_server.network.admission import Admission, ConnectionLimits
+from fedrec_server.network.http_connection import Caller, Head
 
 
 class Leaping(asyncio.SelectorEventLoop):

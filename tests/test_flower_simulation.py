@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small_models import FEATURES, model_of
 
-from fedrec.errors import ConfigError, RunError
-from fedrec.learning.settings import RoundSettings
+from fedrec.core.errors import ConfigError, RunError
+from fedrec.core.processes import marked
 from fedrec.privacy.ledger import Ledger
-from fedrec.processes import marked
+from fedrec.rounds.settings import RoundSettings
 from fedrec_simulations.engines import flower as engine
 from fedrec_simulations.engines.flower import run_flower
 from fedrec_simulations.engines.in_process import run_in_process

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from gateway_helpers import Upstream, running, upstream_config, uvicorn_running
 
-from fedrec.processes import free_ports
-from fedrec_server.certificates import make_certificates
-from fedrec_server.gateway import GatewayLimits, Served, is_open
-from fedrec_server.http_connection import MAX_HEADERS
+from fedrec.core.processes import free_ports
+from fedrec_server.federation.gateway import GatewayLimits, Served, is_open
+from fedrec_server.network.certificates import make_certificates
+from fedrec_server.network.http_connection import MAX_HEADERS
 
 MAX_BODY = 1 << 20
 

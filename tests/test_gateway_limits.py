@@ -24,14 +24,14 @@ from gateway_helpers import Upstream, connect, is_open, running, until, upstream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import ServiceError
-from fedrec.processes import free_ports
-from fedrec_server.addresses import network
-from fedrec_server.admission import Admission, ConnectionLimits, Entry
-from fedrec_server.certificates import make_certificates
-from fedrec_server.front import Front, listen
-from fedrec_server.gateway import GatewayLimits, Served
-from fedrec_server.http_connection import TimeLimits
+from fedrec.core.errors import ServiceError
+from fedrec.core.processes import free_ports
+from fedrec_server.federation.gateway import GatewayLimits, Served
+from fedrec_server.network._addresses import network
+from fedrec_server.network.admission import Admission, ConnectionLimits, Entry
+from fedrec_server.network.certificates import make_certificates
+from fedrec_server.network.front import Front, listen
+from fedrec_server.network.http_connection import TimeLimits
 
 #: Long enough that a test sees the connections held, short enough to see them end.
 SHORT = TimeLimits(
@@ -296,7 +296,7 @@ def test_a_gateway_that_cannot_serve_says_why_in_one_line(place: Place) -> None:
         with pytest.raises(ServiceError, match="use a free port"):
             listen("127.0.0.1", int(port))
         for certificate in (place.folder / "gateway.pem", place.folder / "none.pem"):
-            command = [sys.executable, "-m", "fedrec_server.gateway", "--port", port]
+            command = [sys.executable, "-m", "fedrec_server.federation.gateway", "--port", port]
             command += ["--certificate", str(certificate), "--key", str(place.folder / "gateway.key")]
             command += ["--upstream", "https://127.0.0.1:1", "--ca", str(place.folder / "ca.crt")]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fedrec.data.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.messages import Phase
+from fedrec.core.randomness import Purpose, bits, key, user_keys
+from fedrec.core.recommender import Recommender, RoundKey, Scores
+from fedrec.core.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
-from fedrec.evaluation.report import EvaluationReport
-from fedrec.learning.keys import Purpose, bits, key, user_keys
-from fedrec.learning.local_training import train_users
-from fedrec.learning.protocol import Phase
-from fedrec.learning.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
-from fedrec.learning.views import build_views
-from fedrec.models.base import Recommender, RoundKey, Scores
+from fedrec.evaluation.report import EvaluationReport, build_report
+from fedrec.neural.views import build_views
+from fedrec.rounds.local_training import train_users
 
 USERS, ITEMS, ROUNDS, SEED = 400, 250, 30, 5
 PROTOCOL = EvaluationSettings(bootstrap=0, list_k=0)
@@ -100,7 +100,7 @@ def judge(split: Split, phase: Phase, pool: Interactions) -> EvaluationReport:
     target = split.target(phase)
     assert target is not None
     history = split.batch(split.history(phase))
-    return evaluate(model, shared, local, history, split.batch(target), PROTOCOL, SEED).report()
+    return build_report(evaluate(model, shared, local, history, split.batch(target), PROTOCOL, SEED))
 
 
 @pytest.mark.parametrize("phase", ["select", "final"])

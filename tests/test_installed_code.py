@@ -38,11 +38,11 @@ from flwr.supernode.start_client_internal import _pull_and_store_message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import FederationError, ProtocolError, RunError
-from fedrec.learning.refusals import FOREIGN, REFUSED
-from fedrec.processes import free_ports
+from fedrec.core.errors import FederationError, ProtocolError, RunError
+from fedrec.core.processes import free_ports
+from fedrec.core.refusals import FOREIGN, REFUSED
 from fedrec.wire.bundle import BUNDLE, FILE, check_bundle, check_named, read_expected, write_expected
-from fedrec_client.flower_tasks import Server, Tasks
+from fedrec_client.node.flower_tasks import Server, Tasks
 from fedrec_simulations.engines.folders import app_folder
 
 NODE = 7
@@ -101,9 +101,9 @@ FOREIGN_BUNDLES = {
     "our component changed": ours_with({"fedrec_flower_app/client.py": EVIL_CODE}),
     "a package that shadows ours": archive(
         {
-            "pyproject.toml": project("fedrec_client.flower_app:app"),
+            "pyproject.toml": project("fedrec_client.node.flower_app:app"),
             "fedrec_client/__init__.py": EVIL.encode(),
-            "fedrec_client/flower_app.py": EVIL_CODE,
+            "fedrec_client/node/flower_app.py": EVIL_CODE,
         }
     ),
     "a package that shadows numpy": ours_with({"numpy/__init__.py": EVIL.encode()}),

@@ -19,17 +19,17 @@ from scipy.stats import chi2, ncx2
 from test_norm_check import Head
 from torch import Tensor, nn
 
-from fedrec.data.interactions import UserBatch
-from fedrec.errors import PrivacyRefused, ProtocolError
-from fedrec.learning.device_module import uniform_rows
-from fedrec.learning.updates import State
-from fedrec.models.base import RoundKey
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec.models.popularity import Popularity, PopularityConfig
+from fedrec.core.errors import PrivacyRefused, ProtocolError
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.core.updates import State
+from fedrec.neural.example_gradients import uniform_rows
 from fedrec.privacy import example_gradients, interaction
 from fedrec.privacy.interaction import released_noise_std, train_interactions, user_epsilon
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
 from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
+from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
 
 KEY = RoundKey(5, 1)
 D, NEGATIVES = 4, 3
@@ -394,7 +394,7 @@ def test_the_self_test_runs_once_for_a_model_and_before_anything_else(
 ) -> None:
     mf, calls = model(), []
     monkeypatch.setattr(
-        "fedrec.privacy.norm_check.check_per_sample_norms", lambda *args: calls.append(len(args))
+        "fedrec.privacy._norm_check.check_per_sample_norms", lambda *args: calls.append(len(args))
     )
     for _ in range(2):
         train(mf, histories([1, 2]), plan_of(), NoiseSource(1), 9)
@@ -410,7 +410,7 @@ def test_the_self_test_runs_once_for_a_model_and_before_anything_else(
 
 
 def test_torch_is_imported_when_it_is_needed_only() -> None:
-    names = "sys, fedrec.privacy.interaction, fedrec.models.mf"
+    names = "sys, fedrec.privacy.interaction, fedrec.recommenders.collaborative.mf"
     code = f"import {names}; sys.exit(any(m in sys.modules for m in ('torch', 'opacus')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
-from fedrec.data.interactions import Catalog, Interactions, UserBatch
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import Catalog, Interactions, UserBatch
 
 rows = st.lists(
     st.tuples(

@@ -9,14 +9,21 @@ from contract import CHANCE_RECALL, RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import Interactions, UserBatch
-from fedrec.learning.updates import Gram
-from fedrec.models.base import RoundKey
-from fedrec.models.dp_ease import DpEase, DpEaseConfig
-from fedrec.models.dp_item_graph import DpItemGraph, DpItemGraphConfig
-from fedrec.models.item_graph import GraphConfig, ItemGraph, ItemGraphConfig, adjacency, graph_state, largest
-from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
-from fedrec.models.private_gram import NearPairs
+from fedrec.core.interactions import Interactions, UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.core.updates import Gram
+from fedrec.recommenders.closed_form.item_graph import (
+    GraphConfig,
+    ItemGraph,
+    ItemGraphConfig,
+    adjacency,
+    graph_state,
+    largest,
+)
+from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
+from fedrec.recommenders.private.dp_item_graph import DpItemGraph, DpItemGraphConfig
+from fedrec.recommenders.private.private_gram import NearPairs
 
 
 class TestItemGraph(RecommenderContract):

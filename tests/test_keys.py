@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick
 
-from fedrec.learning.keys import Purpose, bits, key, normal, uniform, user_keys
+from fedrec.core.randomness import Purpose, bits, key, normal, uniform, user_keys
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from fedrec.errors import FederationError, RoundAbandoned
-from fedrec_server.launch import Launch, follow
+from fedrec.core.errors import FederationError, RoundAbandoned
+from fedrec_server.federation.launch import Launch, follow
 
 COORDINATOR = """
 import sys, time
 from pathlib import Path
-from fedrec.errors import RoundAbandoned
-from fedrec_server.launch import Launch
+from fedrec.core.errors import RoundAbandoned
+from fedrec_server.federation.launch import Launch
 
 launch = Launch(Path(sys.argv[1]))
 with launch.held(5.0):

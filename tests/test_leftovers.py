@@ -11,13 +11,13 @@ import pytest
 from flower_helpers import lay_out
 from test_secure_rounds import Nodes
 
-from fedrec.errors import RunError
-from fedrec.learning.settings import RoundSettings
-from fedrec.wire.files import write_arrays
-from fedrec_server.coordinator import open_coordinator
-from fedrec_server.federation_parts import Parts, Record
-from fedrec_server.launch import Launch
-from fedrec_server.leftovers import find_leftovers
+from fedrec.core.errors import RunError
+from fedrec.core.files import write_arrays
+from fedrec.rounds.settings import RoundSettings
+from fedrec_server.federation._federation_parts import Parts, Record
+from fedrec_server.federation.launch import Launch
+from fedrec_server.federation.leftovers import find_leftovers
+from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_simulations.cli.app import run as cli
 
 ROUNDS = RoundSettings(rounds=2, min_nodes=3, deadline_seconds=5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from properties import quick
 from scipy import stats
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.accounting import gaussian_epsilon
 from fedrec.privacy.local_dp import MAX_EPSILON, KaryResponse, LocalGaussian, RandomisedResponse
 from fedrec.privacy.noise import NoiseSource

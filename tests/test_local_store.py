@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from properties import quick
 
-from fedrec.errors import RunError
-from fedrec.learning.updates import State
-from fedrec_client.local_state import KEEP, LocalStore
+from fedrec.core.errors import RunError
+from fedrec.core.updates import State
+from fedrec_client.node.local_state import KEEP, LocalStore
 
 
 def state(number: float) -> State:

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrec.evaluation import metrics
-from fedrec.evaluation.candidates import not_opponents
-from fedrec.evaluation.ranks import Ranks, full_ranks
+from fedrec.evaluation._candidates import not_opponents
+from fedrec.evaluation._ranks import Ranks, full_ranks
 
 
 def ranks(per_user: list[list[int]], opponents: int = 100) -> Ranks:

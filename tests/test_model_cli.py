@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from cli_helpers import ask, run, write_config
 
-from fedrec.ranking.serving import History
+from fedrec.ranking.model import History
 from fedrec.wire.layout import TIMESTAMP
 from fedrec.wire.signing import OnlineKeys
 from fedrec_client import Client, MemoryStore
 from fedrec_server.registry import Registry
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -171,7 +171,7 @@ def test_ceremonies_replace_keys_and_a_cut_off_one_is_completed(
 
     # Killed after the new keys were in force and before they took their place on disk.
     with monkeypatch.context() as cut:
-        cut.setattr("fedrec_simulations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
+        cut.setattr("fedrec_simulations.operations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("keys", "rotate-online", *where)
     assert not in_force()

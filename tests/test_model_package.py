@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_helpers import NOW, POPULATION, PRIVACY, factors, items, write
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     BadContent,
     ClientTooOld,
     DataError,
@@ -21,7 +21,7 @@ from fedrec.errors import (
     UpdateRejected,
     WrongPopulation,
 )
-from fedrec.ranking.serving import History
+from fedrec.ranking.model import History
 from fedrec.wire import package as package_module
 from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_for_device
 from fedrec.wire.package import (

@@ -20,20 +20,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_helpers import NODE_KEY, NOW, REPORT, Place, check_in, limits
 from wire_helpers import POPULATION, factors, items, keys
 
-from fedrec.errors import CampaignOver, NotPublished, RegistryError, ServerBusy, ServiceError
+from fedrec.core.errors import CampaignOver, NotPublished, RegistryError, ServerBusy, ServiceError
 from fedrec.secagg.roster import Identity
 from fedrec.wire.counters import GREATEST
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec.wire.signing import OnlineKeys
 from fedrec_client import Client, Consent, MemoryStore
-from fedrec_client.grpc_transport import BUSY_SECONDS, GrpcTransport
 from fedrec_client.testing import FakePlatform
-from fedrec_client.transport import Enrolment
-from fedrec_server.campaigns import CampaignBook
-from fedrec_server.certificates import make_node_key
+from fedrec_client.updates.grpc_transport import BUSY_SECONDS, GrpcTransport
+from fedrec_client.updates.transport import Enrolment
+from fedrec_server.network.certificates import make_node_key
+from fedrec_server.operations.campaigns import CampaignBook
 from fedrec_server.registry import Registry
-from fedrec_server.service.metric_sums import DAY, DAYS_KEPT, MetricSums
+from fedrec_server.service._metric_sums import DAY, DAYS_KEPT, MetricSums
 from fedrec_server.service.renewal import Renewal
 from fedrec_server.service.server import Service
 
@@ -301,7 +301,7 @@ def test_sums_wait_for_a_disk_that_is_full(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedrec_server.service.metric_sums.write_json", full)
+        patched.setattr("fedrec_server.service._metric_sums.write_json", full)
         assert sums.add(1, {"clicks": 4.0})
         sums.write()
     assert "No space left" in caplog.text

@@ -19,11 +19,11 @@ from service_helpers import Place, check_in, limits
 from wire_helpers import POPULATION
 
 from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_client.grpc_transport import GrpcTransport
+from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.service.server import Service
-from fedrec_simulations import service_fuzz
-from fedrec_simulations.service_fuzz import METHODS, fuzz_calls, good_messages
-from fedrec_simulations.service_fuzz_wire import (
+from fedrec_simulations.tools import service_fuzz
+from fedrec_simulations.tools.service_fuzz import METHODS, fuzz_calls, good_messages
+from fedrec_simulations.tools.service_fuzz_wire import (
     END_HEADERS,
     HEADERS,
     PREFACE,

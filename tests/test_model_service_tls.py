@@ -14,10 +14,10 @@ import pytest
 from service_helpers import Place, check_in
 from typer.testing import CliRunner
 
-from fedrec.errors import ServiceError
+from fedrec.core.errors import ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_client.grpc_transport import GrpcTransport
-from fedrec_server.certificates import Validity, days_left, make_service_certificates
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_server.network.certificates import Validity, days_left, make_service_certificates
 from fedrec_server.service.server import Certificates, Service
 
 MONTH_AGO = Validity(1.0, dt.datetime.now(dt.UTC) - dt.timedelta(days=30))

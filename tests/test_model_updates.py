@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from fedrec.errors import BadContent, BadSignature, Expired, FedrecError, Rollback, UpdateRejected
+from fedrec.core.errors import BadContent, BadSignature, Expired, FedrecError, Rollback, UpdateRejected
 from fedrec.wire.layout import alias_target, model_target
 from fedrec.wire.manifest import MANIFEST_FILE, MAX_VERSION
 from fedrec.wire.repository import Lifetimes, Repository
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, MemoryStore
+from fedrec_client.store.trusted_time import MAX_AHEAD_SECONDS
 from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client, small_model
-from fedrec_client.trusted_time import MAX_AHEAD_SECONDS
 
 
 class Setting:

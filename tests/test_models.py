@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from contract import RecommenderContract, train
 
+from fedrec.core.recommender import RoundKey
 from fedrec.data.split import Split
-from fedrec.learning.local_training import train_users
-from fedrec.models.base import RoundKey
-from fedrec.models.ease import Ease, EaseConfig
-from fedrec.models.ials import Ials, IalsConfig
-from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec.models.popularity import Popularity, PopularityConfig
+from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
+from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
+from fedrec.rounds.local_training import train_users
 
 
 class TestEase(RecommenderContract):
@@ -169,7 +169,7 @@ def test_compiled_kernel_equals_the_generic_torch_path(loss, batch_size: int, sp
 
 def test_held_out_items_are_drawn_as_negatives_like_any_other(split: Split) -> None:
     """The published leak: negatives that avoid held-out items. Here each must be drawn as often as chance says."""
-    from fedrec.learning.views import build_views
+    from fedrec.neural.views import build_views
 
     batch = split.train.batch(np.arange(split.train.n_users))
     target = split.batch(split.test).item

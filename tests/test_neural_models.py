@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from contract import RecommenderContract
 
+from fedrec.core.errors import ConfigError
+from fedrec.core.recommender import Recommender, RoundKey
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError
-from fedrec.learning.central import central_step
-from fedrec.learning.local_training import train_users
-from fedrec.learning.server_optimizer import ServerOptimizer
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.features import FEATURES
-from fedrec.models.neural import NeuralRecommender
-from fedrec.models.registry import build, parse
+from fedrec.neural._central_step import central_step
+from fedrec.neural.item_features import FEATURES
+from fedrec.neural.recommender import NeuralRecommender
+from fedrec.neural.server_optimizer import ServerOptimizer
+from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.local_training import train_users
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 
@@ -214,7 +214,7 @@ def test_features_of_another_width_are_refused(kind: str) -> None:
 
 def chains(n_users: int = 60, n_items: int = 20, length: int = 8) -> Split:
     """Item i is always followed by i + 1 (modulo I); everybody starts somewhere."""
-    from fedrec.data.interactions import Interactions
+    from fedrec.core.interactions import Interactions
 
     rng = np.random.default_rng(5)
     user = np.repeat(np.arange(n_users), length)
@@ -286,7 +286,7 @@ def test_padding_in_front_changes_nothing(kind: str) -> None:
 
 
 def test_dropout_is_the_same_at_the_end_whatever_stands_in_front() -> None:
-    from fedrec.learning.dropout import dropout_masks
+    from fedrec.neural.dropout import dropout_masks
 
     keys = np.array([3, 2**63], dtype=np.uint64)
     long = dropout_masks(keys, 2, 9, 5, 0.25)
@@ -312,7 +312,7 @@ def test_weight_decay_shrinks_what_no_gradient_holds() -> None:
     server = ServerOptimizer(name="sgd", learning_rate=0.5)
     recommender = model("gru4rec", embedding_size=4, server=server, weight_decay=0.1)
     shared = recommender.init_shared(5, 0)
-    from fedrec.learning.updates import UpdateSum
+    from fedrec.core.updates import UpdateSum
 
     after, _ = recommender.apply(shared, {}, UpdateSum(recommender.layout(5).zeros(), users=1))
     np.testing.assert_allclose(after["item_table"], shared["item_table"] * 0.95, rtol=1e-6)

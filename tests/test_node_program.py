@@ -16,16 +16,16 @@ import pytest
 from flwr.common.constant import ISOLATION_MODE_PROCESS
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
-from fedrec.errors import EnvironmentProblem
-from fedrec.processes import end, flower_environment, is_alive, marked, start
-from fedrec_client import node_program
-from fedrec_client.node_program import parse, supernode_command
+from fedrec.core.errors import EnvironmentProblem
+from fedrec.core.processes import end, flower_environment, is_alive, marked, start
+from fedrec_client.node.node import node_program
+from fedrec_client.node.node_program import parse, supernode_command
 
 #: Run in a process of its own, because it forks and takes over signals: "serves" words in the place of messages.
 PROGRAM = """
 import json, os, sys, time
-from fedrec_client.flower_tasks import Task
-from fedrec_client.node_program import run
+from fedrec_client.node.flower_tasks import Task
+from fedrec_client.node.node_program import run
 
 words = sys.argv[2:]
 
@@ -139,7 +139,7 @@ def test_another_flower_is_refused_before_anything_starts(
 
 
 def test_a_flower_that_serves_messages_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "fedrec_client.flower_tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "fedrec_client.node.flower_tasks", raising=False)
     monkeypatch.setitem(sys.modules, "flwr.supernode.runtime.run_clientapp", None)
     with pytest.raises(EnvironmentProblem, match="Flower lacks what a node needs"):
         node_program.load("127.0.0.1:1", Path())

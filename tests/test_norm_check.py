@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from fedrec.errors import PrivacyRefused
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec.privacy.norm_check import check_per_sample_norms, verify_model
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy._norm_check import check_per_sample_norms, verify_model
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
 
 IDS = torch.tensor([[0, 1, 1], [2, 3, 0], [4, 4, 4], [5, 0, 2]])
 

@@ -20,20 +20,21 @@ from clean_sums import Search, Snapshots
 from flower_helpers import lay_out
 from test_secure_rounds import Nodes
 
-import fedrec_server.coordinator as coordinator_module
-from fedrec.errors import BudgetExhausted, FedrecError, PrivacyRefused, RoundAbandoned
-from fedrec.learning.settings import RoundSettings
-from fedrec.models.mf import MfConfig
-from fedrec.models.popularity import PopularityConfig
-from fedrec.models.registry import ModelConfig, build
+import fedrec_server.rounds.coordinator as coordinator_module
+from fedrec.core.errors import BudgetExhausted, FedrecError, PrivacyRefused, RoundAbandoned
+from fedrec.core.files import read_arrays, write_arrays
 from fedrec.privacy.adaptive import AdaptiveClipState
 from fedrec.privacy.central import Central
-from fedrec.privacy.plan import AdaptiveClip, make_plan
+from fedrec.privacy.plan import AdaptiveClip
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.private_files import remove_durably
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec.wire.files import read_arrays, write_arrays
-from fedrec_server.coordinator import Outcome, open_coordinator
+from fedrec.recommenders.closed_form.popularity import PopularityConfig
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.settings import RoundSettings
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 ROUNDS = RoundSettings(rounds=2, min_nodes=3, deadline_seconds=5, max_abandoned=2)
 MF = MfConfig(embedding_size=4, learning_rate=0.1)

@@ -12,15 +12,16 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.export.onnx import export_onnx, taste_of
-from fedrec.ranking.best import best
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton, Ridge
-from fedrec.ranking.item_item import DenseWeights, ItemItem
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.model import History, ServingModel
 from fedrec.ranking.popular import Popular
-from fedrec.ranking.serving import History, ServingModel
 from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.top_scores import best
+from fedrec.ranking.weights import DenseWeights
 
 ITEMS, D = 120, 16
 RNG = np.random.default_rng(0)
@@ -79,6 +80,8 @@ def test_what_has_no_graph_says_so(tmp_path: Path, model: ServingModel) -> None:
 
 
 def test_the_sdk_does_not_need_it() -> None:
-    code = "import sys, fedrec_client.client; print('onnx' in sys.modules, 'fedrec.export' in sys.modules)"
+    code = (
+        "import sys, fedrec_client.app.client; print('onnx' in sys.modules, 'fedrec.export' in sys.modules)"
+    )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == ["False", "False"]

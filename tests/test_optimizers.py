@@ -18,24 +18,24 @@ from properties import quick, seeds
 from pydantic import ValidationError
 from test_secure_rounds import Nodes, records, run
 
-from fedrec.data.interactions import Catalog, UserBatch
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import Catalog, UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError
-from fedrec.learning.batched import Params, Touched, Work
-from fedrec.learning.device_optimizer import DeviceOptimizer, Stepper
-from fedrec.learning.local_training import train_users
-from fedrec.learning.schedule import Schedule
-from fedrec.learning.server_optimizer import ServerOptimizer
-from fedrec.learning.settings import RoundSettings
-from fedrec.learning.updates import State
-from fedrec.models.around import Scaffold
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.neural import NeuralConfig, NeuralRecommender, Parameter
-from fedrec.models.registry import build, parse
-from fedrec.models.scaffold import COMMON, OWN, Scaffolded
-from fedrec_simulations.config import parse_config
-from fedrec_simulations.prepare import Prepared
-from fedrec_simulations.run_folder import RunFolder
+from fedrec.neural.batched import Params, Touched, Work
+from fedrec.neural.device_optimizer import DeviceOptimizer, Stepper
+from fedrec.neural.learning_rates import Schedule
+from fedrec.neural.recommender import NeuralConfig, NeuralRecommender, Parameter
+from fedrec.neural.server_optimizer import ServerOptimizer
+from fedrec.neural.wrapper_settings import Scaffold
+from fedrec.recommenders.registry import build, parse
+from fedrec.recommenders.wrappers.scaffold import COMMON, OWN, Scaffolded
+from fedrec.rounds.local_training import train_users
+from fedrec.rounds.settings import RoundSettings
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 OPEN = {"unit": "none", "aggregator": "plain", "insecure": True}
 

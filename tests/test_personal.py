@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
-from fedrec.data.interactions import Interactions, UserBatch
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import Interactions, UserBatch
+from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError
-from fedrec.learning.local_training import train_users
-from fedrec.learning.updates import State
-from fedrec.models.base import Recommender, RoundKey
-from fedrec.models.head import SHIFT, TURN
-from fedrec.models.neural import NeuralRecommender
-from fedrec.models.personal import Personalised, _losses, _without_latest
-from fedrec.models.registry import build, parse
+from fedrec.neural.head import SHIFT, TURN
+from fedrec.neural.recommender import NeuralRecommender
+from fedrec.recommenders.registry import build, parse
+from fedrec.recommenders.wrappers.personal import Personalised, _losses, _without_latest
+from fedrec.rounds.local_training import train_users
 
 LEVELS = ("fedper", "fedrep", "fedrecon", "mixed")
 ADAM = {"name": "adam", "learning_rate": 0.02}
@@ -214,7 +214,7 @@ def test_halves_share_no_event_and_leave_none_out(base: dict[str, object], seed:
     recommender = model(base | {"init_scale": 0.5})
     shared = recommender.init_shared(30, seed)
     work, touched = recommender.work(batch, RoundKey(seed, 1), 30, shared)
-    from fedrec.learning.batched import views
+    from fedrec.neural.batched import views
 
     tables, dense = recommender.split(shared)
     params = views(tables, dense, recommender.init_local(batch.user, seed), touched, len(batch))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import Interactions
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Interactions
 from fedrec.data.loaders import load_dataset
-from fedrec.errors import ConfigError, DataError
-from fedrec_simulations.population import Walk, synthetic_population
+from fedrec_simulations.experiments.population import Walk, synthetic_population
 
 MOVIES = load_dataset("movietweetings").interactions
 

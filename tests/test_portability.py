@@ -21,10 +21,10 @@ def test_a_module_that_imports_training_is_numeric(name: str) -> None:
 
 def test_configurations_and_types_are_not_training() -> None:
     assert not trains(
-        "from fedrec.models.registry import build, parse\nfrom fedrec.models.base import RoundKey"
+        "from fedrec.recommenders.registry import build, parse\nfrom fedrec.core.recommender import RoundKey"
     )
     assert not trains(
-        "from fedrec.models import registry\nimport numpy as np\nfrom fedrec.learning import keys"
+        "from fedrec.recommenders import registry\nimport numpy as np\nfrom fedrec.core import randomness"
     )
 
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ive, logsumexp
 
-from fedrec.errors import ConfigError, PrivacyRefused
+from fedrec.core.errors import ConfigError, PrivacyRefused
+from fedrec.privacy._gaussian import log_normal_cdf
+from fedrec.privacy._renyi import ORDERS, pure_rdp, rdp, skellam_rdp
 from fedrec.privacy.accounting import (
     GaussianRelease,
     PureRelease,
@@ -25,8 +27,6 @@ from fedrec.privacy.accounting import (
     summary,
     zcdp_rho,
 )
-from fedrec.privacy.gaussian import log_normal_cdf
-from fedrec.privacy.renyi import ORDERS, pure_rdp, rdp, skellam_rdp
 
 # q, z, T, delta; epsilon by RDP, by PLD, with replacement, without amplification: measured with dp-accounting 0.6.
 KNOWN = [

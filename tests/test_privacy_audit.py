@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from conftest import planted as planted_interactions
 
-from fedrec.errors import ConfigError
-from fedrec.models.registry import build, parse
+from fedrec.core.errors import ConfigError
 from fedrec.privacy import clipping
 from fedrec.privacy.audit import games, runs
+from fedrec.privacy.audit._evaluation import ALPHA
 from fedrec.privacy.audit.bugs import BUGS, inject
-from fedrec.privacy.audit.judging import ALPHA
 from fedrec.privacy.audit.report import FALSE_ALARM, AuditReport, GameResult
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.plan import PrivacyPlan, make_plan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import AdaptiveClip, PrivacySettings
-from fedrec_simulations.audit import Training, denominator, rare_users
+from fedrec.recommenders.registry import build, parse
+from fedrec_simulations.audit.run_audit import Training, denominator, rare_users
 from fedrec_simulations.cli.privacy_audit import audit as audit_command
 
 ITEMS, USERS = 60, 80
@@ -126,7 +127,7 @@ def test_a_plan_that_claims_too_much_is_refuted() -> None:
 
 
 def test_the_coordinator_divides_by_a_fixed_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedrec_server.private_rounds import PrivateRounds
+    from fedrec_server.rounds.private_rounds import PrivateRounds
 
     plan = plan_for("central", MF)
     layout = training(plan, MF).layout(1)

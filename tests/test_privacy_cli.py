@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_helpers import ask, run, write_config
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 from fedrec_simulations.engines.deployment import federation_run, run_deployment
 
 Capture = pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privacy_plans import plan
 
-from fedrec.errors import BudgetExhausted, LedgerTampered, PrivacyRefused
+from fedrec.core.errors import BudgetExhausted, LedgerTampered, PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, epsilon
 from fedrec.privacy.ledger import Account, Charge, Ledger, Limit, Reservation
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from properties import quick
 from scipy import stats
 
-from fedrec.errors import PrivacyRefused
-from fedrec.privacy import skellam
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy import _skellam as skellam
 from fedrec.privacy.noise import SKELLAM_TABLE_ERROR, SNAP_BITS, NoiseSource, snap
 
 #: The seeds are fixed, so a test either always holds or never; 1e-4 then means that no luck was needed.

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from privacy_plans import plan
 
-from fedrec.errors import ConfigError, RunError
-from fedrec.privacy.gaussian import gaussian_epsilon
+from fedrec.core.errors import ConfigError, RunError
+from fedrec.privacy._gaussian import gaussian_epsilon
+from fedrec.privacy._interpretation import attack_power, tier
 from fedrec.privacy.plan import Integers, InteractionPlan, MetricsRelease, PrivacyPlan
-from fedrec.privacy.reading import attack_power, tier
 from fedrec.privacy.statement import FIELDS, AuditFacts, StatementFacts, statement, write_statement
-from fedrec.privacy.trust import local_epsilon
+from fedrec.privacy.threat_model import local_epsilon
 from fedrec_simulations.report.privacy_page import read_statement, write_privacy_page
 
 FACTS = StatementFacts(

@@ -21,18 +21,18 @@ from evaluation_helpers import batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import ConfigError, RunError
+from fedrec.core.errors import ConfigError, RunError
 from fedrec_simulations.cli.privacy_sweep import sweep
-from fedrec_simulations.config import parse_config
-from fedrec_simulations.sweep import plots
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.sweep import _plots as plots
+from fedrec_simulations.sweep._local_only import local_scores
+from fedrec_simulations.sweep._work import run_cell
 from fedrec_simulations.sweep.cells import Cell, CellResult, cells
 from fedrec_simulations.sweep.data import is_head, judged_split, prepare_sweep, read_data, thirds
-from fedrec_simulations.sweep.local_only import local_scores
 from fedrec_simulations.sweep.reading import read, sentences
 from fedrec_simulations.sweep.runner import Journal, run_sweep
 from fedrec_simulations.sweep.spec import load_sweep
 from fedrec_simulations.sweep.table import Point, Spread, points
-from fedrec_simulations.sweep.work import run_cell
 
 EXPERIMENT = """
 name = "small sweep"

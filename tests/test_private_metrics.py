@@ -16,44 +16,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from secagg_helpers import PLAIN, enrolled
 
-from fedrec.data.interactions import Interactions
+from fedrec.core.errors import AggregationAborted, ConfigError, FedrecError, PrivacyRefused
+from fedrec.core.files import write_json, write_secret
+from fedrec.core.interactions import Interactions
+from fedrec.core.messages import Failure, Reply, Request
 from fedrec.data.split import Split
-from fedrec.errors import AggregationAborted, ConfigError, FedrecError, PrivacyRefused
 from fedrec.evaluation.bounded import GRID_BITS, bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.models.mf import MfConfig
-from fedrec.models.popularity import PopularityConfig
-from fedrec.models.registry import ModelConfig, build
-from fedrec.privacy.gaussian import gaussian_epsilon
+from fedrec.privacy._gaussian import gaussian_epsilon
+from fedrec.privacy._releases import SkellamRelease
+from fedrec.privacy._renyi import rdp, rdp_epsilon
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.mechanism import mechanism_of
+from fedrec.privacy.mechanisms import mechanism_of
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import noised_means
-from fedrec.privacy.plan import PrivacyPlan, PrivacySettings, make_plan
-from fedrec.privacy.releases import SkellamRelease
-from fedrec.privacy.renyi import rdp, rdp_epsilon
+from fedrec.privacy.plan import PrivacyPlan, PrivacySettings
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.recommenders.closed_form.popularity import PopularityConfig
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
-from fedrec.wire.files import write_json, write_secret
 from fedrec.wire.messages import encode
-from fedrec_client.local_state import LocalStore
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_client.node_terms import config_hash, guarded_sums
-from fedrec_client.private_metrics import PrivateMetrics
-from fedrec_client.senders import PlainSender
-from fedrec_server.collectors import Question
-from fedrec_server.coordinator import Coordinator, Outcome
-from fedrec_server.make_collector import make_collector
-from fedrec_server.private_metrics import noise_of
-from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.replies import Host
-from fedrec_server.task import Task
+from fedrec_client.node._private_metrics import PrivateMetrics
+from fedrec_client.node._senders import PlainSender
+from fedrec_client.node.local_state import LocalStore
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_terms import config_hash, guarded_sums
+from fedrec_server.rounds._collectors import Question
+from fedrec_server.rounds._make_collector import make_collector
+from fedrec_server.rounds._private_metrics import noise_of
+from fedrec_server.rounds.coordinator import Coordinator, Outcome
+from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.replies import Host
+from fedrec_server.rounds.task import Task
 
 NAMES = ("full/ndcg@10", "full/hr@10")
 MODEL = PopularityConfig()

@@ -12,29 +12,30 @@ import numpy as np
 import pytest
 from secagg_helpers import PLAIN
 
-import fedrec_server.coordinator as coordinator_module
-from fedrec.data.interactions import UserBatch
+import fedrec_server.rounds.coordinator as coordinator_module
+from fedrec.core.errors import BudgetExhausted, PrivacyRefused, RoundAbandoned
+from fedrec.core.interactions import UserBatch
+from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.errors import BudgetExhausted, PrivacyRefused, RoundAbandoned
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.learning.updates import State
-from fedrec.models.ease import EaseConfig
-from fedrec.models.ials import IalsConfig
-from fedrec.models.mf import MfConfig
-from fedrec.models.popularity import PopularityConfig
-from fedrec.models.registry import ModelConfig, build
 from fedrec.privacy.ledger import Account, Ledger
-from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings, make_plan
+from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_client.node_terms import config_hash
-from fedrec_client.private_training import PrivateTraining
-from fedrec_server.checkpoints import Checkpoints
-from fedrec_server.coordinator import Coordinator, Outcome
-from fedrec_server.task import Task
+from fedrec.recommenders.closed_form.ease import EaseConfig
+from fedrec.recommenders.closed_form.ials import IalsConfig
+from fedrec.recommenders.closed_form.popularity import PopularityConfig
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec_client.node._private_training import PrivateTraining
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_terms import config_hash
+from fedrec_server.rounds._checkpoints import Checkpoints
+from fedrec_server.rounds.coordinator import Coordinator, Outcome
+from fedrec_server.rounds.task import Task
 
 MF = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)
@@ -281,7 +282,7 @@ def test_a_node_without_a_folder_has_no_ledger_and_is_refused(tmp_path: Path, sp
     folder = prepare(tmp_path, split, nodes=1)
     config = json.loads((folder / "nodes" / "0" / "node.json").read_text())
     terms = PrivacyTerms.model_validate(config["privacy"])
-    from fedrec_client.local_state import LocalStore
+    from fedrec_client.node.local_state import LocalStore
 
     with pytest.raises(PrivacyRefused, match="has no ledger"):
         Node(split, MF, NodeSettings(seed=5), EVALUATION, LocalStore(None), None, terms, aggregation=PLAIN)

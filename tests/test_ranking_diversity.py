@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranking_helpers import catalogue, factors, listed
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.ranking.diversity import Dpp, Mmr, unit
+from fedrec.ranking.item_index import Shelf
 from fedrec.ranking.pipeline import Wanted
-from fedrec.ranking.shelf import Shelf
 
 
 def planted() -> tuple[np.ndarray, np.ndarray]:

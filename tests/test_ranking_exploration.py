@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from ranking_helpers import catalogue, factors, listed, shelf
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.ranking.diversity import Mmr, unit
 from fedrec.ranking.exploration import EpsilonGreedy, Exploration, LinUcb, Thompson, Uncertainty
 from fedrec.ranking.filters import Apart, AtMost
+from fedrec.ranking.item_index import Shelf
 from fedrec.ranking.pipeline import Ranked, Wanted
-from fedrec.ranking.shelf import Shelf
 
 POLICIES = [
     EpsilonGreedy(0.4, 1.0),

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranking_helpers import GENRES, Fixed, catalogue, limits, listed, pins, shelf
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.ranking.exploration import EpsilonGreedy
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin, Rule
+from fedrec.ranking.item_index import Shelf
 from fedrec.ranking.items import Items
 from fedrec.ranking.pipeline import Wanted
-from fedrec.ranking.shelf import Shelf
 
 
 def by_hand(where: Shelf, scores: np.ndarray, n: int, rules: list[Rule], pinned: list[Pin]) -> list[int]:

@@ -25,19 +25,20 @@ from ranking_helpers import (
     shelf,
 )
 
-from fedrec.errors import DataError
-from fedrec.ranking.best import best
-from fedrec.ranking.cold import Neighbours, WithColdItems, add_items
+from fedrec.core.errors import DataError
+from fedrec.ranking._cold import Neighbours, WithColdItems, add_items
 from fedrec.ranking.diversity import Dpp, Mmr
 from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.filters import AtMost, Boost, Pin
-from fedrec.ranking.item_item import DenseWeights, ItemItem, SparseWeights
+from fedrec.ranking.item_index import DAY, Shelf
+from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
 from fedrec.ranking.pipeline import Wanted, rank
 from fedrec.ranking.popular import Popular, Selected
-from fedrec.ranking.shelf import DAY, Shelf
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.top_n import top_n
+from fedrec.ranking.top_scores import best
+from fedrec.ranking.weights import DenseWeights, SparseWeights
 
 values = st.floats(-3, 3, width=32) | st.sampled_from([-np.inf, np.nan, 0.0, 1.0])
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from wire_helpers import DAY, NOW, POPULATION, PRIVACY, factors, items, keys, make_registry
 
-from fedrec.errors import BadContent, BadSignature, RegistryError, RunError, UpdateRejected
+from fedrec.core.errors import BadContent, BadSignature, RegistryError, RunError, UpdateRejected
 from fedrec.wire.layout import METADATA_FOLDER
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.package import Terms, pack_model

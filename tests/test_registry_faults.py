@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from wire_helpers import NOW, POPULATION, PRIVACY, factors, items, keys, make_registry
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec.wire.package import Terms, pack_model
 from fedrec_server.registry import Aliases, Registry
 

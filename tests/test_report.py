@@ -11,10 +11,10 @@ import pytest
 from cli_helpers import run, write_config
 
 from fedrec.evaluation.report import Estimate
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.page import write_page
 from fedrec_simulations.report.plots import Line, curves, intervals
 from fedrec_simulations.report.summary import Summary, same_question, side_by_side
-from fedrec_simulations.run_folder import RunFolder
 
 
 class Collector(HTMLParser):

@@ -13,20 +13,20 @@ import pytest
 from contract import train
 
 from fedrec.content.encoders import load_encoder
-from fedrec.data.interactions import Catalog, Dataset, Interactions
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Catalog, Dataset, Interactions
+from fedrec.core.recommender import RoundKey
 from fedrec.data.items_table import read_catalog
 from fedrec.data.loaders import load_dataset, load_with_report
 from fedrec.data.shards import load_shard, save_shard
 from fedrec.data.split import Split
 from fedrec.data.splits import leave_one_out, read_split, write_split
 from fedrec.data.tabular import Columns, read_interactions
-from fedrec.errors import ConfigError, DataError
-from fedrec.models.base import RoundKey
-from fedrec.models.registry import build, parse
-from fedrec_simulations.config import parse_config
+from fedrec.recommenders.registry import build, parse
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.prepare import prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import parse_config
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 N_ITEMS, WORDS = 20, ("more like this", "never again")
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from secagg_helpers import PLAIN
 
+from fedrec.core.messages import Reply, Request
+from fedrec.core.recommender import RoundKey
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.local_training import in_cohort, in_turn
-from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.settings import NodeSettings
-from fedrec.models.base import RoundKey
-from fedrec.models.mf import MfConfig
-from fedrec.models.registry import build
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_simulations.config import Config
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import build
+from fedrec.rounds.local_training import in_cohort, in_turn
+from fedrec.rounds.settings import NodeSettings
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_simulations.experiments.config import Config
 
 MODEL = MfConfig(embedding_size=4)
 SHUFFLED = NodeSettings(seed=5, sampling_rate=0.2, sampling="shuffled")

@@ -19,13 +19,13 @@ import pytest
 from pydantic import ValidationError
 from secagg_helpers import Cohort, context_of, enrolled
 
-from fedrec.errors import AggregationAborted, AggregationRefused
-from fedrec.secagg import shamir
+from fedrec.core.errors import AggregationAborted, AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._keys import Pair
 from fedrec.secagg.client import Client
 from fedrec.secagg.encoding import encoding_for
-from fedrec.secagg.keys import Pair
 from fedrec.secagg.messages import ADVERT_BYTES, Arrays, advert_digest, to_places, to_rows
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.server import Server
 from fedrec.secagg.terms import SecaggTerms

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from properties import quick, seeds
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 from fedrec.privacy.noise import NoiseSource
 from fedrec.secagg.encoding import Encoding, encoding_for
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.rotation import Rotation, padded_size, tail
 
 Floats = NDArray[np.float64]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import pytest
 from secagg_helpers import Cohort
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg import shamir
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg import _shamir as shamir
 from fedrec.secagg.client import Client
 from fedrec.secagg.messages import ADVERT_BYTES, SEALED_BYTES, Arrays, advert_digest, to_places, to_rows
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.state import ClientState
 
 N = 5

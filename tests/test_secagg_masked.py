@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from secagg_helpers import Cohort
 
-from fedrec.secagg.masks import mask
+from fedrec.secagg._masks import mask
 
 SENDER = 1
 

@@ -17,11 +17,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties import quick
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg._masks import add_mask, mask
+from fedrec.secagg._shamir import ELEMENT_BYTES, PRIME, combine, combine_checked, split
 from fedrec.secagg.graph import COMPLETE_UP_TO, degree, neighbours, permutation, threshold
-from fedrec.secagg.masks import add_mask, mask
-from fedrec.secagg.reasons import Reason
-from fedrec.secagg.shamir import ELEMENT_BYTES, PRIME, combine, combine_checked, split
 
 secrets = st.binary(min_size=32, max_size=32)
 SECRET = bytes(range(32))
@@ -284,7 +284,7 @@ def test_threads_do_not_share_a_buffer() -> None:
 
 
 def test_no_keystream_stays_behind() -> None:
-    from fedrec.secagg import masks
+    from fedrec.secagg import _masks as masks
 
     mask(100_000, 32, SECRET)
     assert not any(masks._buffer())

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from secagg_helpers import STAGES, Cohort, context_of
 
+import fedrec.secagg._keys as keys_module
 import fedrec.secagg.client as client_module
-import fedrec.secagg.keys as keys_module
 import fedrec.secagg.server as server_module
-from fedrec.errors import AggregationAborted
+from fedrec.core.errors import AggregationAborted
 from fedrec.secagg.client import Client
 from fedrec.secagg.messages import Arrays
 from fedrec.secagg.schedule import Schedule

@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 from vectors.make_secagg import FILE, Plain, Tape, ask, begin, document, from_plain, play, vector_of
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg import shamir
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._masks import mask
 from fedrec.secagg.encoding import Encoding
 from fedrec.secagg.graph import neighbours, threshold
-from fedrec.secagg.masks import mask
-from fedrec.secagg.reasons import Reason
 
 VECTORS: Plain = json.loads(FILE.read_text())
 CASES: list[Plain] = VECTORS["cases"]

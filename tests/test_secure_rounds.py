@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from flower_helpers import lay_out
 
-from fedrec.errors import AggregationRefused, FedrecError, RoundAbandoned
-from fedrec.learning.compression import Compression
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.learning.shards import read_rows, spell_rows
-from fedrec.secagg.reasons import Reason
-from fedrec_client.memory import HeldMemory
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node
-from fedrec_client.secure_party import open_party
-from fedrec_server.coordinator import Coordinator, Outcome, open_coordinator
+from fedrec.core.errors import AggregationRefused, FedrecError, RoundAbandoned
+from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.refusal_reasons import Reason
+from fedrec.rounds.compression import Compression
+from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec.rounds.shards import read_rows, spell_rows
+from fedrec_client.node._memory import HeldMemory
+from fedrec_client.node._secure_party import open_party
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node
+from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 
 ROUNDS = RoundSettings(rounds=3, min_nodes=3, deadline_seconds=5, max_abandoned=2)
 #: Whether a node is silent: (node, request) -> bool.

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.batched import views
-from fedrec.models.base import RoundKey
-from fedrec.models.registry import build, parse
-from fedrec.models.sequence import Lesson, SequenceRecommender, windows_of
-from fedrec.models.sequence_work import ItemInPlace
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.neural._sequence_task import ItemInPlace
+from fedrec.neural.batched import views
+from fedrec.neural.sequence import Lesson, SequenceRecommender, windows_of
+from fedrec.recommenders.registry import build, parse
 
 N_ITEMS = 40
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from properties import quick, seeds
 from pydantic import ValidationError
 
-from fedrec.learning.schedule import Schedule
-from fedrec.learning.server_optimizer import ServerOptimizer
-from fedrec.learning.updates import State
+from fedrec.core.updates import State
+from fedrec.neural.learning_rates import Schedule
+from fedrec.neural.server_optimizer import ServerOptimizer
 
 Deltas = list[dict[str, np.ndarray]]
 

@@ -12,16 +12,18 @@ from conftest import planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data.interactions import Interactions
-from fedrec.errors import ConfigError, DataError
-from fedrec.models.registry import KINDS, build, parse
-from fedrec.models.serving import serving_model
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Interactions
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton, Ridge
-from fedrec.ranking.item_item import DenseWeights, ItemItem
+from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import History, ServingModel, read_model
+from fedrec.ranking.model import History, ServingModel
+from fedrec.ranking.read import read_model
 from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.weights import DenseWeights
+from fedrec.recommenders.registry import KINDS, build, parse
+from fedrec.recommenders.serving import serving_model
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 SMALL: dict[str, dict[str, Any]] = {
@@ -218,10 +220,10 @@ def test_bad_models_and_histories_are_refused_in_one_line() -> None:
 def test_serving_needs_numpy_alone() -> None:
     code = (
         "import sys, numpy as np\n"
-        "import fedrec.ranking.serving, fedrec.ranking.cold, fedrec.ranking.items\n"
+        "import fedrec.ranking.model, fedrec.ranking._cold, fedrec.ranking.items\n"
         "from fedrec.ranking.factors import Factors\n"
         "from fedrec.ranking.folding import Ridge\n"
-        "from fedrec.ranking.serving import History\n"
+        "from fedrec.ranking.model import History\n"
         "from fedrec.ranking.tables import FloatTable\n"
         "m = Factors(FloatTable(np.eye(3)), Ridge(.1, .1))\n"
         "m.scores(m.fold_in(History(np.array([1]), np.ones(1, np.float32))))\n"

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_secure_rounds import ROUNDS, Nodes, records, run
 
-from fedrec.learning.settings import NodeSettings
-from fedrec.learning.shards import keep_outside, round_layout, shard_rows
-from fedrec.learning.updates import BlockSpec, Layout
-from fedrec.models.ease import Ease, EaseConfig
-from fedrec.models.mf import MatrixFactorisation, MfConfig
-from fedrec_client.node_folder import open_node
+from fedrec.core.updates import BlockSpec, Layout
+from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
+from fedrec.rounds.settings import NodeSettings
+from fedrec.rounds.shards import keep_outside, round_layout, shard_rows
+from fedrec_client.node.node_folder import open_node
 
 ITEMS = 500
 MF = MatrixFactorisation(MfConfig(embedding_size=8))

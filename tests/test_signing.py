@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_helpers import NOW, POPULATION, keys
 
-from fedrec.errors import BadContent, RunError
+from fedrec.core.errors import BadContent, RunError
 from fedrec.wire.layout import ONLINE
 from fedrec.wire.pinned_root import check_root, read_root
 from fedrec.wire.repository import Repository

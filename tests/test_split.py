@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.data.interactions import Interactions
+from fedrec.core.interactions import Interactions
 from fedrec.data.split import Split
 
 

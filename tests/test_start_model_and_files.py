@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from wire_helpers import DAY, NOW, POPULATION, PRIVACY, factors, items, keys, make_registry
 
-from fedrec.errors import NotPublished, ServerBusy, ServiceError, UpdateRejected
+from fedrec.core.errors import NotPublished, ServerBusy, ServiceError, UpdateRejected
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.package import Terms, pack_model
 from fedrec_client import Client, Consent, MemoryStore
-from fedrec_client.folder_files import FolderFiles
-from fedrec_client.https_files import HttpsFiles
 from fedrec_client.testing import FakePlatform
-from fedrec_client.transport import CheckIn, Enrolment
+from fedrec_client.updates.folder_files import FolderFiles
+from fedrec_client.updates.https_files import HttpsFiles
+from fedrec_client.updates.transport import CheckIn, Enrolment
 from fedrec_server.registry import Registry, write_bundle
 
 OFFLINE, KEYS = keys()

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.errors import DataError, StoreCorrupt, StoreError, StoreLocked
-from fedrec_client.events import Event, EventType
+from fedrec.core.errors import DataError, StoreCorrupt, StoreError, StoreLocked
 from fedrec_client.store import FileVault, MemoryStore, Retention, SqliteStore, Store
+from fedrec_client.store._held import Held
+from fedrec_client.store._sealing import Sealer
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.store.exporting import export_lines, import_events
-from fedrec_client.store.held import Held
-from fedrec_client.store.sealing import Sealer
 from fedrec_client.store.sqlite import DATABASE
 from fedrec_client.store.timeline import Timeline
 
@@ -280,7 +280,7 @@ def test_a_second_process_waits_and_is_told(tmp_path: Path) -> None:
     store = disk(tmp_path)
     code = (
         "import sys; from pathlib import Path; import fedrec_client.store.sqlite as s; s.WAIT_SECONDS = 0.2\n"
-        "from fedrec.errors import StoreLocked\n"
+        "from fedrec.core.errors import StoreLocked\n"
         "try: s.SqliteStore.open(Path(sys.argv[1]))\n"
         "except StoreLocked as error: print(error)"
     )

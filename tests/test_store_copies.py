@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_helpers import DATABASE, TRUST, Ring, left, opened, rows, told
 
-from fedrec.errors import StoreCorrupt, StoreError, StoreLocked
+from fedrec.core.errors import StoreCorrupt, StoreError, StoreLocked
 from fedrec_client import Client, Consent, Policy
-from fedrec_client.consent import NOTHING, read_consent, write_consent
-from fedrec_client.participation import Book
 from fedrec_client.store import FileVault, KeychainVault, SqliteStore
-from fedrec_client.store.held import Held
-from fedrec_client.store.vault import open_vault
+from fedrec_client.store._held import Held
+from fedrec_client.store._vault import open_vault
+from fedrec_client.terms.consent import NOTHING, read_consent, write_consent
+from fedrec_client.terms.participation import Book
 from fedrec_client.testing import NOW, FakePlatform
 
 HERE: dict[str, Any] = {"population": "a", "trust": TRUST, "platform": FakePlatform()}

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_helpers import DATABASE, TRUST, contents, left, opened, opens, ran, rows, told
 
-from fedrec.errors import StoreError, StoreFull, StoreLocked
+from fedrec.core.errors import StoreError, StoreFull, StoreLocked
 from fedrec_client import Client, Consent, Retention
 from fedrec_client.store import FileVault, SqliteStore
 from fedrec_client.store import sqlite as sqlite_module
-from fedrec_client.store.database import MAKING, STAGED
+from fedrec_client.store._database import MAKING, STAGED
 from fedrec_client.testing import DAY, NOW, FakePlatform
 
 IDS = [f"event-{k}" for k in range(40)]

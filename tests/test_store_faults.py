@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.errors import StoreCorrupt, StoreError
-from fedrec_client.events import Event, EventType
+from fedrec.core.errors import StoreCorrupt, StoreError
 from fedrec_client.store import FileVault, SqliteStore
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.store.repair import REPAIRS
 from fedrec_client.store.sqlite import DATABASE
 
 WRITER = """
 import sys
 from pathlib import Path
-from fedrec_client.events import Event, EventType
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.store import FileVault, SqliteStore
 store = SqliteStore.open(Path(sys.argv[1]), FileVault(Path(sys.argv[1])))
 for k in range(100_000):
@@ -105,8 +105,8 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
 FILLER = """
 import json, resource, signal, sys
 from pathlib import Path
-from fedrec.errors import StoreFull
-from fedrec_client.events import Event, EventType
+from fedrec.core.errors import StoreFull
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.store import FileVault, SqliteStore
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 if limit:

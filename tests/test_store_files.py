@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from store_helpers import DATABASE, TRUST, contents, opened, told
 
-from fedrec.errors import DataError, RunError, StoreError
-from fedrec.wire.files import (
+from fedrec.core.errors import DataError, RunError, StoreError
+from fedrec.core.files import (
     PUBLIC,
     atomic_write,
     read_private,
@@ -24,10 +24,10 @@ from fedrec.wire.files import (
     write_secret,
 )
 from fedrec_client import Client, Consent, MemoryStore
-from fedrec_client.local_state import LocalStore
+from fedrec_client.node.local_state import LocalStore
 from fedrec_client.store import SqliteStore, open_vault
-from fedrec_client.store import database as database_module
-from fedrec_client.store.database import MAKING, STAGED
+from fedrec_client.store import _database as database_module
+from fedrec_client.store._database import MAKING, STAGED
 from fedrec_client.testing import NOW, FakePlatform
 
 HERE: dict[str, Any] = {"population": "a", "trust": TRUST, "platform": FakePlatform()}

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.local_training import train_users
-from fedrec.models.base import RoundKey
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import RoundKey
+from fedrec.rounds.local_training import train_users
 
 # By its path: packages elsewhere are called `benchmarks`, too.
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "sum_leakage.py"))

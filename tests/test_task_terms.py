@@ -15,22 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick
 
-from fedrec.errors import BadContent
-from fedrec.models.dp_ease import DpEaseConfig
-from fedrec.models.registry import build
+from fedrec.core.errors import BadContent
 from fedrec.privacy.integers import Integers
-from fedrec.privacy.plan import PrivacyPlan, make_plan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec.privacy.trust import local_epsilon
+from fedrec.privacy.threat_model import local_epsilon
+from fedrec.recommenders.private.dp_ease import DpEaseConfig
+from fedrec.recommenders.registry import build
 from fedrec.secagg.graph import log2_exposure
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.participation import Book
-from fedrec_client.policy import Policy
 from fedrec_client.store.in_memory import MemoryStore
-from fedrec_client.task_terms import SIGMA, least_devices
+from fedrec_client.terms._task_terms import SIGMA, least_devices
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.policy import Policy
+from fedrec_client.terms.task_evaluation import evaluate_task
 
 DEVICES, ITEMS, EPSILON = 500, 300, 3.0
 
@@ -70,7 +72,7 @@ def bound(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(task: dict[str, Any], policy: Policy | None = None) -> tuple[list[str], float]:
-    against, epsilon, _ = (policy or Policy()).judge(task, Book(MemoryStore()), 1.7e9)
+    against, epsilon, _ = evaluate_task(policy or Policy(), task, Book(MemoryStore()), 1.7e9)
     return against, epsilon
 
 

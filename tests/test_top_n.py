@@ -10,7 +10,7 @@ from evaluation_helpers import batch, random_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.ranking.top_n import rank_all, top_n
 
 

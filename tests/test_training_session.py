@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from training_helpers import ITEM_IDS, PLANNED_ROUNDS, node_parts
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     BadContent,
     BadSignature,
     Expired,
@@ -39,10 +39,11 @@ from fedrec.wire.repository import target_of
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec.wire.strict_json import canonical
 from fedrec_client import Client, Conditions, Consent, Policy
-from fedrec_client.participation import Book
-from fedrec_client.policy import Policy as JudgedBy
-from fedrec_client.results import TrainingReport
 from fedrec_client.store.in_memory import MemoryStore
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.policy import Policy as JudgedBy
+from fedrec_client.terms.results import TrainingReport
+from fedrec_client.terms.task_evaluation import evaluate_task
 from fedrec_client.testing import NOW, FakeService, make_client, small_model
 from fedrec_client.training import session
 
@@ -403,7 +404,7 @@ def test_a_task_of_another_population_is_refused(tmp_path: Path) -> None:
 def judged(change: Any, policy: JudgedBy = FOR_FOUR) -> list[str]:
     parts = node_parts(4, [Identity.create() for _ in range(4)])
     change(parts)
-    against, _, _ = policy.judge({"node": parts}, Book(MemoryStore()), NOW)
+    against, _, _ = evaluate_task(policy, {"node": parts}, Book(MemoryStore()), NOW)
     return against
 
 
@@ -445,7 +446,7 @@ def test_noise_that_would_not_add_up_is_refused() -> None:
 def test_judging_and_preparing_import_no_torch() -> None:
     script = f"""
 import sys; sys.path[:0] = {sys.path!r}
-import fedrec_client.training.session, fedrec_client.training.run_task
+import fedrec_client.training.session, fedrec_client.training._run_task
 import test_training_session
 assert not test_training_session.judged(lambda parts: None)
 bad = {{"torch", "flwr", "opacus"}} & set(sys.modules)

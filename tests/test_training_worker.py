@@ -30,21 +30,21 @@ from training_helpers import (
     write_task,
 )
 
-from fedrec.errors import FedrecError, PrivacyRefused, ProtocolError
-from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.refusals import NodeRefused
-from fedrec.learning.settings import RoundSettings
-from fedrec.models.registry import build
+from fedrec.core.errors import FedrecError, PrivacyRefused, ProtocolError
+from fedrec.core.messages import Reply, Request
+from fedrec.core.refusals import NodeRefused
+from fedrec.recommenders.registry import build
+from fedrec.rounds.settings import RoundSettings
 from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import BUNDLE
-from fedrec_client.memory import Memory
-from fedrec_client.node import Node
-from fedrec_client.private_releases import PaidReleases
-from fedrec_client.training.forward import SOCKET, forward, listen, receive, send
-from fedrec_client.training.host import make_node, serve
-from fedrec_client.training.run_task import run_task
-from fedrec_server.certificates import make_certificates, make_node_key
-from fedrec_server.coordinator import Coordinator, Outcome, open_coordinator
+from fedrec_client.node._memory import Memory
+from fedrec_client.node.forward import SOCKET, forward, listen, receive, send
+from fedrec_client.node.node import Node
+from fedrec_client.node.private_releases import PaidReleases
+from fedrec_client.training._host import make_node, serve
+from fedrec_client.training._run_task import run_task
+from fedrec_server.network.certificates import make_certificates, make_node_key
+from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 
 #: Everybody's newest items; item 11 is the last device's alone.
 HISTORIES = ([0, 1, 2], [0, 1, 3], [0, 2, 4], [5, 0, 11])
@@ -262,7 +262,7 @@ NOWHERE = "127.0.0.1:9"
 APP = """
 import json, sys
 from pathlib import Path
-from fedrec_client.training import run_task
+from fedrec_client.training import _run_task as run_task
 run_task.RAM = Path(sys.argv[2])
 run_task.run_task(**json.loads(sys.stdin.readline()), identity=bytes.fromhex(sys.argv[1]), stopped=lambda: False)
 """

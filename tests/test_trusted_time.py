@@ -13,13 +13,13 @@ from store_helpers import opened
 
 from fedrec.wire.repository import Lifetimes
 from fedrec_client import Client, Consent, MemoryStore, Policy, Retention
-from fedrec_client.events import Event, EventType
-from fedrec_client.participation import CLOCK, Book
-from fedrec_client.profile import Profile
 from fedrec_client.store import Store
+from fedrec_client.store.events import Event, EventType
 from fedrec_client.store.timeline import Timeline, in_order
+from fedrec_client.store.training_profile import Profile
+from fedrec_client.store.trusted_time import MAX_AHEAD_SECONDS, STEP_SECONDS, Times, TrustedTime
+from fedrec_client.terms.participation import CLOCK, Book
 from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client
-from fedrec_client.trusted_time import MAX_AHEAD_SECONDS, STEP_SECONDS, Times, TrustedTime
 
 YEAR = 365 * DAY
 PERIOD = Policy().period_seconds

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
-from fedrec.errors import ProtocolError
-from fedrec.learning.updates import Block, BlockSpec, Dense, Gram, Layout, RowGram, Rows, Updates, UpdateSum
+from fedrec.core.errors import ProtocolError
+from fedrec.core.updates import Block, BlockSpec, Dense, Gram, Layout, RowGram, Rows, Updates, UpdateSum
 
 ITEMS, D = 9, 4
 Made = tuple[Block, BlockSpec, np.ndarray]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.errors import StoreError, StoreLocked
-from fedrec_client.events import Event, EventType
+from fedrec.core.errors import StoreError, StoreLocked
 from fedrec_client.store import FileVault, KeychainVault, PassphraseVault, SqliteStore, open_vault
-from fedrec_client.store import vault as vault_module
+from fedrec_client.store import _vault as vault_module
+from fedrec_client.store.events import Event, EventType
 
 
 class Ring:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.keys import Purpose, bits, key, user_keys
-from fedrec.learning.views import LocalViews, build_views
+from fedrec.core.interactions import UserBatch
+from fedrec.core.randomness import Purpose, bits, key, user_keys
+from fedrec.neural.views import LocalViews, build_views
 
 
 def items_of(views: LocalViews, user: int) -> np.ndarray:

@@ -20,24 +20,24 @@ from conftest import split_of
 from secagg_helpers import PLAIN, enrolled
 from small_models import ALL, FEATURES, model_of
 
+from fedrec.core.messages import Reply, Request
+from fedrec.core.refusals import CODES, code_of
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.protocol import Reply, Request
-from fedrec.learning.refusals import CODES, code_of
-from fedrec.learning.settings import NodeSettings
-from fedrec.models.registry import build
 from fedrec.privacy.integers import Integers
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.recommenders.registry import build
+from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
-from fedrec_client.local_state import LocalStore
-from fedrec_client.node import Node
-from fedrec_client.node_folder import open_node, write_node
-from fedrec_client.node_terms import guarded_sums
-from fedrec_client.outgoing import WrongForm, checked, emit
-from fedrec_client.promises import FILE
+from fedrec_client.node._commitments import FILE
+from fedrec_client.node.local_state import LocalStore
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_terms import guarded_sums
+from fedrec_client.node.outgoing import WrongForm, checked, emit
 
 ITEMS = 60
 EVALUATION = EvaluationSettings(bootstrap=5, list_k=5)
@@ -194,8 +194,8 @@ def test_an_error_in_the_middle_of_training_is_a_zero(monkeypatch: pytest.Monkey
     def fail(*args: Any, **options: Any) -> Any:
         raise ValueError("user 4711 saw film-3")
 
-    monkeypatch.setattr("fedrec_client.node.train_users", fail)
-    monkeypatch.setattr("fedrec_client.private_training.train_users", fail)
+    monkeypatch.setattr("fedrec_client.node.node.train_users", fail)
+    monkeypatch.setattr("fedrec_client.node._private_training.train_users", fail)
     request = Request("train", 1, "final", shared_of("mf"))
     for mode in MODES:
         quiet = {} if mode == "none" else {"noise_multipliers": (0.0,) * 3}
@@ -262,7 +262,13 @@ def test_under_secure_aggregation_no_number_leaves_beside_the_vector() -> None:
 
 
 def test_words_of_errors_stay_in_the_nodes_log(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    from fedrec.errors import AggregationRefused, BudgetExhausted, LedgerTampered, ProtocolError, RunError
+    from fedrec.core.errors import (
+        AggregationRefused,
+        BudgetExhausted,
+        LedgerTampered,
+        ProtocolError,
+        RunError,
+    )
 
     said = f"user:4711 spent 1.2 in {tmp_path}"
     errors = [

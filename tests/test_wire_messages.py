@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedrec.errors import ProtocolError
-from fedrec.learning.protocol import Reply, Request
+from fedrec.core.errors import ProtocolError
+from fedrec.core.messages import Reply, Request
 from fedrec.wire.messages import MAX_ARRAYS, decode, encode, wire_bytes
 
 DTYPES = st.sampled_from(["?", "<i1", "<i4", "<i8", "<u2", "<f2", "<f4", "<f8"]).map(np.dtype)

@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
+from fedrec.core.messages import Failure, Reply, Request
 from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.settings import NodeSettings, RoundSettings
-from fedrec.learning.shards import round_layout
-from fedrec.models.dp_ease import DpEaseConfig
-from fedrec.models.registry import build
-from fedrec.privacy.plan import make_plan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
+from fedrec.recommenders.private.dp_ease import DpEaseConfig
+from fedrec.recommenders.registry import build
+from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec.rounds.shards import round_layout
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
-from fedrec_client.node import Node
-from fedrec_client.node_terms import config_hash
-from fedrec_client.training.charging import AskedCharge, NotCharged, Till
-from fedrec_client.training.forward import SENT, SOCKET, forward, listen
-from fedrec_client.training.host import make_node, serve
-from fedrec_server.task import Task
+from fedrec_client.node.forward import SENT, SOCKET, forward, listen
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_terms import config_hash
+from fedrec_client.training._charging import AskedCharge, NotCharged, Till
+from fedrec_client.training._host import make_node, serve
+from fedrec_server.rounds.task import Task
 
 ITEMS = 12
 ITEM_IDS = [f"film-{k:02d}" for k in range(ITEMS)]
@@ -94,7 +94,7 @@ def write_task(folder: Path, people: int, identities: Sequence[Identity], rounds
 
 
 class Device:
-    """A node of `fedrec_client.training.host` that serves from a thread, until it vanishes.
+    """A node of `fedrec_client.training._host` that serves from a thread, until it vanishes.
 
     Attributes:
         charges: for each charge, how many answers had been noted when it was asked for.

@@ -10,7 +10,7 @@ import numpy as np
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.model import ServingModel
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model, write_package

@@ -13,40 +13,40 @@ if TYPE_CHECKING:
     from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
     from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
     from fedrec.ranking.pipeline import Wanted
-    from fedrec_client.aio import AsyncClient
-    from fedrec_client.client import Client
-    from fedrec_client.consent import Consent
-    from fedrec_client.eligibility import Conditions
-    from fedrec_client.events import Event, EventType
-    from fedrec_client.platform import Platform, SystemPlatform
-    from fedrec_client.policy import Policy
+    from fedrec_client.app.aio import AsyncClient
+    from fedrec_client.app.client import Client
     from fedrec_client.store.base import Retention, Store
+    from fedrec_client.store.events import Event, EventType
     from fedrec_client.store.in_memory import MemoryStore
-    from fedrec_client.transport import Transport
+    from fedrec_client.terms.consent import Consent
+    from fedrec_client.terms.eligibility import Conditions
+    from fedrec_client.terms.platform import Platform, SystemPlatform
+    from fedrec_client.terms.policy import Policy
+    from fedrec_client.updates.transport import Transport
 
 _HOMES = {
     "Apart": "fedrec.ranking.filters",
-    "AsyncClient": "fedrec_client.aio",
+    "AsyncClient": "fedrec_client.app.aio",
     "AtMost": "fedrec.ranking.filters",
     "Boost": "fedrec.ranking.filters",
-    "Client": "fedrec_client.client",
-    "Conditions": "fedrec_client.eligibility",
-    "Consent": "fedrec_client.consent",
+    "Client": "fedrec_client.app.client",
+    "Conditions": "fedrec_client.terms.eligibility",
+    "Consent": "fedrec_client.terms.consent",
     "Dpp": "fedrec.ranking.diversity",
     "EpsilonGreedy": "fedrec.ranking.exploration",
-    "Event": "fedrec_client.events",
-    "EventType": "fedrec_client.events",
+    "Event": "fedrec_client.store.events",
+    "EventType": "fedrec_client.store.events",
     "LinUcb": "fedrec.ranking.exploration",
     "MemoryStore": "fedrec_client.store.in_memory",
     "Mmr": "fedrec.ranking.diversity",
     "Pin": "fedrec.ranking.filters",
-    "Platform": "fedrec_client.platform",
-    "Policy": "fedrec_client.policy",
+    "Platform": "fedrec_client.terms.platform",
+    "Policy": "fedrec_client.terms.policy",
     "Retention": "fedrec_client.store.base",
     "Store": "fedrec_client.store.base",
-    "SystemPlatform": "fedrec_client.platform",
+    "SystemPlatform": "fedrec_client.terms.platform",
     "Thompson": "fedrec.ranking.exploration",
-    "Transport": "fedrec_client.transport",
+    "Transport": "fedrec_client.updates.transport",
     "Wanted": "fedrec.ranking.pipeline",
 }
 

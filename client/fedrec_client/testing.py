@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
+from fedrec.core.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.model import ServingModel
 from fedrec.ranking.tables import FloatTable
 from fedrec.wire.layout import (
     CANARY,
@@ -37,10 +37,10 @@ from fedrec.wire.package import Terms, delta_name, pack_model, write_package
 from fedrec.wire.repository import Lifetimes, Repository, target_of
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec.wire.strict_json import canonical
-from fedrec_client.client import Client
+from fedrec_client.app.client import Client
 from fedrec_client.store.base import Store
 from fedrec_client.store.in_memory import MemoryStore
-from fedrec_client.transport import CheckIn, CheckInAnswer, Enrolment
+from fedrec_client.updates.transport import CheckIn, CheckInAnswer, Enrolment
 
 DAY = 86_400
 NOW = 1_800_000_000

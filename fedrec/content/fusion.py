@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedrec.content.encoders import unit_rows
-from fedrec.data.interactions import FloatArray
-from fedrec.errors import ConfigError, DataError
+from fedrec.content._texts import unit_rows
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import FloatArray
 
 
 def late_fusion(parts: Mapping[str, FloatArray], weights: Mapping[str, float] | None = None) -> FloatArray:

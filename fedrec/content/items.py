@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.content.encoders import Encoder, unit_rows
-from fedrec.data.interactions import Catalog, FloatArray
-from fedrec.errors import ConfigError, RunError
-from fedrec.wire.files import PUBLIC, read_arrays, write_arrays
+from fedrec.content._texts import unit_rows
+from fedrec.content.encoders import Encoder
+from fedrec.core.errors import ConfigError, RunError
+from fedrec.core.files import PUBLIC, read_arrays, write_arrays
+from fedrec.core.interactions import Catalog, FloatArray
 
 FIELDS = ("title", "categories", "text")
 SEPARATOR = " | "

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedrec.content.encoders import Encoder
-from fedrec.data.interactions import FloatArray
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import FloatArray
 
 
 class Found(NamedTuple):

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import FloatArray
 from fedrec.data.files import decode, open_bytes, read_arrays
-from fedrec.data.interactions import FloatArray
-from fedrec.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedrec.data.interactions import Dataset, Interactions
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Dataset, Interactions
 from fedrec.data.rows import RowReport
-from fedrec.errors import ConfigError, DataError
 
 
 class Step(Protocol):

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fedrec.data.arrow import arrow_type, piece_of_table, pyarrow_or_none
+from fedrec.core.errors import DataError
+from fedrec.data._arrow import arrow_type, piece_of_table, pyarrow_or_none
 from fedrec.data.rows import BadValueError, Field, Piece, RowReport, piece_of_rows
-from fedrec.errors import DataError
 
 Encoding = Literal["utf-8", "latin-1"]
 BLOCK_BYTES = 1 << 24

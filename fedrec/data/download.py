@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import DownloadError
+from fedrec.core.errors import DownloadError
 
 Progress = Callable[[int, int | None], None]
 CHUNK_BYTES = 1 << 18

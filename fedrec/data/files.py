@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile)
 

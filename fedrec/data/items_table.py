@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrec.data.interactions import Catalog
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import Catalog
 from fedrec.data.rows import Coded, Column, Field
 from fedrec.data.tabular import column_names, read_table
-from fedrec.errors import DataError
 
 #: Columns beside the item's id; each may be missing.
 KNOWN = ("title", "categories", "text")

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import FloatArray, IntArray, Interactions
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import FloatArray, IntArray, Interactions
 
 Kind = Literal["id", "text", "number", "seconds", "milliseconds", "date"]
 #: Kinds of which a column is coded texts; of "text", unlike an id, nothing is demanded.

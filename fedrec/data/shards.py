@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import COLUMNS, Interactions
+from fedrec.data._prepared import PARTS
 from fedrec.data.files import read_arrays
-from fedrec.data.interactions import COLUMNS, Interactions
-from fedrec.data.prepared import PARTS
 from fedrec.data.split import Split
-from fedrec.errors import DataError
 
 VERSION = 1
 

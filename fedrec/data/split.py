@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedrec.data.interactions import IntArray, Interactions, UserBatch
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import IntArray, Interactions, UserBatch
 
 
 @dataclass(frozen=True)

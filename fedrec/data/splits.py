@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions
-from fedrec.data.prepared import from_split_column, prepared
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import IntArray, Interactions
+from fedrec.core.randomness import Purpose, absorb, bits, key, uniform, user_keys
+from fedrec.data._prepared import from_split_column, prepared
+from fedrec.data._split_files import read_split, write_split
 from fedrec.data.shards import load_shard, save_shard
 from fedrec.data.split import Split
-from fedrec.data.split_files import read_split, write_split
-from fedrec.errors import ConfigError, DataError
-from fedrec.learning.keys import Purpose, absorb, bits, key, uniform, user_keys
 
 __all__ = [
     "describe",

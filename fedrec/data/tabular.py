@@ -14,6 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import Interactions
+from fedrec.data._json_lines import json_pieces, keys_of
+from fedrec.data._parquet import ParquetTable
 from fedrec.data.delimited import (
     BLOCK_BYTES,
     BOM,
@@ -27,11 +31,7 @@ from fedrec.data.delimited import (
     width_of,
 )
 from fedrec.data.files import open_bytes
-from fedrec.data.interactions import Interactions
-from fedrec.data.json_lines import json_pieces, keys_of
-from fedrec.data.parquet import ParquetTable
 from fedrec.data.rows import Coded, Column, Field, Piece, Reader, RowReport, join, to_interactions
-from fedrec.errors import DataError
 
 Format = Literal["delimited", "json_lines", "parquet"]
 TimestampUnit = Literal["seconds", "milliseconds", "date"]

@@ -1,8 +1,8 @@
 """Judging the probabilities of a ranker on the users' side: held-out events in, sums out.
 
 Each held-out event is asked for at its own moment: how likely is this click, beside items that the person does not
-have; how high is this rating? Out of scope: what the sums say (`fedrec.evaluation.ranking_metrics`), and where the
-item stands among all others (`fedrec.evaluation.ranks`), which is judged as for every recommender.
+have; how high is this rating? Out of scope: what the sums say (`fedrec.evaluation._ranking_metrics`), and where the
+item stands among all others (`fedrec.evaluation._ranks`), which is judged as for every recommender.
 
 Letters: E held-out events, W items asked about.
 """
@@ -13,10 +13,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from fedrec.data.interactions import FloatArray, IntArray, UserBatch
-from fedrec.evaluation.candidates import draw_candidates, not_opponents
-from fedrec.evaluation.ranking_metrics import RankerSums
-from fedrec.learning.updates import State
+from fedrec.core.interactions import FloatArray, IntArray, UserBatch
+from fedrec.core.updates import State
+from fedrec.evaluation._candidates import draw_candidates, not_opponents
+from fedrec.evaluation._ranking_metrics import RankerSums
 
 
 @runtime_checkable

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import UserBatch
-from fedrec.evaluation.candidates import draw_candidates, not_opponents
+from fedrec.core.interactions import UserBatch
+from fedrec.core.recommender import Recommender
+from fedrec.core.updates import State
+from fedrec.evaluation._candidates import draw_candidates, not_opponents
+from fedrec.evaluation._ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.evaluate import CHUNK_SCORES, chosen
 from fedrec.evaluation.metrics import AT_K
 from fedrec.evaluation.names import parse_bounded
-from fedrec.evaluation.ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
-from fedrec.learning.updates import State
-from fedrec.models.base import Recommender
 
 Floats = NDArray[np.float64]
 

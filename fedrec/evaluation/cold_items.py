@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.randomness import Purpose, bits, key, user_keys
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError, DataError
-from fedrec.evaluation.bootstrap import interval, replicate_weights
+from fedrec.evaluation._bootstrap import interval, replicate_weights
+from fedrec.evaluation._ranks import check_batches, full_ranks, lowest_where_missing
 from fedrec.evaluation.metrics import capped_recall
-from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing
-from fedrec.learning.keys import Purpose, bits, key, user_keys
 
 #: Keeps this draw apart from those of `fedrec.data.splits`.
 COLD_STREAM = 2

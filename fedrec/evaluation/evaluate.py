@@ -14,18 +14,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import UserBatch
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import UserBatch
+from fedrec.core.randomness import Purpose, key, uniform, user_keys
+from fedrec.core.recommender import Recommender
+from fedrec.core.updates import State
+from fedrec.evaluation._bootstrap import replicate_weights
+from fedrec.evaluation._candidates import draw_candidates, not_opponents
+from fedrec.evaluation._ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.answers import Ranker, judge_answers
-from fedrec.evaluation.bootstrap import replicate_weights
-from fedrec.evaluation.candidates import draw_candidates, not_opponents
 from fedrec.evaluation.metrics import all_metrics, diversity
-from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
-from fedrec.learning.keys import Purpose, key, uniform, user_keys
-from fedrec.learning.updates import State
-from fedrec.models.base import Recommender
 from fedrec.ranking.top_n import top_n
 
 __all__ = ["EvaluationSettings", "evaluate", "evaluate_batch"]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray
-from fedrec.evaluation.ranks import Ranks
+from fedrec.core.interactions import IntArray
+from fedrec.evaluation._ranks import Ranks
 
 Floats = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 
 _KNOWN = re.compile(r"(full|sampled)/(ndcg|hr|recall|capped_recall|precision|f1|mrr|map)@([1-9][0-9]{0,3})")
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.evaluation.bootstrap import interval
+from fedrec.core.errors import DataError
+from fedrec.evaluation._bootstrap import interval
 from fedrec.evaluation.metrics import coverage, gini, novelty
-
-if TYPE_CHECKING:
-    from fedrec.evaluation.sums import MetricSums
+from fedrec.evaluation.sums import MetricSums
 
 BALANCED = ("full/ndcg@10", "sampled/ndcg@10", "sampled/hr@10")
 #: Groups by history length, the shortest first, behind "all".
@@ -45,7 +43,7 @@ class EvaluationReport:
             metrics.
         lists: metrics of the recommended lists over all users together (as `coverage@10`).
         answers: of a ranker's probabilities over all held-out events (as `log_loss`), where they are judged; see
-            `fedrec.evaluation.ranking_metrics.RankerSums.report`.
+            `fedrec.evaluation._ranking_metrics.RankerSums.report`.
         unscored_users: users for whom the model gave a score that is not a number; above 0 the model is
             broken.
     """
@@ -82,7 +80,11 @@ class EvaluationReport:
 
 
 def build_report(sums: MetricSums) -> EvaluationReport:
-    """The report of some sums; see `MetricSums.report`."""
+    """Means, intervals and list metrics of some sums.
+
+    Raises:
+        DataError: no user was evaluated.
+    """
     if not sums.users[:, 0].any():
         raise DataError(
             "no user has a held-out item, so nothing can be evaluated: hold items out with a split first"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 
 
 class EvaluationSettings(BaseModel):

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import ProtocolError
-from fedrec.evaluation.bootstrap import MAX_WEIGHT
+from fedrec.core.errors import ProtocolError
+from fedrec.evaluation._bootstrap import MAX_WEIGHT
+from fedrec.evaluation._ranking_metrics import RankerSums
 from fedrec.evaluation.metrics import metric_names
-from fedrec.evaluation.ranking_metrics import RankerSums
-from fedrec.evaluation.report import EvaluationReport, build_report
 from fedrec.evaluation.settings import EvaluationSettings
 
 Floats = NDArray[np.float64]
@@ -128,14 +127,6 @@ class MetricSums:
             sums._require_alike(like)
         sums._require_possible(max_users)
         return sums
-
-    def report(self) -> EvaluationReport:
-        """Means, intervals and list metrics.
-
-        Raises:
-            DataError: nobody was judged.
-        """
-        return build_report(self)
 
     def _require_shapes(self) -> None:
         shape = self.users.shape

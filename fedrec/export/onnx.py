@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError, EnvironmentProblem
+from fedrec.core.errors import DataError, EnvironmentProblem
 from fedrec.ranking.factors import Factors
-from fedrec.ranking.item_item import DenseWeights, ItemItem
-from fedrec.ranking.serving import Person, ServingModel
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.model import Person, ServingModel
 from fedrec.ranking.tables import ByteTable, Table
+from fedrec.ranking.weights import DenseWeights
 
 OPSET = 17
 #: So that runtimes of some years ago read it.

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from fedrec.errors import ConfigError, PrivacyRefused
-from fedrec.privacy.gaussian import gaussian_delta, gaussian_epsilon
-from fedrec.privacy.releases import (
+from fedrec.core.errors import ConfigError, PrivacyRefused
+from fedrec.privacy._gaussian import gaussian_delta, gaussian_epsilon
+from fedrec.privacy._releases import (
     GaussianRelease,
     PureRelease,
     Release,
@@ -27,7 +27,7 @@ from fedrec.privacy.releases import (
     merged,
     reveals_all,
 )
-from fedrec.privacy.renyi import rdp, rdp_delta, rdp_epsilon
+from fedrec.privacy._renyi import rdp, rdp_delta, rdp_epsilon
 
 __all__ = [
     "Accountant",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 
 
 def bit_sum(users: int, clipped: int) -> float:

@@ -9,7 +9,7 @@ Items that a user has are compared with items of about the same popularity that 
 (`matched_controls`): otherwise knowing what everybody likes would look like a leak.
 
 Letters: U users, I items, d embedding size, P values of the flat vector.
-Out of scope: which vectors are attacked (`fedrec_simulations.attacks`); canary audits (`fedrec.privacy.audit`).
+Out of scope: which vectors are attacked (`fedrec_simulations.audit.attacks`); canary audits (`fedrec.privacy.audit`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray
-from fedrec.errors import PrivacyRefused
-from fedrec.learning.updates import Layout
+from fedrec.core.errors import PrivacyRefused
+from fedrec.core.interactions import IntArray
+from fedrec.core.updates import Layout
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.mechanism import Contribution, Floats, checked, contribution
 from fedrec.privacy.noise import NoiseSource, snap
 from fedrec.privacy.plan import PrivacyPlan

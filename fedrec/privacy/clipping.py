@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.learning.updates import Updates, UpdateSum, finite
+from fedrec.core.updates import Updates, UpdateSum, finite
 
 
 def add_clipped(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec.data.interactions import IntArray, UserBatch
-from fedrec.errors import ConfigError
-from fedrec.learning.kernels import last_of_each
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import IntArray, UserBatch
+from fedrec.core.kernels import last_of_each
+from fedrec.privacy._releases import SkellamRelease
 from fedrec.privacy.accounting import calibrate
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.releases import SkellamRelease
 
 #: Rows of fewer users are never let through on purpose.
 SMALLEST_FLOOR = 5

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy.integers import Integers
 from fedrec.privacy.mechanism import Contribution, Floats, contribution
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.plan import Integers, PrivacyPlan
+from fedrec.privacy.plan import PrivacyPlan
 
 #: Largest scaled value that still has exact integers around it in float64.
 _EXACT = 2.0**52

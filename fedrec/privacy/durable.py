@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedrec.wire.files import PRIVATE, atomic_write, sync_folder
+from fedrec.core.files import PRIVATE, atomic_write, sync_folder
 
 __all__ = ["PRIVATE", "durable_write", "make_folder", "sync_folder"]
 

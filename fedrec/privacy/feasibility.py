@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy._releases import GaussianRelease, Release
 from fedrec.privacy.accounting import calibrate
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.releases import GaussianRelease, Release
 
 #: Below: the mean update stands out; above 1: it drowns.
 EASY, LOST = 0.3, 1.0

@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, UserBatch
-from fedrec.errors import PrivacyRefused, ProtocolError
-from fedrec.learning.device_module import DeviceModel, PublicKey, device_model_of
-from fedrec.learning.threads import one_blas_thread
-from fedrec.learning.updates import State, UpdateSum
+from fedrec.core.errors import PrivacyRefused, ProtocolError
+from fedrec.core.interactions import IntArray, UserBatch
+from fedrec.core.threads import one_blas_thread
+from fedrec.core.updates import State, UpdateSum
+from fedrec.neural.example_gradients import DeviceModel, PublicKey, device_model_of
 from fedrec.privacy.accounting import grouped_epsilon
 from fedrec.privacy.noise import NoiseSource, snap
 
 if TYPE_CHECKING:
-    from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
+    from fedrec.privacy.plan import PrivacyPlan
+    from fedrec.privacy.settings import InteractionPlan
 
 #: Examples whose gradients are held at once: B x S x d numbers of at most B (1 + n) rows.
 MICRO_BATCH = 32
@@ -76,7 +77,7 @@ def train_interactions(
         PrivacyRefused: the plan is of another unit, or the recommender's gradients cannot be bounded.
         ProtocolError: the broadcast tables have another shape or hold numbers that are not finite.
     """
-    from fedrec.privacy.norm_check import verify_model
+    from fedrec.privacy._norm_check import verify_model
 
     model = device_model_of(recommender)
     rule = _Rule.of(plan, round_key.round, model.device_learning_rate)
@@ -192,7 +193,7 @@ class _Device:
         """Sums of clipped gradients of some examples, and the positions of the rows that they are for."""
         import torch
 
-        from fedrec.privacy.example_gradients import sum_clipped
+        from fedrec.privacy._example_gradients import sum_clipped
 
         here, inverse = np.unique(slots, return_inverse=True)
         rows = {

@@ -21,9 +21,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedrec.errors import BudgetExhausted, LedgerTampered, PrivacyRefused
-from fedrec.privacy.composition import composed_epsilon
-from fedrec.privacy.journal import Journal
+from fedrec.core.errors import BudgetExhausted, LedgerTampered, PrivacyRefused
+from fedrec.privacy._composition import composed_epsilon
+from fedrec.privacy._journal import Journal
 from fedrec.privacy.plan import PrivacyPlan
 
 

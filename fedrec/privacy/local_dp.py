@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, calibrate
 from fedrec.privacy.central import FloatSums, noised
 from fedrec.privacy.mechanism import Contribution, Floats, checked, contribution

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 
@@ -77,19 +77,6 @@ class Mechanism(Protocol):
         Raises:
             PrivacyRefused: the noise in it is less than planned, or it is not finite; nothing may be released.
         """
-
-
-def mechanism_of(plan: PrivacyPlan) -> Mechanism:
-    """The mechanism that carries out a plan."""
-    from fedrec.privacy.central import Central, OnDevice
-    from fedrec.privacy.distributed import Distributed
-    from fedrec.privacy.local_dp import Local
-
-    if plan.unit == "interaction":
-        return OnDevice(plan)
-    if plan.trust == "distributed":
-        return Distributed(plan)
-    return Local(plan) if plan.trust == "local" else Central(plan)
 
 
 def contribution(vector: Contribution, users: int) -> Floats:

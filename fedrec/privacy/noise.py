@@ -5,7 +5,7 @@ takes only 32 bits of a seed, so that all noises can be tried. Here the key is 2
 With a seed the same streams can be repeated, for simulations and tests; whoever knows the seed can subtract the
 noise, so a seeded run protects nobody.
 
-Out of scope: how much noise a guarantee needs (`plan`), and public draws such as cohorts (`fedrec.learning.keys`).
+Out of scope: how much noise a guarantee needs (`plan`), and public draws such as cohorts (`fedrec.core.randomness`).
 Time and memory are side channels that are not closed.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from fedrec.errors import PrivacyRefused
-from fedrec.privacy.skellam import SKELLAM_TABLE_ERROR, draw
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy._skellam import SKELLAM_TABLE_ERROR, draw
 
 __all__ = ["SKELLAM_TABLE_ERROR", "NoiseSource", "snap"]
 

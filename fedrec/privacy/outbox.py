@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedrec.errors import PrivacyRefused
+from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.durable import durable_write, make_folder
 from fedrec.privacy.private_files import make_private, remove_durably, remove_half_written
 

@@ -11,29 +11,17 @@ Out of scope: whether anything can be learned under it (`feasibility`), and carr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedrec.errors import ConfigError, PrivacyRefused
-from fedrec.privacy.accounting import Accountant, calibrate
+from fedrec.core.errors import PrivacyRefused
+from fedrec.privacy._releases import GaussianRelease, Release, SkellamRelease
+from fedrec.privacy.accounting import Accountant
 from fedrec.privacy.accounting import epsilon as epsilon_of
-from fedrec.privacy.integers import Carried, Integers, integers_of
+from fedrec.privacy.integers import Carried, Integers
 from fedrec.privacy.metrics_release import MetricsRelease
-from fedrec.privacy.releases import GaussianRelease, Release, SkellamRelease
-from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings, Trust, Unit
-
-__all__ = [
-    "AdaptiveClip",
-    "Carried",
-    "Integers",
-    "InteractionPlan",
-    "MetricsRelease",
-    "PrivacyPlan",
-    "PrivacySettings",
-    "make_plan",
-]
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, Trust, Unit
 
 
 class PrivacyPlan(BaseModel):
@@ -87,7 +75,7 @@ class PrivacyPlan(BaseModel):
         problems = [text for text, wrong in self._problems() if wrong]
         if problems:
             raise ValueError("; ".join(problems))
-        _check_delta(self.delta, self.population)
+        check_delta(self.delta, self.population)
         return self
 
     def _problems(self) -> list[tuple[str, bool]]:
@@ -292,118 +280,10 @@ class PrivacyPlan(BaseModel):
         return lines
 
 
-def make_plan(
-    settings: PrivacySettings,
-    *,
-    population: int,
-    rounds: int,
-    schedule: Sequence[float],
-    parameters: int,
-    sampling_rate: float = 1.0,
-    dense_gradient: bool = False,
-    carried: Carried | None = None,
-) -> PrivacyPlan:
-    """The plan that keeps a target.
-
-    Args:
-        settings: the target and who is trusted.
-        population: N.
-        rounds: T.
-        schedule: relative noise multiplier of each round.
-        parameters: P.
-        sampling_rate: q, the probability of taking part in a round, as implemented.
-        dense_gradient: the update is a gradient of all parameters; without signal it is refused (see `feasibility`).
-        carried: trust "central": how clean sums travel as integers; None: as real numbers.
-
-    Raises:
-        PrivacyRefused: the guarantee would be meaningless, or nothing could be learned, and `force` is not set.
-        ConfigError: settings that do not fit together; all problems in one message.
-    """
-    from fedrec.privacy.feasibility import check
-
-    delta = population**-1.1 if settings.delta is None else settings.delta
-    _check_delta(delta, population)
-    ever = 1.0 - (1.0 - sampling_rate) ** rounds
-    if delta >= ever:
-        raise PrivacyRefused(
-            f"delta is {delta:.3g} and the probability of ever taking part is {ever:.3g}: a release without noise "
-            "would pass as private; lower privacy.delta or raise federation.sampling_rate"
-        )
-    if len(schedule) != rounds:
-        raise PrivacyRefused(f"noise schedule of {len(schedule)} rounds for {rounds}: expected one each")
-    try:
-        plan = _calibrated(settings, delta, population, rounds, schedule, parameters, sampling_rate, carried)
-    except ValidationError as error:
-        raise ConfigError("privacy settings: " + "; ".join(map(_problem, error.errors()))) from error
-    if not settings.force:
-        check(plan, dense_gradient=dense_gradient)
-    return plan
-
-
-def _calibrated(
-    settings: PrivacySettings,
-    delta: float,
-    population: int,
-    rounds: int,
-    schedule: Sequence[float],
-    parameters: int,
-    sampling_rate: float,
-    carried: Carried | None,
-) -> PrivacyPlan:
-    accountant: Accountant = "rdp" if settings.trust == "distributed" else settings.accountant
-    fields: dict[str, Any] = {
-        "unit": settings.unit,
-        "trust": "local" if settings.unit == "interaction" else settings.trust,
-        "target_epsilon": settings.epsilon,
-        "delta": delta,
-        "population": population,
-        "sampling": "everyone" if sampling_rate == 1.0 else "poisson",
-        "sampling_rate": sampling_rate,
-        "rounds": rounds,
-        "clip_norm": settings.clip_norm,
-        "accountant": accountant,
-        "parameters": parameters,
-        "adaptive": settings.adaptive,
-        "interaction": (settings.interaction or InteractionPlan())
-        if settings.unit == "interaction"
-        else None,
-        "carried": carried,
-        "noise_seed": settings.noise_seed,
-    }
-    if settings.metrics == "noised":
-        from fedrec.privacy.metrics_budget import metrics_for
-
-        fields["metrics"] = metrics_for(settings, fields)
-
-    def at(z: float, integers: Integers | None) -> PrivacyPlan:
-        multipliers = tuple(z * each for each in schedule)
-        return PrivacyPlan(**fields, noise_multipliers=multipliers, distributed=integers)
-
-    def kept(integers: Integers | None) -> PrivacyPlan:
-        left = at(0.0, integers).kept_delta
-        z = calibrate(lambda z: at(z, integers).releases(), settings.epsilon, left, accountant)
-        return at(z, integers)
-
-    if settings.trust == "distributed":
-        integers = integers_of(settings, delta, rounds, parameters)
-        from fedrec.privacy.room import with_room
-
-        return with_room(kept, integers, chosen=settings.scale is not None)
-    plan = kept(None)
-    for z in plan.noise_multipliers:
-        plan.update_multiplier(z)
-    return plan
-
-
-def _check_delta(delta: float, population: int) -> None:
+def check_delta(delta: float, population: int) -> None:
+    """Raises PrivacyRefused for a delta that allows to publish one user outright."""
     if delta >= 1.0 / population:
         raise PrivacyRefused(
             f"privacy.delta is {delta:.3g} for {population} users: expected less than 1/N = {1 / population:.3g}, "
             "since 1/N allows to publish one user outright; leave it out for N^-1.1"
         )
-
-
-def _problem(item: Any) -> str:
-    """One validation error as text: where, and what was expected."""
-    place = ".".join(str(part) for part in item["loc"])
-    return (f"{place}: " if place else "") + str(item["msg"]).removeprefix("Value error, ")

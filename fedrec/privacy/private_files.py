@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedrec.errors import RunError
-from fedrec.wire.files import PRIVATE_FOLDER, sync_folder
+from fedrec.core.errors import RunError
+from fedrec.core.files import PRIVATE_FOLDER, sync_folder
 
 OTHERS = 0o077
 

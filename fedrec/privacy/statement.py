@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
+from fedrec.core.files import PUBLIC, write_json
+from fedrec.privacy._interpretation import tier
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.reading import tier
 from fedrec.privacy.statement_fields import (
     Field,
     accountant_field,
@@ -31,8 +32,7 @@ from fedrec.privacy.statement_fields import (
     unit_field,
     whole_user_epsilon,
 )
-from fedrec.privacy.trust import adversary, local_epsilon, uncovered
-from fedrec.wire.files import PUBLIC, write_json
+from fedrec.privacy.threat_model import adversary, local_epsilon, uncovered
 
 #: Names of the fields, in the order in which they are read.
 FIELDS = (

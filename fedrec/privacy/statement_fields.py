@@ -12,11 +12,11 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from fedrec.privacy._composition import rounding_delta
+from fedrec.privacy._interpretation import attack_power, tier
 from fedrec.privacy.accounting import gaussian_mu, summary
-from fedrec.privacy.composition import rounding_delta
 from fedrec.privacy.noised_means import TUNING_NOT_COVERED
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.reading import attack_power, tier
 
 Field = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from fedrec.privacy._headroom import fits
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.room import fits
 
 
 class PrivacyTerms(BaseModel):

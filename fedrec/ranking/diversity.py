@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 Floats = NDArray[np.float64]
 #: Variance that an item keeps beside an equal one.

@@ -30,7 +30,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 Floats = NDArray[np.float64]
 

@@ -13,10 +13,10 @@ from typing import ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.ranking.folding import Folded, Folding, read_folding
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.serving import Explanation, Header, History, Person, Scores, ServingModel
+from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel
 from fedrec.ranking.tables import Table, read_table
 
 

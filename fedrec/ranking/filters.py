@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.ranking.shelf import Shelf
+from fedrec.core.errors import DataError
+from fedrec.ranking.item_index import Shelf
 
 #: Places of the longest list.
 LONGEST = 10_000

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.ranking.serving import History
+from fedrec.ranking.model import History
 from fedrec.ranking.tables import Table
 
 Floats = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Weights between items that a graph implies: W_hj = e_h · e_j + edge_hj, never written out.
 
 A person's vector Σ_h r_h e_h and the edges of the own history are all that a score takes, and both are made where the
-history is. Out of scope: how the graph comes about (`fedrec.models.item_graph`).
+history is. Out of scope: how the graph comes about (`fedrec.recommenders.closed_form.item_graph`).
 
 Letters: I items, L entries of a history, d embedding size.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.ranking.item_item import SparseWeights
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.serving import Scores
+from fedrec.ranking.model import Scores
 from fedrec.ranking.tables import Table, read_table
+from fedrec.ranking.weights import SparseWeights
 
 
 class GraphWeights:
-    """See `fedrec.ranking.item_item.Weights`.
+    """See `fedrec.ranking.weights.Weights`.
 
     Args:
         edges: of the items to the items that they speak for.

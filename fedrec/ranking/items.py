@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 Arrays = dict[str, NDArray[np.generic]]
 MAX_ITEMS = 20_000_000

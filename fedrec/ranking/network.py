@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.ranking.encoders import ENCODERS
+from fedrec.core.errors import DataError
+from fedrec.ranking._encoders import ENCODERS
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.serving import Explanation, Header, History, Person, Scores, ServingModel
+from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel
 from fedrec.ranking.tables import Table, read_table
 
 WEIGHT = "weight."

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.ranking.best import best
+from fedrec.core.errors import DataError
+from fedrec.ranking._backfill import Filling, Placed
 from fedrec.ranking.diversity import Diversity, unit
 from fedrec.ranking.exploration import Exploration, Explorer, Uncertainty
-from fedrec.ranking.filling import Filling, Placed
 from fedrec.ranking.filters import LONGEST, Limits, Rule, boosts, named, pins
-from fedrec.ranking.serving import Person
-from fedrec.ranking.shelf import Shelf
+from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.model import Person
+from fedrec.ranking.top_scores import best
 
 #: The short list is so many times as long as the part of the list that diversity and exploration work on.
 SHORT_LIST, MIN_SHORT_LIST = 10, 100

@@ -1,6 +1,6 @@
 """Popularity that serves, and models that know the popular part of a catalogue only.
 
-Out of scope: counting (`fedrec.models.popularity`).
+Out of scope: counting (`fedrec.recommenders.closed_form.popularity`).
 
 Letters: I items, k of them known to an inner model.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.serving import Explanation, Header, History, Person, Scores, ServingModel, read_model
+from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel, read_registered
 
 INNER = "inner."
 
@@ -166,7 +166,7 @@ class Selected(ServingModel):
         """See `ServingModel`."""
         named = {n.removeprefix(INNER): values for n, values in arrays.items() if n.startswith(INNER)}
         return cls(
-            read_model(named, header["inner"]),
+            read_registered(named, header["inner"]),
             np.asarray(arrays["selected"], dtype=np.int64),
             np.asarray(arrays["popularity"], dtype=np.float32),
         )

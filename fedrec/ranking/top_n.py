@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import IntArray, UserBatch
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import IntArray, UserBatch
 
 Floating = NDArray[np.floating]
 

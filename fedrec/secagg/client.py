@@ -18,11 +18,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg import shamir
-from fedrec.secagg.cohort import Cohort, check_survivors
-from fedrec.secagg.context import Context
-from fedrec.secagg.keys import (
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._cohort import Cohort, check_survivors
+from fedrec.secagg._keys import (
     KEY_BYTES,
     Pair,
     commitment,
@@ -32,7 +32,8 @@ from fedrec.secagg.keys import (
     pair_mask_key,
     seal,
 )
-from fedrec.secagg.masks import Sign, add_masks
+from fedrec.secagg._masks import Sign, add_masks
+from fedrec.secagg.context import Context
 from fedrec.secagg.messages import (
     ADVERT_BYTES,
     SEALED_BYTES,
@@ -43,7 +44,6 @@ from fedrec.secagg.messages import (
     to_bytes_row,
     to_rows,
 )
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import SIGNATURE_BYTES, Identity
 from fedrec.secagg.state import ClientState, Stage
 from fedrec.secagg.terms import SecaggTerms

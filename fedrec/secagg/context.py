@@ -13,8 +13,8 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 
 MAX_LENGTH = 1 << 28
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg.rotation import Rotation, padded_size, tail
 
 Floats = NDArray[np.float64]

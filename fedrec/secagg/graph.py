@@ -24,8 +24,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 
 COMPLETE_UP_TO = 100
 

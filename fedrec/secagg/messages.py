@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.keys import KEY_BYTES, TAG_BYTES
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg._keys import KEY_BYTES, TAG_BYTES
+from fedrec.secagg._shamir import ELEMENT_BYTES
 from fedrec.secagg.roster import SIGNATURE_BYTES
-from fedrec.secagg.shamir import ELEMENT_BYTES
 
 Arrays = dict[str, NDArray[Any]]
 #: Shape with None for "any".

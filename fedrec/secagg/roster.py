@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedrec.errors import AggregationRefused, RunError
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused, RunError
+from fedrec.core.refusal_reasons import Reason
 
 SIGNATURE_BYTES = 64
 _KEY = r"[0-9a-f]{64}"

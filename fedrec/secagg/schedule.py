@@ -29,8 +29,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 
 #: Part of a group that every sum keeps.
 KEPT = 4 / 5

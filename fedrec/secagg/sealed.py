@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fedrec.errors import AggregationRefused
-from fedrec.secagg.reasons import Reason
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _LENGTH_BYTES = 4

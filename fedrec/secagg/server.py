@@ -17,12 +17,13 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationAborted, AggregationRefused
-from fedrec.secagg import shamir
-from fedrec.secagg.cohort import Cohort
+from fedrec.core.errors import AggregationAborted, AggregationRefused
+from fedrec.core.refusal_reasons import Reason
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._cohort import Cohort
+from fedrec.secagg._keys import KEY_BYTES, Pair, commitment, own_mask_key, pair_mask_key
+from fedrec.secagg._masks import Sign, add_masks
 from fedrec.secagg.context import Context
-from fedrec.secagg.keys import KEY_BYTES, Pair, commitment, own_mask_key, pair_mask_key
-from fedrec.secagg.masks import Sign, add_masks
 from fedrec.secagg.messages import (
     ADVERT_BYTES,
     SEALED_BYTES,
@@ -32,7 +33,6 @@ from fedrec.secagg.messages import (
     to_places,
     to_rows,
 )
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.roster import SIGNATURE_BYTES
 from fedrec.secagg.schedule import Group
 from fedrec.secagg.terms import SecaggTerms

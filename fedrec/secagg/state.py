@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg.context import Context
 from fedrec.secagg.messages import Arrays
-from fedrec.secagg.reasons import Reason
 
 #: Replies up to this size are kept, to be sent again; a masked vector is not kept from process to process.
 _KEPT_BYTES = 1 << 16

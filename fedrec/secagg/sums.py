@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg.encoding import Encoding, encoding_for
-from fedrec.secagg.reasons import Reason
 from fedrec.secagg.terms import SecaggTerms
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from fedrec.errors import AggregationRefused
+from fedrec.core.errors import AggregationRefused
 from fedrec.secagg.encoding import encoding_for
 from fedrec.secagg.graph import degree, threshold
 from fedrec.secagg.roster import Roster

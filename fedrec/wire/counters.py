@@ -3,7 +3,7 @@
 A report holds the counters of `NAMES` for one day, each cut at `MOST`, with two-sided geometric noise of scale
 `SCALE` and cut again, at `LEAST` and `GREATEST`. The second cut touches 0.5 % of honest values, on both sides alike
 (its bias is below 0.03), and makes the greatest value of an honest report the greatest that any report can have: the
-service cuts there, too. Out of scope: the noise itself (`fedrec_client.metrics`), sums (`fedrec_server.service`).
+service cuts there, too. Out of scope: the noise itself and the sums.
 """
 
 from __future__ import annotations

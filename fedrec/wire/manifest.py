@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import BadContent, ClientTooOld, WrongPopulation
+from fedrec.core.errors import BadContent, ClientTooOld, WrongPopulation
 from fedrec.wire.strict_json import canonical, parse_json
 
 MANIFEST_FILE = "manifest.json"

@@ -2,7 +2,7 @@
 
 What arrives was made by somebody else, so decoding checks everything that later code relies on: names (they
 become parts of file names), types of arrays (nothing that needs pickle), sizes. What the values mean is for
-whoever asked to check. A message is anything with the five fields of `fedrec.learning.protocol`: this module
+whoever asked to check. A message is anything with the five fields of `fedrec.core.messages`: this module
 names no class of it and so needs numpy only. Out of scope: how bytes travel, compression, signatures.
 """
 
@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import ProtocolError
+from fedrec.core.errors import ProtocolError
 
 Arrays = dict[str, NDArray[np.generic]]
 Scalar = str | int | float | bool

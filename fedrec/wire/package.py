@@ -26,11 +26,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fedrec.errors import BadContent, DataError, RegistryError
+from fedrec.core.errors import BadContent, DataError, RegistryError
+from fedrec.core.files import Arrays, sync_folder
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel, read_model
-from fedrec.wire.delta import apply_delta, make_delta, tensor_entries
-from fedrec.wire.files import Arrays, sync_folder
+from fedrec.ranking.model import ServingModel
+from fedrec.ranking.read import read_model
+from fedrec.wire._delta import apply_delta, make_delta, tensor_entries
 from fedrec.wire.manifest import (
     ITEMS_FILE,
     MANIFEST_FILE,

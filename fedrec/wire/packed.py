@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fedrec.errors import ProtocolError
+from fedrec.core.errors import ProtocolError
 
 #: Up to here one string is cheaper to carry than arrays apart.
 MAX_PACKED_BYTES = 100_000

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedrec.errors import BadContent, RunError
+from fedrec.core.errors import BadContent, RunError
 from fedrec.wire.layout import ROOT
 from fedrec.wire.strict_json import parse_json
 

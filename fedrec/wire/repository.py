@@ -37,8 +37,8 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from fedrec.errors import RegistryError, RunError
-from fedrec.wire.files import PUBLIC, atomic_write
+from fedrec.core.errors import RegistryError, RunError
+from fedrec.core.files import PUBLIC, atomic_write
 from fedrec.wire.layout import (
     DELEGATED,
     ONLINE,

@@ -13,7 +13,7 @@ from typing import TypeVar
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from fedrec.errors import BadSignature, RegistryError
+from fedrec.core.errors import BadSignature, RegistryError
 from fedrec.wire.layout import DELEGATED, MODELS, ROOT, SNAPSHOT, TARGETS, TASKS, TIMESTAMP
 
 Kind = TypeVar("Kind", Root, Timestamp, Snapshot, Targets)

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner
 
-from fedrec.errors import RunError
-from fedrec.wire.files import write_secret
+from fedrec.core.errors import RunError
+from fedrec.core.files import write_secret
 from fedrec.wire.layout import ONLINE, ROOT, TARGETS
 
 MAX_ROOT_KEYS = 9

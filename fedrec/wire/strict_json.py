@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from fedrec.errors import BadContent
+from fedrec.core.errors import BadContent
 
 MAX_DEPTH = 12
 

@@ -6,7 +6,7 @@ r"""Our client of The Update Framework behind the command line of its public con
     tuf_client.py --metadata-dir DIR --metadata-url URL --target-name NAME --target-base-url URL \
         --target-dir FOLDER download
 
-What runs is `fedrec_client.trusted_metadata.refreshed` over `HttpsFiles`, with a store whose records are files in
+What runs is `trusted_metadata.refreshed` of the SDK over `HttpsFiles`, with a store whose records are files in
 DIR, because the suite looks at them. One check is off: repositories of the suite do not say of whose population they
 are.
 """
@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec_client import MemoryStore, trusted_metadata
-from fedrec_client.folder_files import FolderFiles
-from fedrec_client.https_files import HttpsFiles
-from fedrec_client.trusted_metadata import RECORDS, TrustedMetadata
-from fedrec_client.trusted_time import RECORD
+from fedrec_client.store.trusted_time import RECORD
+from fedrec_client.updates._trusted_metadata import RECORDS, TrustedMetadata
+from fedrec_client.updates.folder_files import FolderFiles
+from fedrec_client.updates.https_files import HttpsFiles
 
 PINNED, CLOCK = "pinned", "clock"
 

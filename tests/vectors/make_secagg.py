@@ -19,13 +19,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from fedrec.secagg import shamir
+from fedrec.secagg import _shamir as shamir
+from fedrec.secagg._keys import Pair, commitment
+from fedrec.secagg._masks import mask
 from fedrec.secagg.client import Client
 from fedrec.secagg.context import Context
 from fedrec.secagg.encoding import Encoding
 from fedrec.secagg.graph import neighbours, threshold
-from fedrec.secagg.keys import Pair, commitment
-from fedrec.secagg.masks import mask
 from fedrec.secagg.messages import Arrays, advert_digest
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.server import Server

@@ -26,8 +26,8 @@ from benchmarks.workload import (
     ml1m_shape,
     recommender,
 )
-from fedrec.data.interactions import UserBatch
-from fedrec.learning.views import build_views
+from fedrec.core.interactions import UserBatch
+from fedrec.neural.views import build_views
 
 app = ClientApp()
 

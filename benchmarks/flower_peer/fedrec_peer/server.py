@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.cpu import tree_cpu_seconds
 from benchmarks.workload import N_ITEMS, SEED, recommender
-from fedrec.processes import MARK
+from fedrec.core.processes import MARK
 
 app = ServerApp()
 

@@ -11,8 +11,8 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedrec.learning.protocol import Reply
-from fedrec_client.flower_app import StateMemory, make_records, parse_records
+from fedrec.core.messages import Reply
+from fedrec_client.node.flower_app import StateMemory, make_records, parse_records
 
 SECRET = bytes(range(256)) * 16
 app = ClientApp()

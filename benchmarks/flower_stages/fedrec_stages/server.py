@@ -11,9 +11,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from fedrec.learning.protocol import Reply, Request
-from fedrec_server.flower_app import GridExchange
-from fedrec_server.launch import Launch
+from fedrec.core.messages import Reply, Request
+from fedrec_server.federation.flower_app import GridExchange
+from fedrec_server.federation.launch import Launch
 
 #: "hello" stands where nodes train: what a node computes is no part of what carrying its message costs.
 Stage = Literal["advertise", "share", "hello", "confirm", "unmask"]

@@ -17,12 +17,12 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.models.registry import build
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
-from fedrec_simulations.config import Config, parse_config
-from fedrec_simulations.prepare import prepare
-from fedrec_simulations.publishing import served
+from fedrec.ranking.model import ServingModel
+from fedrec.recommenders.registry import build
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.operations.publishing import served
 
 #: Genres with a colour of their own; a film takes one of those of its genres.
 TONES = (

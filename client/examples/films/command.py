@@ -18,9 +18,9 @@ from types import FrameType
 
 import uvicorn
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.model import ServingModel
 from films.catalogue import Catalogue, start_model
 from films.federation import Together
 from films.journal import Journal

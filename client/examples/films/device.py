@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedrec.ranking.diversity import Mmr
 from fedrec_client import Conditions, Policy
-from fedrec_client.platform import SystemPlatform
+from fedrec_client.terms.platform import SystemPlatform
 from films.catalogue import Film
 
 #: Of the example: people come and go within minutes. A real app leaves both as they are.

@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec.wire.manifest import Manifest
-from fedrec_client.results import TrainingReport
-from fedrec_simulations.campaigns import Campaign
+from fedrec_client.terms.results import TrainingReport
+from fedrec_simulations.operations.campaigns import Campaign
 from films.journal import Journal
 from films.people import Person
 from films.services import ModelService

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.errors import RegistryError
-from fedrec.ranking.item_item import DenseWeights, ItemItem
+from fedrec.core.errors import RegistryError
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.model import ServingModel
 from fedrec.ranking.popular import Selected
-from fedrec.ranking.serving import ServingModel
 from fedrec.ranking.tables import FloatTable
-from fedrec_simulations.config import Config, parse_config
+from fedrec.ranking.weights import DenseWeights
+from fedrec_simulations.experiments.config import Config, parse_config
 from films.catalogue import HISTORY_HALF_LIFE
 
 #: How much the layer that the devices learned weighs beside the start model.

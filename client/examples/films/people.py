@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import ConsentRequired, DataError, FedrecError
+from fedrec.core.errors import ConsentRequired, DataError, FedrecError
 from fedrec.ranking.exploration import Thompson
 from fedrec_client import Client, Policy
-from fedrec_client.events import EventType
-from fedrec_client.results import Eligibility, ModelInfo, Recommendation, Similar, TrainingReport
 from fedrec_client.store.base import Receipt
-from fedrec_client.transport import Transport
+from fedrec_client.store.events import EventType
+from fedrec_client.terms.results import Eligibility, ModelInfo, Recommendation, Similar, TrainingReport
+from fedrec_client.updates.transport import Transport
 from films.catalogue import Catalogue, Film
 from films.device import (
     CAREFUL,

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Protocol
 
 from fedrec.ranking.items import Items
-from fedrec.ranking.serving import ServingModel
+from fedrec.ranking.model import ServingModel
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Terms, pack_model
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
-from fedrec_client.grpc_transport import GrpcTransport
 from fedrec_client.testing import FakeService
-from fedrec_client.transport import Transport
-from fedrec_server.campaigns import CampaignBook
-from fedrec_server.certificates import make_service_certificates
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_client.updates.transport import Transport
+from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.limits import Limits
+from fedrec_server.operations.campaigns import CampaignBook
 from fedrec_server.registry import Registry
-from fedrec_server.service.limits import Limits
 from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.campaigns import Campaign
+from fedrec_simulations.operations.campaigns import Campaign
 from films.layer import campaign_config, layered
 from films.words import NotNowError
 

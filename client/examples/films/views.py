@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fedrec.errors import DataError, FedrecError
-from fedrec_client.results import Reasons, Recommended
+from fedrec.core.errors import DataError, FedrecError
+from fedrec_client.terms.results import Reasons, Recommended
 from films.catalogue import TASTES, Catalogue
 from films.device import CAREFUL, DEMONSTRATION, MORE, VARIETY
 from films.federation import MIN_DEVICES, STAGES, Together

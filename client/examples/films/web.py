@@ -25,7 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedrec.errors import DataError, FedrecError
+from fedrec.core.errors import DataError, FedrecError
 from films.catalogue import TASTES
 from films.federation import Together
 from films.journal import Journal

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     CampaignOver,
     ConsentRequired,
     DataError,
@@ -21,7 +21,7 @@ from fedrec.errors import (
     StoreFull,
     UpdateRejected,
 )
-from fedrec_client.results import TrainingReport
+from fedrec_client.terms.results import TrainingReport
 from fedrec_client.training.enrolments import CUT_OFF
 from films.device import CONDITIONS
 
@@ -30,7 +30,7 @@ class NotNowError(RegistryError):
     """Said by this app in words for its people."""
 
 
-#: Why a device does not train now, by the code of `fedrec_client.eligibility`.
+#: Why a device does not train now, by the code of `fedrec_client.terms.eligibility`.
 NOT_NOW = {
     "consent": "Training together is not agreed to",
     "model": "It has no current model: check for an update",
@@ -42,7 +42,7 @@ NOT_NOW = {
     "period": "It has trained a short while ago",
     "budget": "The privacy budget that this app allows is spent",
 }
-#: Why a device refused a campaign, by the code of `fedrec_client.policy`.
+#: Why a device refused a campaign, by the code of `fedrec_client.terms.policy`.
 REFUSED = {
     "cohort": "Too few people take part to hide among them",
     "budget": "It would cost more of the privacy budget than this app allows",

@@ -1,9 +1,9 @@
 """What the SDK keeps on a device, sealed."""
 
+from fedrec_client.store._vault import FileVault, KeychainVault, PassphraseVault, Vault, open_vault
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.in_memory import MemoryStore
 from fedrec_client.store.sqlite import SqliteStore
-from fedrec_client.store.vault import FileVault, KeychainVault, PassphraseVault, Vault, open_vault
 
 __all__ = [
     "FileVault",

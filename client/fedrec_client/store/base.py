@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedrec_client.events import Event, EventType
+from fedrec_client.store.events import Event, EventType
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import DataError
-from fedrec.wire.files import create, sync_folder
-from fedrec_client.events import Event
+from fedrec.core.errors import DataError
+from fedrec.core.files import create, sync_folder
 from fedrec_client.store.base import Store
+from fedrec_client.store.events import Event
 
 
 def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:

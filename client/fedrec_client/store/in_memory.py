@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedrec_client.events import Event
+from fedrec_client.store._contents import AnswersFromMemory, Contents
 from fedrec_client.store.base import Receipt, Retention
-from fedrec_client.store.contents import AnswersFromMemory, Contents
+from fedrec_client.store.events import Event
 from fedrec_client.store.timeline import Timeline
 
 

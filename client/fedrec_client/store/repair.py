@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import DataError, StoreCorrupt, StoreError, StoreLocked
-from fedrec_client.events import Event
+from fedrec.core.errors import DataError, StoreCorrupt, StoreError, StoreLocked
+from fedrec_client.store._contents import Contents
+from fedrec_client.store._held import Held
+from fedrec_client.store._renewal import find_root
+from fedrec_client.store._root import TABLES, Root, Sum
+from fedrec_client.store._rows import Row, contents_of
+from fedrec_client.store._sealing import Sealer
 from fedrec_client.store.base import Store
-from fedrec_client.store.contents import Contents
-from fedrec_client.store.held import Held
-from fedrec_client.store.renewal import find_root
-from fedrec_client.store.root import TABLES, Root, Sum
-from fedrec_client.store.rows import Row, contents_of
-from fedrec_client.store.sealing import Sealer
+from fedrec_client.store.events import Event
 
 REPAIRS = "repairs"
 #: So many numbers in a row that cannot be read end the search; a broken inner page hides fewer rows.

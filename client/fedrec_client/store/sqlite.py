@@ -19,17 +19,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from fedrec.errors import StoreCorrupt, StoreError
-from fedrec.wire.files import private_folder, sweep
-from fedrec_client.events import Event
-from fedrec_client.store import renewal
-from fedrec_client.store.base import Receipt, Retention
-from fedrec_client.store.contents import AnswersFromMemory, Contents
-from fedrec_client.store.database import DATABASE, connect, guard, translated, translated_files
-from fedrec_client.store.held import Held
-from fedrec_client.store.lock import FolderLock
-from fedrec_client.store.root import Root, stale
-from fedrec_client.store.rows import (
+from fedrec.core.errors import StoreCorrupt, StoreError
+from fedrec.core.files import private_folder, sweep
+from fedrec_client.store import _renewal as renewal
+from fedrec_client.store._contents import AnswersFromMemory, Contents
+from fedrec_client.store._database import DATABASE, connect, guard, translated, translated_files
+from fedrec_client.store._held import Held
+from fedrec_client.store._lock import FolderLock
+from fedrec_client.store._root import Root, stale
+from fedrec_client.store._rows import (
     SCHEMA,
     entry_row,
     event_row,
@@ -39,9 +37,11 @@ from fedrec_client.store.rows import (
     sealed_row,
     write_root,
 )
-from fedrec_client.store.sealing import KEY_BYTES, Sealer
+from fedrec_client.store._sealing import KEY_BYTES, Sealer
+from fedrec_client.store._vault import KEY_FILE, VAULT_FILE, Vault, open_vault
+from fedrec_client.store.base import Receipt, Retention
+from fedrec_client.store.events import Event
 from fedrec_client.store.timeline import Timeline
-from fedrec_client.store.vault import KEY_FILE, VAULT_FILE, Vault, open_vault
 
 log = logging.getLogger(__name__)
 

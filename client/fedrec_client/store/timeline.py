@@ -9,8 +9,8 @@ import bisect
 import math
 from collections.abc import Collection, Iterable
 
-from fedrec_client.events import Event, EventType
 from fedrec_client.store.base import Retention
+from fedrec_client.store.events import Event, EventType
 
 
 def in_order(arrived: Iterable[Event], now: float) -> list[tuple[float, Event]]:

@@ -15,8 +15,8 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from fedrec_client.participation import Book
 from fedrec_client.store.base import Store
+from fedrec_client.terms.participation import Book
 
 KEYS, GOODBYES = "training/", "leaving/"
 MADE, ENROLLED, STARTED, CHARGED = "made", "enrolled", "started", "charged"

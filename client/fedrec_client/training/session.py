@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedrec.errors import (
+from fedrec.core.errors import (
     BadContent,
     CampaignOver,
     Expired,
@@ -31,18 +31,19 @@ from fedrec.errors import (
 )
 from fedrec.secagg.roster import Identity
 from fedrec.wire.bundle import check_named
-from fedrec_client.model_updates import Served
-from fedrec_client.participation import Book
-from fedrec_client.platform import Platform
-from fedrec_client.policy import Policy
-from fedrec_client.profile import Profile
-from fedrec_client.results import TrainingReport
 from fedrec_client.store.base import Store
+from fedrec_client.store.training_profile import Profile
+from fedrec_client.store.trusted_time import CLOCK_SKEW_SECONDS, TrustedTime
+from fedrec_client.terms.participation import Book
+from fedrec_client.terms.platform import Platform
+from fedrec_client.terms.policy import Policy
+from fedrec_client.terms.results import TrainingReport
+from fedrec_client.terms.task_evaluation import evaluate_task
 from fedrec_client.training import enrolments
+from fedrec_client.training._run_task import Outcome, run_task
 from fedrec_client.training.enrolments import CHARGED, ENROLLED, MADE, STARTED
-from fedrec_client.training.run_task import Outcome, run_task
-from fedrec_client.transport import CheckInAnswer, Enrolment, Transport
-from fedrec_client.trusted_time import CLOCK_SKEW_SECONDS, TrustedTime
+from fedrec_client.updates.model_updates import Served
+from fedrec_client.updates.transport import CheckInAnswer, Enrolment, Transport
 
 POLL_SECONDS = 1.0
 #: So long a device waits for a campaign that it enrolled in.
@@ -103,7 +104,7 @@ class Session:
         if document is None:
             return nothing_left("enrolled; the campaign has not started yet")
         task = self._verified(document, campaign)
-        against, epsilon, delta = self.policy.judge(task, Book(self.store), self.platform.now())
+        against, epsilon, delta = evaluate_task(self.policy, task, Book(self.store), self.platform.now())
         if against:
             self._end(campaign, keys, "refused", reasons=against)
             return nothing_left(f"refused: {'; '.join(against)}")

@@ -24,7 +24,7 @@ import threading
 from pathlib import Path
 
 from fedrec.wire.bundle import write_expected
-from fedrec_client.training.forward import SENT, listen
+from fedrec_client.node.forward import SENT, listen
 
 _ending = threading.Lock()
 
@@ -46,8 +46,8 @@ def main() -> None:
         supernode_command(folder, wanted["superlink"], wanted["port"]), stdin=subprocess.DEVNULL
     )
     threading.Thread(target=lambda: _end_with(supernode), daemon=True).start()
-    from fedrec_client.training.charging import AskedCharge, NotCharged
-    from fedrec_client.training.host import make_node, serve
+    from fedrec_client.training._charging import AskedCharge, NotCharged
+    from fedrec_client.training._host import make_node, serve
 
     try:
         serve(make_node(wanted), listener, node_folder, AskedCharge(socket.socket(fileno=int(sys.argv[2]))))
@@ -57,7 +57,7 @@ def main() -> None:
 
 def supernode_command(folder: Path, superlink: str, port: int) -> list[str]:
     """Command of the SuperNode and of what serves its messages; paths and addresses only."""
-    command = [sys.executable, "-P", "-m", "fedrec_client.node_program", "--elsewhere"]
+    command = [sys.executable, "-P", "-m", "fedrec_client.node.node_program", "--elsewhere"]
     command += ["--folder", str(folder / "supernode"), "--node-dir", str(folder / "node")]
     command += ["--superlink", superlink, "--root-certificates", str(folder / "superlink.crt")]
     return [*command, "--key", str(folder / "key"), "--port", str(port)]

@@ -12,12 +12,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fedrec.core.errors import DataError
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders.common import DatasetInfo, Item, Loaded, catalog_of, read_member
+from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of, read_member
 from fedrec.data.rows import Reader, to_interactions
 from fedrec.data.tabular import Columns
-from fedrec.errors import DataError
 
 COLUMNS_2018 = Columns("reviewerID", "asin", "overall", "unixReviewTime", review="reviewText")
 COLUMNS_2023 = Columns("user_id", "parent_asin", "rating", "timestamp", "milliseconds", review="text")

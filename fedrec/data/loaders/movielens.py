@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import Catalog
 from fedrec.data.delimited import split_lines
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.interactions import Catalog
-from fedrec.data.loaders.common import DatasetInfo, Item, Loaded, catalog_of, piped, read_member
+from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of, piped, read_member
 from fedrec.data.rows import to_interactions
 from fedrec.data.tabular import Columns
-from fedrec.errors import DataError
 
 RESEARCH = (
     "GroupLens, University of Minnesota: research use; acknowledge the use in publications, no redistribution "

@@ -8,10 +8,10 @@ renumbered (`fedrec.data.bundled`).
 
 from __future__ import annotations
 
-from fedrec.data.bundled.build import load_bundle
+from fedrec.data.bundled.read import load_bundle
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders.common import DatasetInfo, Loaded, catalog_of, read_member
+from fedrec.data.loaders._common import DatasetInfo, Loaded, catalog_of, read_member
 from fedrec.data.loaders.movielens import dat_items
 from fedrec.data.rows import RowReport, to_interactions
 from fedrec.data.tabular import Columns

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders.common import DatasetInfo, Item, Loaded, catalog_of
+from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of
 from fedrec.data.rows import BadValueError, Field, Piece, RowReport, piece_of_rows, to_interactions
 from fedrec.data.tabular import collect
 

@@ -12,13 +12,13 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
+from fedrec.core.errors import DataError
 from fedrec.data.delimited import Layout, blocks, read_block
 from fedrec.data.files import Source
-from fedrec.data.loaders.common import DatasetInfo, Item, Loaded, catalog_of
+from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of
 from fedrec.data.rows import Coded, Field, Piece, RowReport, to_interactions
 from fedrec.data.rows import join as join_pieces
 from fedrec.data.tabular import collect
-from fedrec.errors import DataError
 
 FIELDS = (Field("user", 0, "id"), Field("rating", 1, "number"), Field("timestamp", 2, "date"))
 ALL_FIELDS = (*FIELDS, Field("item", "movie", "id"))

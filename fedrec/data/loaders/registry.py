@@ -9,14 +9,14 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.interactions import Dataset
 from fedrec.data.download import Progress, Remote, cache_folder
 from fedrec.data.download import download as fetch_file
 from fedrec.data.files import Source
-from fedrec.data.interactions import Dataset
 from fedrec.data.loaders import amazon, lastfm, movielens, movietweetings, msweb, netflix
-from fedrec.data.loaders.common import DatasetInfo, Loaded
+from fedrec.data.loaders._common import DatasetInfo, Loaded
 from fedrec.data.rows import Reader, RowReport
-from fedrec.errors import ConfigError, DataError
 
 ALL_INFOS = (
     movietweetings.INFOS,

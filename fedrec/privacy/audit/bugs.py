@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.learning.updates import Updates, UpdateSum
+from fedrec.core.updates import Updates, UpdateSum
 from fedrec.privacy import clipping
 from fedrec.privacy.central import Central
 from fedrec.privacy.distributed import Distributed

@@ -20,11 +20,11 @@ import math
 
 import numpy as np
 
-from fedrec.errors import ConfigError
-from fedrec.privacy.audit.parts import bound, lone_user, noise
-from fedrec.privacy.audit.pipeline import Learner, Pipeline
+from fedrec.core.errors import ConfigError
+from fedrec.privacy.audit._parts import bound, lone_user, noise
+from fedrec.privacy.audit._pipeline import Learner, Pipeline
+from fedrec.privacy.audit._runs import directions, planted
 from fedrec.privacy.audit.report import AuditReport
-from fedrec.privacy.audit.runs import directions, planted
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 

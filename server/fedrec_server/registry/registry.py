@@ -25,9 +25,9 @@ from typing import Any
 
 from tuf.api.metadata import TargetFile
 
-from fedrec.errors import BadContent, RegistryError, UpdateRejected
-from fedrec.wire.files import PUBLIC as READABLE
-from fedrec.wire.files import atomic_write
+from fedrec.core.errors import BadContent, RegistryError, UpdateRejected
+from fedrec.core.files import PUBLIC as READABLE
+from fedrec.core.files import atomic_write
 from fedrec.wire.layout import (
     ALL_TRAFFIC,
     CANARY,
@@ -46,9 +46,9 @@ from fedrec.wire.repository import Lifetimes, Repository, target_of
 from fedrec.wire.repository_state import State
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec.wire.strict_json import canonical
-from fedrec_server.registry.aliases import Aliases
-from fedrec_server.registry.checks import UNSIGNED, state_of
-from fedrec_server.registry.history import append_history, read_history
+from fedrec_server.registry._aliases import Aliases
+from fedrec_server.registry._checks import UNSIGNED, state_of
+from fedrec_server.registry._history import append_history, read_history
 
 #: How long another writer is waited for.
 WAIT_SECONDS = 10.0

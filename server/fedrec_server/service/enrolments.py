@@ -8,7 +8,7 @@ A token is made by the app's login server for a user who is signed in. Both shar
 
 and is good for one device: its nonce is written down with the device's key before the device is on the roster, and
 no other key passes with it. The service learns no account. A login server that derives the nonce from account and
-campaign with a key of its own lets each account enrol once. Out of scope: the roster (`fedrec_server.campaigns`).
+campaign with a key of its own lets each account enrol once. Out of scope: the roster (`operations.campaigns`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import IO
 
 import grpc
 
-from fedrec.errors import RegistryError, ServiceError
-from fedrec.wire.files import sync_folder
-from fedrec_server.service.campaigns import Campaigns
-from fedrec_server.service.quotas import DailyQuota
-from fedrec_server.service.refusals import Refused
+from fedrec.core.errors import RegistryError, ServiceError
+from fedrec.core.files import sync_folder
+from fedrec_server.service._campaigns import Campaigns
+from fedrec_server.service._quotas import DailyQuota
+from fedrec_server.service._refusals import Refused
 
 KEY_BYTES = 32
 MAX_TOKEN_SECONDS = 86_400

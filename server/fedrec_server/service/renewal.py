@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec.wire.signing import OnlineKeys
 from fedrec_server.registry import Registry
 

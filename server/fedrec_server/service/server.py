@@ -18,18 +18,18 @@ from typing import Any, Self
 
 import grpc
 
-from fedrec.errors import ServiceError
-from fedrec_server.certificates import days_left
-from fedrec_server.front import listen
+from fedrec.core.errors import ServiceError
+from fedrec_server.network.certificates import days_left
+from fedrec_server.network.front import listen
+from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
-from fedrec_server.service.calls import Calls
-from fedrec_server.service.campaigns import Campaigns, NoCampaigns
+from fedrec_server.service._calls import Calls
+from fedrec_server.service._campaigns import Campaigns, NoCampaigns
+from fedrec_server.service._handlers import ModelService
+from fedrec_server.service._quotas import Quotas
+from fedrec_server.service._relay import Relay
+from fedrec_server.service._watchdog import Watchdog
 from fedrec_server.service.enrolments import EnrolmentTokens
-from fedrec_server.service.handlers import ModelService
-from fedrec_server.service.limits import Limits
-from fedrec_server.service.quotas import Quotas
-from fedrec_server.service.relay import Relay
-from fedrec_server.service.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What a command answers: one JSON document and the same thing for people to read.
 
 Commands compute and return; only `main` prints to stdout. Progress, warnings and hints go to stderr through
-`notice`, so that stdout stays one document with --json. Out of scope: errors (exceptions, see `fedrec.errors`).
+`notice`, so that stdout stays one document with --json. Out of scope: errors (exceptions, see `fedrec.core.errors`).
 """
 
 from __future__ import annotations

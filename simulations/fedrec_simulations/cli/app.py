@@ -1,6 +1,6 @@
 """Assembles the commands, prints their answers, turns errors into one line and an exit code.
 
-    exit 0 success · 2 wrong command line · 3..20 see `fedrec.errors` · 130 interrupted, a checkpoint is left
+    exit 0 success · 2 wrong command line · 3..20 see `fedrec.core.errors` · 130 interrupted, a checkpoint is left
 
 A traceback means a bug in fedrec, never a user's mistake.
 """
@@ -14,7 +14,7 @@ import click
 import typer
 from rich.console import Console
 
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 from fedrec_simulations.cli import (
     campaign,
     compare,

@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.summary import Summary, same_question, side_by_side
 from fedrec_simulations.report.tables import COLUMNS, comparison, notes
-from fedrec_simulations.run_folder import RunFolder
 
 
 def compare(

@@ -11,7 +11,7 @@ from rich.markup import escape
 from fedrec_simulations.cli.answer import Answer, to_json
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, find_config
 from fedrec_simulations.cli.toml_text import to_toml
-from fedrec_simulations.config import Config, load_config
+from fedrec_simulations.experiments.config import Config, load_config
 
 app = typer.Typer(help="Show a resolved configuration, or the schema of all of them.")
 

@@ -11,14 +11,14 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
+from fedrec.core.errors import DataError
+from fedrec.core.interactions import Dataset
 from fedrec.data import splits
 from fedrec.data.cleaning import CleaningReport
-from fedrec.data.interactions import Dataset
-from fedrec.errors import DataError
 from fedrec_simulations.cli.answer import Answer, table
 from fedrec_simulations.cli.options import JsonFlag
-from fedrec_simulations.config import Config, parse_config
-from fedrec_simulations.prepare import FIRST_TIME, load, prepare
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.prepare import FIRST_TIME, load, prepare
 
 app = typer.Typer(help="Describe a data set, or clean and split it.")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)

@@ -15,18 +15,18 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag, read_config
 from fedrec_simulations.cli.recommend import view as view_person
 from fedrec_simulations.cli.running import drive, lay_out
-from fedrec_simulations.config import Config
-from fedrec_simulations.features import category_matrix
-from fedrec_simulations.prepare import Prepared, prepare
+from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.features import category_matrix
+from fedrec_simulations.experiments.prepare import Prepared, prepare
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import Summary, side_by_side, write_twin
 from fedrec_simulations.report.tables import COLUMNS, comparison, notes
-from fedrec_simulations.twin import fit_twin
 
 MARK = "demo.txt"
 #: Experiments that come with fedrec, and what the demo changes to stay within a minute.

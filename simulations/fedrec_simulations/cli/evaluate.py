@@ -10,18 +10,18 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec.evaluation.report import EvaluationReport
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
-from fedrec_simulations.features import category_matrix
-from fedrec_simulations.held_data import judge_held
+from fedrec_simulations.engines.held_data import judge_held
+from fedrec_simulations.experiments.baseline import Twin, fit_twin
+from fedrec_simulations.experiments.features import category_matrix
+from fedrec_simulations.experiments.run_folder import RunFolder
+from fedrec_simulations.experiments.sections import NoPrivacy
 from fedrec_simulations.report.summary import Summary, write_twin
 from fedrec_simulations.report.tables import notes
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.sections import NoPrivacy
-from fedrec_simulations.twin import Twin, fit_twin
 
 
 def evaluate(

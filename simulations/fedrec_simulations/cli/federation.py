@@ -9,14 +9,14 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import EnvironmentProblem
+from fedrec.core.errors import EnvironmentProblem
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.progress import RoundProgress
 from fedrec_simulations.cli.running import default_folder, lay_out
-from fedrec_simulations.prepare import prepare
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 app = typer.Typer(help="A federation on this machine: SuperLink, gateway, nodes, over TLS.")
 Folder = Annotated[Path, typer.Option("--folder", help="Where the federation keeps keys, database and logs.")]
@@ -52,7 +52,7 @@ def run(
     json_: JsonFlag = False,
 ) -> Answer:
     """Run (or go on with) a run on the federation that is up."""
-    from fedrec.models.registry import build
+    from fedrec.recommenders.registry import build
     from fedrec_simulations.cli.train import view
     from fedrec_simulations.report.page import write_page
     from fedrec_simulations.report.privacy_facts import write_privacy

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 from fedrec_simulations.cli.answer import Answer, notice
 from fedrec_simulations.cli.options import JsonFlag
 
@@ -37,7 +37,7 @@ def init(
 ) -> Answer:
     """Make offline keys (under FEDREC_PASSPHRASE), online keys and the registry; its root.json is what apps pin."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population)
@@ -64,7 +64,7 @@ def rotate_online(
 ) -> Answer:
     """Replace the online keys, e.g. after one was stolen; devices forget what the old ones signed last."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     folder = KeyFolder(keys, population, offline)
     books = Registry(registry, population)
@@ -84,7 +84,7 @@ def rotate_root(
 ) -> Answer:
     """Replace the offline keys; apps that pin the old root follow by themselves."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population, offline)
@@ -103,7 +103,7 @@ def renew(
 ) -> Answer:
     """Sign root and targets anew with the same keys, before they end (a year)."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     folder = KeyFolder(keys, population, offline)
     same = (folder.offline(_passphrase()), folder.online())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from fedrec.errors import EnvironmentProblem
+from fedrec.core.errors import EnvironmentProblem
 
 
 def main() -> None:

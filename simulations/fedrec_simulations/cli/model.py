@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import RegistryError, RunError, UpdateRejected
+from fedrec.core.errors import RegistryError, RunError, UpdateRejected
 from fedrec.wire.layout import DELEGATED, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fedrec.wire.manifest import Manifest
 from fedrec_simulations.cli.answer import Answer, notice, table
@@ -42,9 +42,9 @@ def publish(
     """Sign the model of a finished run under the next version; no device uses it before it is promoted."""
     from fedrec.wire.package import Terms
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
-    from fedrec_simulations.publishing import files_of_run
-    from fedrec_simulations.run_folder import RunFolder
+    from fedrec_simulations.experiments.run_folder import RunFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
+    from fedrec_simulations.operations.publishing import files_of_run
 
     files, summary = files_of_run(RunFolder.open(run), int8=int8)
     terms = Terms(0, int(time.time()), min_client, summary)
@@ -123,7 +123,7 @@ def promote(
 ) -> Answer:
     """Let devices use a version: all of them, or a share."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     after = Registry(registry, population).promote(
         version, KeyFolder(keys, population).online(), alias, traffic
@@ -141,7 +141,7 @@ def rollback(
 ) -> Answer:
     """Make an earlier version champion again; a canary ends."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     after = Registry(registry, population).rollback(version, KeyFolder(keys, population).online())
     return Answer(vars(after), [f"{population}: version {version} is champion again"])
@@ -153,7 +153,7 @@ def refresh(
 ) -> Answer:
     """Sign anew what is past half of its life; run it daily where no service with --keys does."""
     from fedrec_server.registry import Registry
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     books = Registry(registry, population)
     done = books.renew(KeyFolder(keys, population).online())

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 import fedrec_simulations
-from fedrec.errors import ConfigError
-from fedrec_simulations.config import Config, load_config
+from fedrec.core.errors import ConfigError
+from fedrec_simulations.experiments.config import Config, load_config
 
 Engine = Literal["in-process", "flower", "deployment"]
 

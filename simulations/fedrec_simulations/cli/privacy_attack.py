@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fedrec.models.registry import build
-from fedrec_simulations.attack_views import Target, planner_of
-from fedrec_simulations.attacks import Row, attack
+from fedrec.recommenders.registry import build
+from fedrec_simulations.audit.attack_views import Target, planner_of
+from fedrec_simulations.audit.attacks import Row, attack
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
-from fedrec_simulations.prepare import prepare
+from fedrec_simulations.experiments.prepare import prepare
 
 READING = (
     "AUC 0.5 is guessing, 1.0 is certainty; intervals hold 95 %. Own items are compared with others as popular.",

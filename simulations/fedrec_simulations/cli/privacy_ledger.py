@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
 from fedrec.privacy.ledger import Ledger
 from fedrec_simulations.cli.answer import Answer, table
 from fedrec_simulations.cli.options import JsonFlag

@@ -12,7 +12,8 @@ from rich.markup import escape
 from fedrec.privacy.accounting import summary
 from fedrec.privacy.feasibility import EASY, LOST, Feasibility, feasibility
 from fedrec.privacy.interaction import user_epsilon
-from fedrec.privacy.plan import PrivacyPlan, make_plan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import InteractionPlan, PrivacySettings
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag

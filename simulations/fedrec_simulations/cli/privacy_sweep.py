@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag, Overrides, find_config

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fedrec_simulations.cli.answer import notice
-from fedrec_simulations.config import Config
+from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.report.units import duration
 
 #: Seconds between two lines where stderr is no terminal.

@@ -15,12 +15,12 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.errors import ConfigError
 from fedrec.data.shards import load_shard
-from fedrec.errors import ConfigError
-from fedrec.models.registry import build
 from fedrec.ranking.top_n import top_n
-from fedrec_client.node_folder import open_node
-from fedrec_simulations.run_folder import RunFolder
+from fedrec.recommenders.registry import build
+from fedrec_client.node.node_folder import open_node
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 #: Most scores held at once.
 CHUNK_SCORES = 8_000_000

@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.examples import Example
 from fedrec_simulations.report.examples import recommend as recommend_to
-from fedrec_simulations.run_folder import RunFolder
 
 
 def recommend(

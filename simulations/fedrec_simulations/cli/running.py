@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import EnvironmentProblem
-from fedrec.models.registry import build
-from fedrec.wire.files import write_json
-from fedrec_server.coordinator import Outcome
+from fedrec.core.errors import EnvironmentProblem
+from fedrec.core.files import write_json
+from fedrec.recommenders.registry import build
+from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import Engine
 from fedrec_simulations.cli.progress import RoundProgress
-from fedrec_simulations.config import Config
+from fedrec_simulations.engines.held_data import refuse_elsewhere, write_held
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.held_data import refuse_elsewhere, write_held
-from fedrec_simulations.prepare import Prepared
-from fedrec_simulations.run_folder import RunFolder
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 Event = dict[str, Any]
 

@@ -55,14 +55,14 @@ def start(
     """Serve the champions (and canaries) of some populations until Ctrl-C."""
     # gRPC writes a line for every refused handshake: anybody who reaches the port could fill the disk.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from fedrec.errors import ConfigError
-    from fedrec_server.campaigns import CampaignBook
+    from fedrec.core.errors import ConfigError
+    from fedrec_server.network.limits import Limits
+    from fedrec_server.operations.campaigns import CampaignBook
     from fedrec_server.registry import Registry
     from fedrec_server.service.enrolments import EnrolmentTokens, read_key
-    from fedrec_server.service.limits import Limits
     from fedrec_server.service.renewal import Renewal
     from fedrec_server.service.server import Certificates, Service
-    from fedrec_simulations.key_folder import KeyFolder
+    from fedrec_simulations.operations.key_folder import KeyFolder
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
@@ -107,7 +107,7 @@ def init(
     json_: JsonFlag = False,
 ) -> Answer:
     """Make certificates: for the server, and for the app whose devices may ask it."""
-    from fedrec_server.certificates import Validity, make_service_certificates
+    from fedrec_server.network.certificates import Validity, make_service_certificates
 
     made = make_service_certificates(folder, host or (), Validity(days))
     hint = f"into the app: {made['ca.crt']}, {made['app.pem']}, {made['app.key']}"

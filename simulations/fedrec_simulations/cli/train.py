@@ -10,15 +10,15 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import ConfigError, RunError
+from fedrec.core.errors import ConfigError, RunError
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, table, warn
 from fedrec_simulations.cli.options import Engine, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.running import default_folder, drive, lay_out
-from fedrec_simulations.prepare import prepare, prepare_files
+from fedrec_simulations.experiments.prepare import prepare, prepare_files
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.privacy_page import read_statement
 from fedrec_simulations.report.summary import Summary
 from fedrec_simulations.report.tables import COLUMNS, comparison, notes
-from fedrec_simulations.run_folder import RunFolder
 
 
 def train(

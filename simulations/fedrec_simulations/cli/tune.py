@@ -9,15 +9,15 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.toml_text import to_toml
-from fedrec_simulations.config import Config
-from fedrec_simulations.prepare import prepare
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.prepare import prepare
+from fedrec_simulations.experiments.tuning import Trial, combinations, run_trials, without_test
 from fedrec_simulations.report.summary import HEADLINE
 from fedrec_simulations.report.tables import DASH
-from fedrec_simulations.tuning import Trial, combinations, run_trials, without_test
 
 
 def tune(

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import ConfigError
-from fedrec_server.coordinator import Outcome
-from fedrec_server.federation import Federation
-from fedrec_server.flower_run import check_nodes
+from fedrec.core.errors import ConfigError
+from fedrec_server.federation.federation import Federation
+from fedrec_server.federation.flower_run import check_nodes
+from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.engines.folders import app_folder, read_outcome
-from fedrec_simulations.held_data import refuse_elsewhere
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.sections import NoPrivacy
+from fedrec_simulations.engines.held_data import refuse_elsewhere
+from fedrec_simulations.experiments.run_folder import RunFolder
+from fedrec_simulations.experiments.sections import NoPrivacy
 
 Event = dict[str, Any]
 

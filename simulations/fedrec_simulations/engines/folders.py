@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import fedrec_simulations
-from fedrec.errors import EnvironmentProblem
-from fedrec.learning.updates import State
-from fedrec.wire.files import read_arrays
-from fedrec_server.coordinator import Outcome
+from fedrec.core.errors import EnvironmentProblem
+from fedrec.core.files import read_arrays
+from fedrec.core.updates import State
+from fedrec_server.rounds.coordinator import Outcome
 
 
 def app_folder() -> Path:

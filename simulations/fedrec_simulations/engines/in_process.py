@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrec.learning.protocol import Failure, Reply, Request
-from fedrec.learning.refusals import sentence_of
-from fedrec_client.node import Node, Simulated
-from fedrec_client.node_folder import open_node
-from fedrec_client.outgoing import emit
-from fedrec_server.coordinator import Outcome, open_coordinator
-from fedrec_server.launch import Launch
+from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.refusals import sentence_of
+from fedrec_client.node.node import Node, Simulated
+from fedrec_client.node.node_folder import open_node
+from fedrec_client.node.outgoing import emit
+from fedrec_server.federation.launch import Launch
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 #: Nodes that take every step of secure aggregation in one process.
 FULL_PROTOCOL_NODES = 64

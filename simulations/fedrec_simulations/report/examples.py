@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from fedrec.core.errors import DataError
 from fedrec.data.shards import load_shard
 from fedrec.data.split import Split
-from fedrec.errors import DataError
-from fedrec.models.registry import build
 from fedrec.ranking.top_n import top_n
-from fedrec_client.node_folder import open_node
-from fedrec_simulations.run_folder import RunFolder
+from fedrec.recommenders.registry import build
+from fedrec_client.node.node_folder import open_node
+from fedrec_simulations.experiments.run_folder import RunFolder
 
 #: Where in the order of history lengths the example people stand.
 QUANTILES = (0.25, 0.5, 0.9)

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from fedrec.errors import RunError
-from fedrec.wire.files import PUBLIC, atomic_write
+from fedrec.core.errors import RunError
+from fedrec.core.files import PUBLIC, atomic_write
 
 #: Where templates lie that pages share.
 SHARED = "fedrec_simulations.report"

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 from fedrec_simulations.report import html, plots
 from fedrec_simulations.report.examples import recommend, typical_users
 from fedrec_simulations.report.summary import GROUPS, HEADLINE, Summary, estimate

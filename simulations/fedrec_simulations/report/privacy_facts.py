@@ -11,16 +11,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
 from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, statement, write_statement
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_server.private_rounds import PrivateRounds
-from fedrec_server.task import Task
+from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.task import Task
 from fedrec_simulations.engines.in_process import FULL_PROTOCOL_NODES
+from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.privacy_page import write_privacy_page
-from fedrec_simulations.run_folder import RunFolder
 
 
 def write_privacy(run: RunFolder) -> Statement:

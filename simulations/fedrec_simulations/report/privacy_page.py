@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
 from fedrec.privacy.statement import FIELDS, Statement
 from fedrec_simulations.report import html
 

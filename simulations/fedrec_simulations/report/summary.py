@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedrec.core.files import write_json
 from fedrec.evaluation.report import Estimate
-from fedrec.wire.files import write_json
-from fedrec_server.task import Task
-from fedrec_simulations.config import Config
-from fedrec_simulations.run_folder import RunFolder
-from fedrec_simulations.sections import NoPrivacy
-from fedrec_simulations.twin import Twin
+from fedrec_server.rounds.task import Task
+from fedrec_simulations.experiments.baseline import Twin
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
+from fedrec_simulations.experiments.sections import NoPrivacy
 
 #: The metrics of every comparison, with their names for people.
 HEADLINE = {
@@ -29,7 +29,6 @@ HEADLINE = {
 }
 GROUPS = ("few", "middle", "many")
 #: Exact metrics on data that the researcher holds, in a run's folder (`held_data`).
-HELD_FILE = "held_data.json"
 
 
 @dataclass(frozen=True)

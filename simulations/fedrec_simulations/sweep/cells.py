@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import ConfigError
-from fedrec_simulations.config import Config, parse_config
+from fedrec.core.errors import ConfigError
+from fedrec_simulations.experiments.config import Config, parse_config
 from fedrec_simulations.sweep.spec import MethodSpec, SweepSpec, Values, put
 
 #: Part of every hash: raised when cells mean something else than before.

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.data.interactions import Catalog, IntArray, Interactions
+from fedrec.core.errors import ConfigError
+from fedrec.core.files import read_arrays, write_arrays, write_json
+from fedrec.core.interactions import Catalog, IntArray, Interactions
 from fedrec.data.shards import load_shard, save_shard
 from fedrec.data.split import Split
-from fedrec.errors import ConfigError
-from fedrec.wire.files import read_arrays, write_arrays, write_json
-from fedrec_simulations.config import Config
-from fedrec_simulations.features import category_matrix
-from fedrec_simulations.prepare import Prepared, prepare
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.features import category_matrix
+from fedrec_simulations.experiments.prepare import Prepared, prepare
 
 #: Share of the catalogue, most popular first, that is not the long tail.
 HEAD_SHARE = 0.2

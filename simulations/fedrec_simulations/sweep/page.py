@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedrec.errors import RunError
+from fedrec.core.errors import RunError
+from fedrec.core.files import PUBLIC, atomic_write
 from fedrec.privacy.noised_means import HELD_DATA
-from fedrec.wire.files import PUBLIC, atomic_write
 from fedrec_simulations.report import html
 from fedrec_simulations.report.tables import DASH
-from fedrec_simulations.sweep import plots
+from fedrec_simulations.sweep import _plots as plots
 from fedrec_simulations.sweep.reading import read, sentences
 from fedrec_simulations.sweep.spec import SweepSpec
 from fedrec_simulations.sweep.table import CAVEAT, SLICES, Point

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from fedrec.errors import RunError
-from fedrec.wire.files import atomic_write
+from fedrec.core.errors import RunError
+from fedrec.core.files import atomic_write
+from fedrec_simulations.sweep._work import run_cell
 from fedrec_simulations.sweep.cells import Cell, CellResult
-from fedrec_simulations.sweep.work import run_cell
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 

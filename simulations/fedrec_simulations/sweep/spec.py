@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from fedrec.errors import ConfigError
-from fedrec_simulations.sections import Section
+from fedrec.core.errors import ConfigError
+from fedrec_simulations.experiments.sections import Section
 
 Values = dict[str, Any]
 #: The sections of a configuration that a method may differ in.

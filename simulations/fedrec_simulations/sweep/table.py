@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedrec.wire.files import PUBLIC, atomic_write
+from fedrec.core.files import PUBLIC, atomic_write
 from fedrec_simulations.sweep.cells import Axes, Cell, CellResult
 
 #: Said on every output.

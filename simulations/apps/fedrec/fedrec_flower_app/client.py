@@ -1,5 +1,5 @@
 """The node's component: Flower wants a plain assignment to find it."""
 
-import fedrec_client.flower_app
+import fedrec_client.node.flower_app
 
-app = fedrec_client.flower_app.app
+app = fedrec_client.node.flower_app.app

@@ -1,5 +1,5 @@
 """The server's component: Flower wants a plain assignment to find it."""
 
-import fedrec_server.flower_app
+import fedrec_server.federation.flower_app
 
-app = fedrec_server.flower_app.app
+app = fedrec_server.federation.flower_app.app

@@ -1,0 +1,1 @@
+"""What an app imports: numpy, cryptography and grpcio alone."""

@@ -1,0 +1,164 @@
+"""Lists for the person of this device: made, explained, and remembered to join what happens to them.
+
+No network. Out of scope: how scores and lists are computed (`fedrec.ranking`), what an app calls (`client`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from fedrec.core.errors import DataError
+from fedrec.ranking.model import History, Person
+from fedrec.ranking.pipeline import Ranked, Wanted, rank
+from fedrec.ranking.top_scores import best
+from fedrec_client.app._client_state import ClientState
+from fedrec_client.store.events import Scalar
+from fedrec_client.terms.results import Because, Reasons, Recommendation, Recommended, Similar
+from fedrec_client.updates.model_updates import Served
+
+#: Lists whose places are remembered.
+RECENT_LISTS = 200
+
+
+class Lists:
+    """See the module.
+
+    Args:
+        state: of the client.
+    """
+
+    def __init__(self, state: ClientState) -> None:
+        self._state = state
+        self._rng = np.random.default_rng()
+        self._recent: OrderedDict[str, tuple[int, Ranked]] = OrderedDict()
+        self._persons: dict[tuple[int, int], tuple[Person, Any]] = {}
+
+    def forget_person(self) -> None:
+        """What a model has made of the history."""
+        with self._state.lock:
+            self._persons.clear()
+
+    def forget(self) -> None:
+        """Everything about the person."""
+        with self._state.lock:
+            self.forget_person()
+            self._recent.clear()
+
+    def recommend(self, wanted: Wanted) -> Recommendation:
+        """See `Client.recommend`."""
+        state = self._state
+        with state.lock:
+            served = state.models.served
+            if served is None:
+                return Recommendation(secrets.token_hex(16), (), 0)
+            person, seen = self._person(served)
+            against = state.profile.against if state.consent.personalize else frozenset()
+        if against:
+            wanted = dataclasses.replace(wanted, exclude={*wanted.exclude, *against})
+        made = rank(served.shelf, person, seen, wanted, rng=self._rng, now=state.setup.now())
+        return self._told(served, made)
+
+    def similar(self, item: str, n: int) -> tuple[Similar, ...]:
+        """See `Client.similar`."""
+        served = self._state.served()
+        place = _place(served, item)
+        likeness = served.shelf.model.similar(place).astype(np.float32, copy=True)
+        likeness[place] = -np.inf
+        items = served.shelf.items
+        return tuple(
+            Similar(items.ids[k], items.titles[k], float(likeness[k])) for k in best(likeness, n).tolist()
+        )
+
+    def explain(self, item: str, rec: Recommendation | None) -> Reasons:
+        """See `Client.explain`."""
+        with self._state.lock:
+            served = self._state.served()
+            if rec is not None and rec.model_version != served.version:
+                raise DataError(
+                    f"the list was made by model version {rec.model_version}, {served.version} serves now: "
+                    "recommend again"
+                )
+            place = _place(served, item)
+            person, _ = self._person(served)
+        told = served.shelf.model.explain(person, place)
+        items = served.shelf.items
+        order = np.argsort(-told.contributions, kind="stable").tolist()
+        because = tuple(
+            Because(items.ids[int(k)], items.titles[int(k)], float(told.contributions[at]))
+            for at in order
+            for k in person.history.item[at : at + 1]
+        )
+        return Reasons(item, items.titles[place], told.score, told.base, because)
+
+    def shown(self, rec: str | None, item: str) -> dict[str, Scalar]:
+        """Where an item stood in a recent list of the model in use; nothing when it did not."""
+        with self._state.lock:
+            known = self._recent.get(rec or "")
+            served = self._state.models.served
+        if known is None or served is None or served.version != known[0]:
+            return {}
+        version, made = known
+        place = served.shelf.items.index(item)
+        if place not in made.items:
+            return {}
+        at = made.items.index(place)
+        return {
+            "place": at + 1,
+            "propensity": made.propensities[at],
+            "source": made.sources[at],
+            "model_version": version,
+        }
+
+    def _person(self, served: Served) -> tuple[Person, Any]:
+        """The person for a model, folded in once per change of the history; places of what was seen."""
+        profile = self._state.profile
+        if not self._state.consent.personalize:
+            nobody = History.of(served.shelf.items, ())
+            return served.shelf.model.fold_in(nobody), nobody.item
+        key = (served.version, profile.revision)
+        if key not in self._persons:
+            person = served.shelf.model.fold_in(profile.history(served.shelf.items))
+            self._persons = {key: (person, person.history.item)}
+        return self._persons[key]
+
+    def _told(self, served: Served, made: Ranked) -> Recommendation:
+        rec = secrets.token_hex(16)
+        with self._state.lock:
+            self._recent[rec] = (served.version, made)
+            while len(self._recent) > RECENT_LISTS:
+                self._recent.popitem(last=False)
+        items = served.shelf.items
+        listed = tuple(
+            Recommended(items.ids[place], items.titles[place], score, chance, source)
+            for place, score, chance, source in zip(
+                made.items, made.scores, made.propensities, made.sources, strict=True
+            )
+        )
+        return Recommendation(rec, listed, served.version, made.unknown)
+
+
+def make_wanted(n: int, wishes: dict[str, Any]) -> Wanted:
+    """Wishes by name.
+
+    Raises:
+        DataError: there is no such wish.
+    """
+    try:
+        return Wanted(n=n, **wishes)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(Wanted))
+        raise DataError(f"recommend({', '.join(wishes)}=...): {error}; there are {known}") from error
+
+
+def _place(served: Served, item: str) -> int:
+    place = served.shelf.items.index(item)
+    if place is None:
+        raise DataError(
+            f"item {item!r:.80}: model version {served.version} does not know it; give one it recommends"
+        )
+    return place

@@ -1,0 +1,1 @@
+"""What a device agrees to: consent, policy, conditions, participation and its budget."""

@@ -1,0 +1,1 @@
+"""How a device gets models: transports, The Update Framework, and what it verified."""

@@ -1,0 +1,68 @@
+"""The round protocol: how a coordinator talks to nodes, whatever carries the messages.
+
+Coordinator and node know no Flower. An `Exchange` carries requests to nodes and brings the replies that came
+before the deadline: in process it is a function call, in a federation it is Flower's messages.
+
+    coordinator                                     node (hosts one or more users)
+      train     (shared state, round, phase) ─────▶  clipped sum of its users' updates, numbers
+      evaluate  (shared state, round, phase) ─────▶  sums of metrics over its users
+      persist   (round, phase)               ─────▶  local state is on disk
+      advertise, share, confirm, unmask      ─────▶  the stages of secure aggregation around train and evaluate
+      hello     ()                           ─────▶  how many users it hosts, which configuration it runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:  # a message can be read without what computes updates
+    from fedrec.core.updates import State
+
+Kind = Literal["hello", "train", "evaluate", "persist", "advertise", "share", "confirm", "unmask"]
+#: "select" trains on the training part and is judged on the validation part; "final" trains on both and is
+#: judged once on the test part.
+Phase = Literal["select", "final"]
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the coordinator asks of one node."""
+
+    kind: Kind
+    round: int
+    phase: Phase = "select"
+    arrays: State = field(default_factory=dict)
+    meta: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a node answers; nothing in it may be trusted before it is checked."""
+
+    kind: str
+    round: int
+    phase: str
+    arrays: State = field(default_factory=dict)
+    meta: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a node gave no usable reply: it costs its own update, not the round."""
+
+    reason: str
+
+
+class Exchange(Protocol):
+    """Carries requests to nodes and brings back what came in time."""
+
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that can be reached now, sorted."""
+
+    def exchange(
+        self, requests: Mapping[str, Request], deadline_seconds: float
+    ) -> dict[str, Reply | Failure]:
+        """One entry per request; a node that did not answer in time has a `Failure`."""

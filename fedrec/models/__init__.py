@@ -1,1 +1,0 @@
-"""Recommenders, one file each, all behind `fedrec.models.base.Recommender`."""

@@ -1,0 +1,1 @@
+"""Recommenders whose parameters follow from sums in closed form."""

@@ -1,0 +1,69 @@
+"""Most popular: the baseline that every personalised recommender must beat.
+
+A user's update is a 0/1 vector over the items; the sum is the popularity. One round. Counting only each user's newest
+items makes it the popularity of today, and where long histories are scaled down to hide a user (`fedrec.privacy`) it
+keeps the scaling gentle.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrec.core.contributions import distinct, newest
+from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
+
+
+class PopularityConfig(RecommenderConfig):
+    """Configuration of the popularity.
+
+    Attributes:
+        max_items: how many of a user's newest items count; None: all.
+    """
+
+    kind: Literal["popularity"] = "popularity"
+    max_items: int | None = Field(default=None, ge=1)
+
+
+class Popularity(Recommender):
+    """Scores every item by how many users have it (among their newest items)."""
+
+    kind: ClassVar[str] = "popularity"
+    fixed_rounds: ClassVar[int | None] = 1
+
+    def __init__(self, config: PopularityConfig) -> None:
+        self.config = config
+
+    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
+        return Layout({"count": BlockSpec((n_items,))})
+
+    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
+        return {}
+
+    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+        return np.zeros(0, dtype=np.int64)
+
+    def compute_updates(  # noqa: D102
+        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+    ) -> tuple[Updates, State]:
+        own = newest(distinct(batch), self.config.max_items)
+        return Updates({"count": Rows(own.indptr, own.item, np.ones(len(own.item)))}, len(batch)), {}
+
+    def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
+        return {"count": total.blocks["count"].astype(np.float32)}, server
+
+    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
+        return {}
+
+    def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
+        return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
+
+    def fit(  # noqa: D102
+        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
+    ) -> tuple[State, State]:
+        own = newest(distinct(train.batch(np.arange(train.n_users))), self.config.max_items)
+        return {"count": np.bincount(own.item, minlength=train.n_items).astype(np.float32)}, {}

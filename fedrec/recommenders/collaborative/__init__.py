@@ -1,0 +1,1 @@
+"""Recommenders that learn from pairs of users and items by gradients."""

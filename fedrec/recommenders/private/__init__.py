@@ -1,0 +1,1 @@
+"""Closed forms whose updates are bounded by construction, for differential privacy per user."""

@@ -1,0 +1,1 @@
+"""Recommenders built around another one."""

@@ -1,0 +1,1 @@
+"""A deployment: SuperLink, gateway, SuperNodes, and runs on them."""

@@ -1,0 +1,1 @@
+"""Connections before credentials: limits, admission, certificates and HTTP."""

@@ -1,0 +1,1 @@
+"""What an operator does: campaigns and their participation records."""

@@ -1,0 +1,434 @@
+"""The coordinator: runs rounds over an exchange, keeps the model, survives being killed.
+
+It knows no Flower and no data. Each round is: broadcast the shared state, collect what nodes answer (each reply, or
+under secure aggregation their sum alone), apply, checkpoint. While "select" runs, the validation part chooses the
+number of rounds; "final" starts anew, learns from training and validation part together for that many rounds, and the
+test part is looked at once.
+
+A killed coordinator, opened again on its folder, goes on after its last checkpoint and ends with the bits of an
+undisturbed run. What it keeps for that in between, and the key to sealed replies, go as soon as they are not needed.
+Out of scope: what carries the messages, and presentation.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.core.errors import (
+    AggregationAborted,
+    PrivacyRefused,
+    RoundAbandoned,
+)
+from fedrec.core.files import read_arrays, write_arrays, write_json
+from fedrec.core.interactions import IntArray
+from fedrec.core.messages import Exchange, Request
+from fedrec.core.recommender import Recommender
+from fedrec.core.updates import NUMBERS, Layout, State, UpdateSum
+from fedrec.evaluation.report import build_report
+from fedrec.evaluation.sums import MetricSums
+from fedrec.privacy.private_files import make_private, remove_durably
+from fedrec.recommenders.registry import build
+from fedrec.rounds.compression import Compression, choose_rows, note_rows
+from fedrec.rounds.shards import keep_outside, round_layout, spell_rows
+from fedrec.secagg.sums import label_of
+from fedrec_server.rounds._checkpoints import Checkpoints, Standing
+from fedrec_server.rounds._collectors import Answers, Question
+from fedrec_server.rounds._make_collector import make_collector
+from fedrec_server.rounds._membership import Attendance
+from fedrec_server.rounds._private_metrics import MetricsRound
+from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.replies import read_update
+from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Task
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `Coordinator.run` ended."""
+
+    finished: bool
+    rounds: int
+    shared: State
+    result: dict[str, Any]
+
+
+class Coordinator:
+    """Runs one task; see the module's text."""
+
+    def __init__(
+        self,
+        folder: Path,
+        exchange: Exchange,
+        *,
+        on_event: Callable[[Event], None] = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
+        integers: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._exchange = exchange
+        self._on_event = on_event
+        self._stop = stop
+        self.task = Task.read(folder)
+        make_private(folder)
+        self._recommender: Recommender = build(self.task.model)
+        self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
+        self._collector = make_collector(self.task, exchange, folder, integers=integers)
+        self._attendance = Attendance(self.task, exchange, on_event)
+        self._checkpoints = Checkpoints(folder, self._private, on_event, self._collector.forget)
+        standing = self._checkpoints.load() or self._beginning()
+        self._shared, self._server, self._progress = standing.shared, standing.server, standing.progress
+        self._collector.forget(but=self._next_sums())
+
+    def run(self) -> Outcome:
+        """Run all rounds that are left.
+
+        Raises:
+            FederationError: too few nodes came before the deadline.
+            RoundAbandoned: too many rounds in a row had too few valid replies.
+            BudgetExhausted: the plan does not fit beside what other runs have spent.
+        """
+        if self._private is not None and not self._progress.done:
+            self._private.reserve()
+        while not self._progress.done:
+            # Killed while the last round was being judged, it has no rounds left.
+            if not self._phase_is_over():
+                self._round()
+            if self._phase_is_over():
+                self._end_phase()
+            elif self._stop():
+                self._checkpoint(persist=True)
+                return Outcome(False, self._progress.round, self._shared, {})
+        self._collector.forget()
+        remove_durably([self._folder / SEALED_KEY])
+        result = json.loads((self._folder / "result.json").read_text())
+        return Outcome(True, self._progress.round, self._shared, result)
+
+    # One round -----------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        progress, started = self._progress, time.perf_counter()
+        number = progress.round + 1
+        keep = number % self.task.rounds.checkpoint_every == 0 or number == self._last_round()
+        request = Request("train", number, progress.phase, self._shared, {"persist": keep})
+        if self._private is not None and self._private.plan.adaptive is not None:
+            request.meta["clip_norm"] = progress.clip_norm
+        rows = self._rows(number)
+        if rows is not None:
+            request.meta["rows"] = spell_rows(rows, self.task.n_items)
+        layout = self._layout(number, rows)
+        record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
+        try:
+            answers = self._collector.ask(self._train_question(request, layout), self._attendance.meet())
+            record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
+            if not self._enough(answers) and not self._is_hidden:
+                self._abandon(record)
+                return
+            total, facts = self._sum(answers, layout, number)
+        except AggregationAborted as error:
+            record |= {"nodes": 0, "failures": {"sum": str(error)}}
+            (self._lose if error.revealed else self._abandon)(record)
+            return
+        except PrivacyRefused as error:
+            record["failures"] = record["failures"] | {"sum": str(error)}
+            (self._lose if self._is_hidden else self._abandon)(record)
+            return
+        if total.users:
+            self._apply(total, layout, number, rows)
+        progress.round, progress.abandoned = number, 0
+        record |= facts | self._sizes(layout, answers) | {"seconds": time.perf_counter() - started}
+        progress.totals["seconds"] += record["seconds"]
+        progress.totals["bytes_up"] += record["bytes_up_per_user"]
+        progress.totals["bytes_down"] += record["bytes_down_per_user"]
+        if self._is_judged(number):
+            record["validation"] = self._judge()
+        self._checkpoints.save_round(self._standing, record, checkpoint=keep)
+
+    def _rows(self, number: int) -> IntArray | None:
+        """Rows of item tables that are asked for; None: all, or those that the public seed draws."""
+        compression = self.task.settings.compression
+        if compression is None or compression.rows is None:
+            return None
+        return choose_rows(self._server, self.task.n_items, compression.rows, number)
+
+    def _layout(self, number: int, rows: IntArray | None) -> Layout:
+        """What nodes send in a round."""
+        whole, gradient = (
+            self._recommender.layout(self.task.n_items, number),
+            self._recommender.gradient_rounds,
+        )
+        return round_layout(
+            whole, self.task.n_items, self.task.settings, number, gradient=gradient, named=rows
+        )
+
+    def _apply(self, total: UpdateSum, layout: Layout, number: int, rows: IntArray | None) -> None:
+        """The next model; rows of item tables that were not sent stay as they are."""
+        shared, server = self._recommender.apply(self._shared, self._server, total)
+        server = keep_outside(layout, self.task.n_items, self._server, server)
+        if rows is not None:
+            server |= note_rows(self._server, total, self.task.n_items, rows, number)
+        self._shared = keep_outside(layout, self.task.n_items, self._shared, shared)
+        self._server = server
+
+    def _train_question(self, request: Request, layout: Layout) -> Question:
+        """What every node is asked, and how its answer, or the sum of all answers, is read."""
+        private, clip_norm, bound = self._private, self._progress.clip_norm, self.task.settings.clip_norm
+        compression = self.task.settings.compression
+        bits = compression.bits if compression else None
+        if private is not None:
+            example = private.example(layout)
+            return Question(
+                request,
+                lambda reply, users, summed: private.read(reply, layout, users, clip_norm, summed=summed),
+                {"update": example},
+                ("users",),
+                lambda summed: private.noised([summed], layout, request.round, clip_norm),
+            )
+
+        return Question(
+            request,
+            lambda reply, users, summed: read_update(reply, layout, users, bound, bits=bits, summed=summed),
+            {"update": np.zeros(layout.size, dtype=np.float32)},
+            NUMBERS,
+        )
+
+    def _sum(self, answers: Answers, layout: Layout, number: int) -> tuple[UpdateSum, Event]:
+        """What may be applied, and what may be said of it."""
+        private, progress = self._private, self._progress
+        if private is None:
+            total = UpdateSum(layout.zeros())
+            for update in answers.values:
+                total.merge(update)
+            return total, _describe(total)
+        flat = answers.released
+        if flat is None:
+            flat = private.noised(answers.values, layout, number, progress.clip_norm)
+        released, clip_norm = private.released(flat, layout, number, progress.clip_norm)
+        facts: Event = {
+            "users": private.plan.denominator,
+            "clip_norm": progress.clip_norm,
+            "noise_std": released.noise_std,
+            "signal_to_noise": private.signal_to_noise(released, layout),
+        }
+        progress.clip_norm = clip_norm
+        return released, facts
+
+    def _enough(self, answers: Answers) -> bool:
+        rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
+        return answers.nodes >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+
+    @property
+    def _is_hidden(self) -> bool:
+        """Whether nodes answer once and for all, since they give their shares away."""
+        return self.task.aggregation.kind == "secagg"
+
+    def _lose(self, record: Event) -> None:
+        """A round that nodes will not answer again: it counts, and the model stays as it is."""
+        progress, record = self._progress, record | {"lost": True}
+        reasons = "; ".join(sorted(set(record["failures"].values())))
+        if self._recommender.fixed_rounds is not None:
+            raise RoundAbandoned(
+                f"round {record['round']} is lost ({reasons}): this model needs each of its rounds; start a new run"
+            )
+        progress.round, progress.abandoned = record["round"], progress.abandoned + 1
+        self._checkpoints.save_round(self._standing, record, checkpoint=True)
+        if progress.abandoned >= self.task.rounds.max_abandoned:
+            raise RoundAbandoned(
+                f"round {record['round']} is the {progress.abandoned}th in a row that is lost ({reasons}): mend the "
+                "nodes, then --resume"
+            )
+
+    def _abandon(self, record: Event) -> None:
+        self._progress.abandoned += 1
+        self._checkpoints.write_record(self._progress, record | {"abandoned": True})
+        if self._progress.abandoned >= self.task.rounds.max_abandoned:
+            self._checkpoint(persist=True)
+            reasons = "; ".join(sorted(set(record["failures"].values()))) or "no answers"
+            raise RoundAbandoned(
+                f"round {record['round']} was abandoned {self._progress.abandoned} times: {record['nodes']} valid "
+                f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
+            )
+
+    def _sizes(self, layout: Layout, answers: Answers) -> Event:
+        """What one round costs somebody who is alone on a node."""
+        compression = self.task.settings.compression or Compression()
+        plain = compression.payload(layout.size) if self._private is None else 8 * layout.size
+        return {
+            "bytes_up_per_user": answers.facts.get("secagg", {}).get("bytes_up_per_node", float(plain)),
+            "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
+        }
+
+    # Phases --------------------------------------------------------------------------------------------
+
+    def _last_round(self) -> int:
+        if self._recommender.fixed_rounds is not None:
+            return self._recommender.fixed_rounds
+        chosen = self._progress.best_round if self._progress.phase == "final" else 0
+        return chosen or self.task.rounds.rounds
+
+    def _phase_is_over(self) -> bool:
+        progress, patience = self._progress, self.task.rounds.patience
+        tired = progress.phase == "select" and patience is not None and progress.stale >= patience
+        return progress.round >= self._last_round() or tired
+
+    def _end_phase(self) -> None:
+        if self._progress.phase == "select":
+            self._progress = replace(self._progress, phase="final", round=0)
+            self._shared, self._server = self._fresh()
+        else:
+            self._finish()
+        self._checkpoint(persist=self._progress.done)
+
+    def _finish(self) -> None:
+        """Look at the test part, once, and write model and result."""
+        progress = self._progress
+        write_arrays(self._folder / "model.safetensors", self._shared, {"round": progress.round})
+        result: dict[str, Any] = {
+            "rounds": progress.round,
+            "validation": {self.task.rounds.select_metric: progress.best_value}
+            if progress.best_round
+            else None,
+            "test": None,
+            "totals": progress.totals,
+            "model_bytes": sum(values.nbytes for values in self._shared.values()),
+        }
+        if self.task.has_test and self._private is None:
+            result |= self._test()
+        elif self.task.has_test and self._private is not None and self._private.plan.metrics is not None:
+            result |= self._release_metrics(MetricsRound(self._private, self._folder))
+        write_json(self._folder / "result.json", result)
+        progress.done = True
+
+    def _is_judged(self, number: int) -> bool:
+        select = self._progress.phase == "select"
+        return select and (number % self.task.rounds.evaluate_every == 0 or number == self._last_round())
+
+    def _judge(self) -> dict[str, Any]:
+        """Validation metrics of this round; remembers the best round. Metrics that are lost choose nothing."""
+        progress = self._progress
+        try:
+            values = build_report(self._evaluate()).values()
+        except AggregationAborted as error:
+            return {"lost": str(error)}
+        value = values[self.task.rounds.select_metric]
+        if value > progress.best_value:
+            progress.best_round, progress.best_value, progress.stale = progress.round, value, 0
+        else:
+            progress.stale += 1
+        return values
+
+    def _evaluate(self) -> MetricSums:
+        request = Request("evaluate", self._progress.round, self._progress.phase, self._shared)
+        final = self._progress.phase == "final"
+        like = MetricSums.empty(
+            self.task.evaluation if final else self.task.evaluation.quick(), self.task.n_items
+        )
+        question = Question(
+            request,
+            lambda reply, users, summed: MetricSums.from_arrays(reply.arrays, like, users),
+            like.to_arrays(),
+            (),
+        )
+        return functools.reduce(MetricSums.merge, self._ask_evaluation(question).values, like)
+
+    def _ask_evaluation(self, question: Question) -> Answers:
+        """Enough answers to an evaluation; one that is lost is not abandoned."""
+        try:
+            answers = self._collector.ask(question, self._attendance.meet())
+        except AggregationAborted as error:
+            if error.revealed:
+                raise
+            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+        if not self._enough(answers) and not self._is_hidden:
+            raise RoundAbandoned(
+                f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); mend the nodes, "
+                "then --resume"
+            )
+        return answers
+
+    def _test(self) -> Event:
+        """The look at the test part, or why it is lost: nodes let the same sum out once."""
+        try:
+            return {"test": build_report(self._evaluate()).as_dict()}
+        except AggregationAborted as error:
+            return {"test_lost": str(error)}
+
+    def _release_metrics(self, metrics: MetricsRound) -> Event:
+        """The one look of a private run: noised, charged, and said again as it was after a kill."""
+        try:
+            found = metrics.earlier()
+            if found is None:
+                answers = self._ask_evaluation(metrics.question(self._shared))
+                noised = answers.released
+                found = metrics.release(metrics.noised(answers.values) if noised is None else noised)
+            return {"test": found}
+        except AggregationAborted as error:
+            return {"test_lost": str(error)}
+        except PrivacyRefused as error:
+            if self._is_hidden:
+                return {"test_lost": str(error)}
+            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+
+    # Where it stands -----------------------------------------------------------------------------------
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(self._shared, self._server, self._progress)
+
+    def _next_sums(self) -> tuple[str, ...]:
+        """Labels of the sums that may be asked for next, and so may have come before a kill."""
+        progress = self._progress
+        if progress.done:
+            return ()
+        now, later = progress.round, progress.round + 1
+        asked = (("train", later), ("evaluate", now), ("evaluate", later))
+        return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
+
+    def _fresh(self) -> tuple[State, State]:
+        public = self._folder / FEATURES_FILE
+        features = read_arrays(public)[0]["features"].astype(np.float32) if public.exists() else None
+        shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed, features)
+        return shared, self._recommender.init_server(shared)
+
+    def _beginning(self) -> Standing:
+        free = self._recommender.fixed_rounds is None and self._private is None
+        progress = Progress("select" if self.task.has_validation and free else "final")
+        progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
+        return Standing(*self._fresh(), progress)
+
+    def _checkpoint(self, *, persist: bool = False) -> None:
+        if persist and not self._progress.done:
+            request = Request("persist", self._progress.round, self._progress.phase)
+            here = dict.fromkeys(self._attendance.meet(), request)
+            self._exchange.exchange(here, self.task.rounds.deadline_seconds)
+        self._checkpoints.save(self._standing)
+
+
+def _describe(total: UpdateSum) -> Event:
+    users = max(total.users, 1)
+    return {
+        "users": total.users,
+        "loss": total.loss / max(total.examples, 1.0),
+        "clipped_fraction": total.clipped / users,
+        "mean_norm": total.norm / users,
+    } | ({"zeroed_updates": total.zeroed} if total.zeroed else {})
+
+
+def open_coordinator(
+    folder: Path,
+    exchange: Exchange,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+    integers: bool = False,
+) -> Coordinator:
+    """The coordinator of a run folder's `coordinator/`, going on where its last checkpoint lies."""
+    return Coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers)

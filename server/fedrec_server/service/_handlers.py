@@ -1,0 +1,150 @@
+"""What the service answers. Every name that comes is held against a list; no path is ever made of one.
+
+A refusal is a status and a fixed text. Out of scope: who may ask, how often, and for how long (`calls`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from fedrec.wire.counters import checked
+from fedrec.wire.leaving import SIGNATURE_BYTES
+from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec_server.registry import PublicFiles, Registry
+from fedrec_server.service._campaigns import Campaigns
+from fedrec_server.service._metric_sums import MetricSums
+from fedrec_server.service._quotas import Quotas
+from fedrec_server.service._refusals import Refused
+from fedrec_server.service.enrolments import EnrolmentGate, EnrolmentTokens
+
+_REPORT = re.compile(r"[0-9a-f]{32}")
+_CLIENT = re.compile(r"[0-9.]{1,23}")
+_CAMPAIGN = re.compile(r"[0-9a-f]{8,64}")
+_NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( [ -~]{0,60})?")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A population: the files that may be handed out, and its sums."""
+
+    files: PublicFiles
+    sums: MetricSums
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to hand out, from an offset on."""
+
+    path: Path
+    offset: int
+
+
+class ModelService:
+    """Answers for some populations; safe for several threads.
+
+    Args:
+        registries: one per population.
+        retry_seconds: between which devices are to come back.
+        campaigns: of training.
+        quotas: of what may be added in a day.
+        tokens: without which no device enrols; None: none are asked for.
+    """
+
+    def __init__(
+        self,
+        registries: list[Registry],
+        retry_seconds: tuple[float, float],
+        campaigns: Campaigns,
+        quotas: Quotas,
+        tokens: EnrolmentTokens | None = None,
+    ) -> None:
+        self._shelves = {
+            each.population: Shelf(PublicFiles(each), MetricSums(each.folder)) for each in registries
+        }
+        self._retry_seconds, self._campaigns = retry_seconds, campaigns
+        self._quotas, self._gate = quotas, EnrolmentGate(campaigns, quotas.enrolments, tokens)
+
+    def check_in(self, request: messages.CheckInRequest) -> messages.CheckInReply:
+        """What there is, and when to come back."""
+        self._shelf(request.population)
+        _expect(bool(_CLIENT.fullmatch(request.client_version)), "client_version: expected e.g. 0.1.0")
+        first, last = self._retry_seconds
+        return messages.CheckInReply(
+            retry_min_seconds=first,
+            retry_max_seconds=last,
+            campaign=self._campaigns.open_for(request.population) if request.trains else "",
+        )
+
+    def fetch(self, request: messages.FetchRequest) -> Wanted:
+        """A public file of a repository: signed metadata, or a target that is signed now."""
+        path = self._shelf(request.population).files.find(request.path)
+        if path is None:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "no such file")
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "no such file") from error
+        _expect(request.offset <= size, "offset: beyond the end of the file")
+        return Wanted(path, request.offset)
+
+    def enrol(self, request: messages.EnrolRequest, address: str) -> messages.EnrolReply:
+        """Put a device on a roster; who hosts several users is vouched for by the operator, not here."""
+        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
+        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
+        _expect(bool(_NODE_KEY.fullmatch(request.node_key)), "node_key: expected a P-384 key in one line")
+        _expect(request.users == 1, "users: expected 1, the user of the device")
+        self._gate.enrol(request.campaign, request.identity, request.node_key, request.token, address)
+        return messages.EnrolReply()
+
+    def task(self, request: messages.TaskRequest) -> messages.Document:
+        """The signed task of a campaign; empty while its roster is open."""
+        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
+        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
+        task = self._campaigns.task(request.campaign, request.identity)
+        return messages.Document(content=b"" if request.known else task or b"")
+
+    def leave(self, request: messages.LeaveRequest) -> messages.LeaveReply:
+        """Note that a device has left a campaign."""
+        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
+        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
+        _expect(len(request.signature) == SIGNATURE_BYTES, "signature: expected 64 bytes")
+        self._campaigns.leave(request.campaign, request.identity, request.signature)
+        return messages.LeaveReply()
+
+    def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
+        """Add counters to the sums, within the quota of an address; a report that was counted is not again."""
+        shelf = self._shelf(request.population)
+        _expect(request.model_version in {0} | shelf.files.versions(), "model_version: unknown")
+        _expect(bool(_REPORT.fullmatch(request.token)), "token: expected 32 hexadecimal digits")
+        try:
+            counters = checked(request.counters)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "counters: unknown or not finite") from error
+        token = f"{request.population}|{request.token}"
+        if token in self._quotas.tokens:
+            return messages.MetricsReply()
+        if not self._quotas.reports.take(f"{request.population}|{address}"):
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "reports of a day: enough", retry=True)
+        if self._quotas.tokens.add(token):
+            shelf.sums.add(request.model_version, counters)
+        return messages.MetricsReply()
+
+    def write(self) -> None:
+        """Write the sums that are not written."""
+        for shelf in self._shelves.values():
+            shelf.sums.write()
+
+    def _shelf(self, population: str) -> Shelf:
+        shelf = self._shelves.get(population)
+        if shelf is None:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "no such population")
+        return shelf
+
+
+def _expect(holds: bool, text: str) -> None:
+    if not holds:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)

@@ -1,0 +1,1 @@
+"""Audits of privacy and attacks on recorded runs."""

@@ -1,0 +1,108 @@
+"""Exact metrics on data that a researcher holds himself: for simulations, beside the run and never through it.
+
+A simulation has all the data on one machine, so its researcher may measure a private model as exactly as any other.
+That is not a release of the run: nothing of it goes through a node, an exchange or a coordinator, it is not charged,
+epsilon does not cover it, and it lies in a file of its own, `held_data.json`. A deployment, a campaign and a device
+have no such data and refuse the key that asks for it (`evaluation.held_data`).
+
+Out of scope: what a private run releases of its metrics (`fedrec.privacy.metrics_release`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.files import read_arrays, write_json
+from fedrec.core.updates import State
+from fedrec.data.shards import load_shard
+from fedrec.evaluation.evaluate import evaluate
+from fedrec.evaluation.report import EvaluationReport, build_report
+from fedrec.evaluation.sums import MetricSums
+from fedrec.privacy.noised_means import HELD_DATA
+from fedrec.recommenders.registry import build
+from fedrec_client.node.node_folder import open_node
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
+from fedrec_simulations.experiments.sections import NoPrivacy
+
+
+def judge_held(run: RunFolder) -> EvaluationReport:
+    """The final model on the test part of everybody in a run folder; raises what `held_sums` raises."""
+    return build_report(held_sums(run))
+
+
+def held_sums(run: RunFolder, shared: State | None = None, rounds: int | None = None) -> MetricSums:
+    """The sums behind it.
+
+    Args:
+        run: with the data of all its nodes on this machine.
+        shared: the model; None: the run's final one.
+        rounds: after which it stands; None: the run's.
+
+    Raises:
+        RunError: the run is not finished.
+        ConfigError: the run was a deployment, or is private and does not say that its data is held.
+        DataError: nothing is held out.
+    """
+    config = run.config
+    refuse_elsewhere(config, _engine(run))
+    if not isinstance(config.privacy, NoPrivacy) and not config.evaluation.held_data:
+        raise ConfigError(
+            f"run {run.path} is private: what may be said of its metrics stands in its result; set "
+            "evaluation.held_data = true in a simulation, whose researcher holds the data, for exact ones"
+        )
+    model = run.model if shared is None else shared
+    last = int(run.result["rounds"]) if rounds is None else rounds
+    return functools.reduce(
+        MetricSums.merge, (_judge(config, folder, model, last) for folder in run.node_folders())
+    )
+
+
+def refuse_elsewhere(config: Config, engine: str) -> None:
+    """Held data belongs to simulations.
+
+    Raises:
+        ConfigError: a configuration with `evaluation.held_data` for a deployment.
+    """
+    if config.evaluation.held_data and engine == "deployment":
+        raise ConfigError(
+            "evaluation.held_data is true: a deployment's data is with its users; drop it, or take an engine that "
+            "simulates (in-process, flower)"
+        )
+
+
+def write_held(run: RunFolder) -> dict[str, Any]:
+    """Measure and write `held_data.json`; what it says."""
+    made = {"note": HELD_DATA, "test": judge_held(run).as_dict()}
+    write_json(run.path / HELD_FILE, made)
+    return made
+
+
+def _engine(run: RunFolder) -> str:
+    path = run.path / "command.json"
+    return str(json.loads(path.read_text())["engine"]) if path.exists() else "in-process"
+
+
+def _judge(config: Config, folder: Path, shared: State, rounds: int) -> MetricSums:
+    """The people of one node, whose shard and personal state lie in this folder."""
+    split = load_shard(folder / "shard.npz")
+    target = split.test
+    if target is None:
+        raise DataError(f"node {folder} has no test part, so nothing can be evaluated")
+    public = folder / "catalog.safetensors"
+    return evaluate(
+        build(config.model),
+        shared,
+        open_node(folder).local_state(shared, "final", rounds),
+        split.batch(split.history("final")),
+        split.batch(target),
+        config.node_evaluation(),
+        config.federation.seed,
+        read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
+    )

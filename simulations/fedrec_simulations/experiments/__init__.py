@@ -1,0 +1,1 @@
+"""An experiment: its configuration, its data, its folder and its centralised baseline."""

@@ -1,0 +1,160 @@
+"""From a configuration to a split: load, clean, split, and say what each step did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedrec.content.encoders import load_encoder
+from fedrec.core.errors import ConfigError
+from fedrec.core.interactions import Catalog, Dataset, Interactions
+from fedrec.data import splits
+from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, RatingRange, Step, clean
+from fedrec.data.items_table import read_catalog
+from fedrec.data.loaders import load_dataset, load_with_report
+from fedrec.data.rows import Reader, RowReport
+from fedrec.data.split import Split
+from fedrec.data.tabular import Columns, read_interactions
+from fedrec.recommenders.ctr.deepfm import DeepFmConfig
+from fedrec_simulations.experiments.config import Config
+from fedrec_simulations.experiments.features import item_features
+from fedrec_simulations.experiments.population import synthetic_population
+from fedrec_simulations.experiments.sections import DataSection
+
+#: Time stamps below this (in 1973) are positions in a file.
+FIRST_TIME = 100_000_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split with its catalogue, and a description for `data.json`."""
+
+    split: Split
+    catalog: Catalog
+    description: dict[str, Any]
+
+
+def prepare(config: Config) -> Prepared:
+    """Everything that the `data` and `split` sections ask for.
+
+    Raises:
+        DataError: a file is missing, broken, empty, or does not hold what is asked for.
+        ConfigError: the two sections do not fit together.
+    """
+    rule = config.split
+    if rule.method in ("column", "folder"):
+        if rule.path is None:
+            raise ConfigError(
+                f"split.method = {rule.method!r} needs split.path: give the file or folder it lies in"
+            )
+        split = (
+            splits.from_split_column(rule.path) if rule.method == "column" else splits.read_split(rule.path)
+        )
+        catalog = _catalog_of(config.data, split)
+        return _prepared(config, split, catalog, None)
+    dataset, report = load(config.data)
+    return _prepared(config, _split(config, dataset.interactions), dataset.catalog, report)
+
+
+def prepare_files(config: Config, train: Path, validation: Path | None, items: Path | None) -> Prepared:
+    """A split that somebody else made; its test part lies with them."""
+    split = splits.prepared(train, validation, None, items)
+    return _prepared(config, split, _catalog_of(config.data, split), None)
+
+
+def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
+    """Load and clean; items without interactions are dropped from the catalogue by the core, if there is one."""
+    reader = load_encoder(data.reviews).encode if data.reviews else None
+    if data.name == "file":
+        dataset, read = _own_file(data, reader)
+    else:
+        dataset, read = load_with_report(data.name, data.path, download=data.download, reader=reader)
+    steps: list[Step] = [DropDuplicates()]
+    if data.rating_range is not None:
+        steps.append(RatingRange(*data.rating_range))
+    if not data.ratings:
+        steps.append(Binarise(data.min_rating))
+    if data.core > 1:
+        steps.append(KCore(data.core, data.core))
+    cleaned, report = clean(dataset, steps, read)
+    if data.synthetic is None:
+        return cleaned, report
+    made = synthetic_population(cleaned.interactions, data.synthetic.factor, data.synthetic.seed)
+    return replace(made, catalog=cleaned.catalog.align(made.interactions.item_ids)), report
+
+
+def _own_file(data: DataSection, reader: Reader | None) -> tuple[Dataset, RowReport]:
+    if data.path is None:
+        raise ConfigError("data.name = 'file' needs data.path: give the file with the interactions")
+    columns = Columns(
+        data.user_column,
+        data.item_column,
+        data.rating_column,
+        data.timestamp_column,
+        review=data.review_column,
+    )
+    interactions, report = read_interactions(data.path, columns, reader=reader)
+    catalog = read_catalog(data.items) if data.items else Catalog.bare(interactions.item_ids)
+    return Dataset(data.path.stem, interactions, catalog.align(interactions.item_ids)), report
+
+
+def _split(config: Config, interactions: Interactions) -> Split:
+    rule, seed = config.split, config.federation.seed
+    validation = rule.fraction if rule.validation else 0.0
+    match rule.method:
+        case "temporal":
+            return splits.temporal(interactions, test_fraction=rule.fraction, validation_fraction=validation)
+        case "per_user_ratio":
+            return splits.per_user_ratio(interactions, rule.fraction, validation, seed=seed)
+        case "held_out_users":
+            return splits.held_out_users(
+                interactions, rule.fraction, validation, targets=rule.targets, seed=seed
+            )
+        case _:
+            return splits.leave_one_out(
+                interactions, rule.validation, rule.ties, targets=rule.targets, seed=seed
+            )
+
+
+def _catalog_of(data: DataSection, split: Split) -> Catalog:
+    """Titles of the named data set where its files are given, else ids only."""
+    if data.items is not None:
+        return read_catalog(data.items).align(split.train.item_ids)
+    if data.name == "file" or (data.path is None and data.name != "movietweetings"):
+        return Catalog.bare(split.train.item_ids)
+    return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)
+
+
+def _check_ranker(config: Config, split: Split) -> None:
+    """Raises ConfigError where values or times are not what a ranker was told of them."""
+    model = config.model
+    if not isinstance(model, DeepFmConfig):
+        return
+    value, (low, high) = split.train.value, model.rating_range
+    if model.target == "rating" and not (low <= value.min() and value.max() <= high):
+        raise ConfigError(
+            f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
+            "set it to the scale of the data, or drop others by data.rating_range"
+        )
+    if model.context and split.train.timestamp.max() < FIRST_TIME:
+        raise ConfigError(
+            f"model.context reads hour and day and the data of {config.data.name!r} have an order alone, no times: "
+            "set model.context to false"
+        )
+
+
+def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningReport | None) -> Prepared:
+    description = {
+        "name": config.data.name,
+        "synthetic": config.data.synthetic and config.data.synthetic.model_dump(),
+        "rule": config.split.model_dump(mode="json"),
+        "cleaning": report.as_dict() if report else None,
+        "split": splits.describe(split),
+    }
+    _check_ranker(config, split)
+    catalog = catalog.align(split.train.item_ids)
+    if config.data.features is not None:
+        catalog = replace(catalog, features=item_features(config.data.features, catalog))
+        description["features"] = config.data.features.model_dump(mode="json")
+    return Prepared(split, catalog, description)

@@ -1,0 +1,256 @@
+"""A run folder: everything that is needed to repeat, resume, judge and serve a run.
+
+RUN/config.json          the resolved configuration
+RUN/data.json            what the data was, what cleaning removed, the split's rule and sizes
+RUN/split/               the split in the data set's own ids, to be handed on
+RUN/catalog.json         titles and categories by item index
+RUN/coordinator/         task.json, checkpoint, rounds.jsonl, model.safetensors, result.json
+RUN/nodes/<k>/           node.json, shard.npz, local/, identity.key: for node k alone
+RUN/held_data.json       exact metrics on data that the researcher holds, where asked for: no release
+RUN/report.html, environment.json, logs/
+
+Only their owner can look into `coordinator` and `nodes`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.core.errors import ConfigError, RunError
+from fedrec.core.files import read_arrays, write_arrays, write_json, write_secret
+from fedrec.core.interactions import Catalog
+from fedrec.core.updates import State
+from fedrec.data.split import Split
+from fedrec.data.splits import read_split, write_split
+from fedrec.privacy.private_files import make_private
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_terms import config_hash
+from fedrec_server.rounds.task import FEATURES_FILE, Task
+from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec_simulations.experiments.enrolment import enrol
+from fedrec_simulations.experiments.features import category_matrix
+from fedrec_simulations.experiments.prepare import Prepared
+from fedrec_simulations.experiments.privacy_terms import terms_of
+from fedrec_simulations.experiments.sections import PrivacySection
+
+#: Exact metrics of held data.
+HELD_FILE = "held_data.json"
+PACKAGES = (
+    "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",
+    "cryptography",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and contents of one run."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunError: there is no run at `path`.
+        """
+        if not (path / "config.json").exists():
+            raise RunError(
+                f"{path} is no run folder (no config.json): give a folder that `fedrec train` wrote"
+            )
+        return cls(path)
+
+    @classmethod
+    def create(
+        cls, path: Path, config: Config, prepared: Prepared, nodes: int, *, share_split: bool = True
+    ) -> RunFolder:
+        """Lay out a new run with the users spread over `nodes` nodes.
+
+        Args:
+            path: folder, made if missing.
+            config: the whole configuration.
+            prepared: the data.
+            nodes: how many nodes.
+            share_split: write the split in the data set's own ids, too; a run that is thrown away needs none.
+
+        Raises:
+            RunError: the folder already holds a run.
+            ConfigError: the configuration is for other data.
+        """
+        if (path / "config.json").exists():
+            raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
+        split = prepared.split
+        scaffold = getattr(config.model, "scaffold", None)
+        if scaffold is not None and scaffold.users != split.train.n_users:
+            raise ConfigError(
+                f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set it to that"
+            )
+        # Before anything is written: a plan may be refused.
+        privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
+        if privacy is not None and privacy.plan.metrics is not None and split.test is None:
+            raise ConfigError(
+                "privacy.metrics is 'noised' and nothing is held out to be evaluated: set it to 'none'"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        node_settings, evaluation = config.node_settings(), config.node_evaluation()
+        categories = category_matrix(prepared.catalog)
+        shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
+        enrolment = enrol(
+            config,
+            [shard.train.n_users for shard in shards],
+            privacy,
+            has_validation=split.validation is not None,
+            has_test=split.test is not None,
+        )
+        (path / "nodes").mkdir(exist_ok=True, mode=0o700)
+        make_private(path / "nodes")
+        for k, shard in enumerate(shards):
+            write_node(
+                path / "nodes" / str(k),
+                shard,
+                config.model,
+                node_settings,
+                evaluation,
+                categories,
+                privacy,
+                aggregation=enrolment.terms,
+                identity=enrolment.identity(k),
+            )
+        Task(
+            config.model,
+            node_settings,
+            config.round_settings(),
+            evaluation,
+            split.train.n_items,
+            config_hash(
+                config.model,
+                node_settings,
+                evaluation,
+                split.train.item_ids,
+                privacy,
+                enrolment.terms,
+            ),
+            split.validation is not None,
+            split.test is not None,
+            privacy,
+            aggregation=enrolment.terms,
+        ).write(path / "coordinator")
+        if prepared.catalog.features is not None:
+            write_arrays(path / "coordinator" / FEATURES_FILE, {"features": prepared.catalog.features})
+        if enrolment.server_key is not None:
+            write_secret(path / "coordinator" / "sealed.key", enrolment.server_key)
+        if share_split:
+            write_split(split, path / "split")
+        write_json(path / "data.json", prepared.description | {"nodes": nodes})
+        write_json(path / "catalog.json", _catalog_dict(prepared.catalog))
+        write_json(path / "environment.json", environment())
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        return cls(path)
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return parse_config(
+            json.loads((self.path / "config.json").read_text()), (), str(self.path / "config.json")
+        )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the data was."""
+        return dict(json.loads((self.path / "data.json").read_text()))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One record per round."""
+        path = self.path / "coordinator" / "rounds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        path = self.path / "coordinator" / "result.json"
+        if not path.exists():
+            raise RunError(f"run {self.path} is not finished: go on with `fedrec train --resume {self.path}`")
+        return dict(json.loads(path.read_text()))
+
+    @property
+    def split(self) -> Split:
+        """The split of the whole data set (a simulation's view: no server has this)."""
+        return read_split(self.path / "split")
+
+    @property
+    def catalog(self) -> Catalog:
+        """Titles and categories in the order of the item indices."""
+        plain = json.loads((self.path / "catalog.json").read_text())
+        return Catalog(
+            np.array(plain["item_ids"], dtype=np.str_),
+            np.array(plain["titles"], dtype=np.str_),
+            tuple(tuple(names) for names in plain["categories"]),
+        )
+
+    @property
+    def features(self) -> NDArray[np.float32] | None:
+        """[I, F] public features of the items; None: the run has none."""
+        path = self.path / "coordinator" / FEATURES_FILE
+        return read_arrays(path)[0]["features"].astype(np.float32) if path.exists() else None
+
+    @property
+    def model(self) -> State:
+        """Shared state of the final model."""
+        path = self.path / "coordinator" / "model.safetensors"
+        if not path.exists():
+            raise RunError(
+                f"run {self.path} has no model yet: go on with `fedrec train --resume {self.path}`"
+            )
+        return read_arrays(path)[0]
+
+    def node_folders(self) -> list[Path]:
+        """Folders of all nodes, in order."""
+        return sorted((self.path / "nodes").iterdir(), key=lambda p: int(p.name))
+
+    def nodes(self) -> list[Node]:
+        """All nodes of the run, opened here."""
+        return [open_node(folder) for folder in self.node_folders()]
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the run was made with."""
+    found = {"python": sys.version.split()[0], "platform": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _people(config: Config, prepared: Prepared) -> str:
+    """By what name ledgers know whose data these are; made-up users have no account with the real ones."""
+    if isinstance(config.privacy, PrivacySection) and config.privacy.account is not None:
+        return config.privacy.account
+    name, made = str(prepared.description["name"]), prepared.description.get("synthetic")
+    if config.data.name == "file" and config.data.path is not None:
+        name = f"file {config.data.path.absolute()}"
+    return f"synthetic {made['factor']:g} x {name}" if made else name
+
+
+def _catalog_dict(catalog: Catalog) -> dict[str, Any]:
+    return {
+        "item_ids": catalog.item_ids.tolist(),
+        "titles": catalog.titles.tolist(),
+        "categories": [list(names) for names in catalog.categories],
+    }
