@@ -1,4 +1,4 @@
-"""Quality against bytes: what a person's device sends in a round, and what the model is worth.
+"""Quality against bytes: what a user's device sends in a round, and what the model is worth.
 
     python -m benchmarks.bytes_curve --data FOLDER [--only NAME,...] [--results FILE] [--plot FILE.png]
 
@@ -147,7 +147,7 @@ def plot(results: dict[str, Row], path: Path) -> None:
         axes.plot(x, y, "o", color="tab:blue" if name.startswith("SASRec") else "tab:green")
         axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.plot(*zip(*COLR, strict=True), "s--", color="tab:gray", label="CoLR, published")
-    axes.set(xscale="log", xlabel="kB up, per person and round", ylabel="sampled HR@10", title="ML-1M")
+    axes.set(xscale="log", xlabel="kB up, per user and round", ylabel="sampled HR@10", title="ML-1M")
     axes.xaxis.set_major_locator(LogLocator(2))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""One model for everybody, or one per cluster of users?
+"""One model for everyone, or one per cluster of users?
 
     python -m benchmarks.clusters [--data FOLDER] [--sets ml-100k,movietweetings] [--models item-graph,ease]
 

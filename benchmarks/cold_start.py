@@ -1,8 +1,8 @@
-"""New people and new items: how good lists are after k events, and for items that no training saw.
+"""New users and new items: how good lists are after k events, and for items that no training saw.
 
     python -m benchmarks.cold_start [--data FOLDER]
 
-People: a tenth of the users is never trained on. Each with at least 11 interactions is asked after the first
+Users: a tenth of the users is never trained on. Each with at least 11 interactions is asked after the first
 k = 0, 1, 3, 5, 10 of them for the next one, among all items not seen yet; fold-in only, through the model that a
 device serves (popularity for k = 0, as the SDK does).
 
@@ -44,15 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start", description=__doc__)
     parser.add_argument("--data", type=Path, default=None)
     data = parser.parse_args().data
-    people("movietweetings", [])
+    profiles("movietweetings", [])
     if data is not None:
-        people("ml-1m", [f'data.path="{(data / "ml-1m").resolve()}"'])
+        profiles("ml-1m", [f'data.path="{(data / "ml-1m").resolve()}"'])
     new_items()
 
 
-def people(name: str, overrides: list[str]) -> None:
+def profiles(name: str, overrides: list[str]) -> None:
     """One table: models by number of events."""
-    print(f"\n### {name}: people unseen in training, NDCG@10 / Recall@20 of the next item after k events\n")
+    print(f"\n### {name}: users unseen in training, NDCG@10 / Recall@20 of the next item after k events\n")
     print(f"| model | {' | '.join(f'k = {k}' for k in EVENTS)} |")
     print("|---|" + "---|" * len(EVENTS))
     for model in MODELS:
@@ -60,12 +60,12 @@ def people(name: str, overrides: list[str]) -> None:
         dataset, _ = load(config.data)
         split = held_out_users(dataset.interactions, 0.1, 0.0, seed=1)
         served = trained(config, split.train)
-        people_of = list(histories(dataset.interactions, new_users(split)))
+        users_of = list(histories(dataset.interactions, new_users(split)))
         popularity = np.bincount(split.train.item, minlength=split.train.n_items).astype(np.float64)
         cells = []
         for k in EVENTS:
             ranks = np.array(
-                [rank_of_next(served, popularity, items, k) for items in people_of if len(items) > EVENTS[-1]]
+                [rank_of_next(served, popularity, items, k) for items in users_of if len(items) > EVENTS[-1]]
             )
             gains = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0.0)
             cells.append(f"{interval(gains)} / {np.mean(ranks < TOP):.3f}")
@@ -118,8 +118,8 @@ def new_items() -> None:
         place = np.full(all_items.n_items, -1)
         place[kept] = np.arange(len(kept))
         last = all_items.indptr[1:] - 1
-        judged = np.flatnonzero((all_items.counts > 1) & np.isin(all_items.item[last], removed))
-        train = without(all_items, np.isin(all_items.item, kept), place, kept, last[judged])
+        evaluated = np.flatnonzero((all_items.counts > 1) & np.isin(all_items.item[last], removed))
+        train = without(all_items, np.isin(all_items.item, kept), place, kept, last[evaluated])
         items = Items.of(
             catalog.item_ids[kept].tolist(),
             catalog.titles[kept].tolist(),
@@ -133,14 +133,14 @@ def new_items() -> None:
             [catalog.categories[k] for k in removed],
         )
         hits = []
-        for user in judged:
+        for user in evaluated:
             own = place[all_items.item[all_items.indptr[user] : last[user]]]
             own = own[own >= 0]
             scores = served.scores(served.fold_in(History(own, np.ones(len(own), np.float32))))[len(kept) :]
             target = scores[np.searchsorted(removed, all_items.item[last[user]])]
             hits.append(float(np.sum(scores >= target) - 1 < TOP))
         print(
-            f"| {model} | {interval(np.array(hits))} ({len(hits)} people) | {TOP / len(removed):.3f} |",
+            f"| {model} | {interval(np.array(hits))} ({len(hits)} profiles) | {TOP / len(removed):.3f} |",
             flush=True,
         )
 

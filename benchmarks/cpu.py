@@ -2,7 +2,7 @@
 
 Processes are found by the mark that they inherit (`fedrec.core.processes`), so those that moved to a session
 of their own (Ray's) are counted, too. A process that ended is counted through the parent that waited for it; the
-time of one that nobody in the tree waited for is lost, which can only make the tree look cheaper.
+time of one that no one in the tree waited for is lost, which can only make the tree look cheaper.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ from typing import Any
 from benchmarks.family_pages import METRICS, MODELS, MODES, RESULTS, Row, line, read, table
 from benchmarks.quality import EXPERIMENTS, paths
 from fedrec.core.errors import FedrecError
-from fedrec_simulations.engines.held_data import judge_held
+from fedrec_simulations.engines.held_data import evaluate_held
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config, load_config
 from fedrec_simulations.experiments.prepare import Prepared, prepare
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -46,14 +46,14 @@ LONGEST = dict.fromkeys(("ease", "item_knn", "ials", "item_graph"), 2.5e3) | {"c
 
 
 def central(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
-    """The twin."""
+    """The baseline."""
     started = time.process_time()
-    twin = fit_twin(config, prepared.split, features=prepared.catalog.features)
+    baseline = fit_baseline(config, prepared.split, features=prepared.catalog.features)
     return {
-        "metrics": twin.report.as_dict()["metrics"]["all"],
-        "rounds": twin.epochs,
+        "metrics": baseline.report.as_dict()["metrics"]["all"],
+        "rounds": baseline.epochs,
         "seconds": time.process_time() - started,
-        "fit_seconds": twin.fit_seconds,
+        "fit_seconds": baseline.fit_seconds,
     }
 
 
@@ -70,7 +70,7 @@ def secagg(config: Config, prepared: Prepared, known: dict[str, Row]) -> Row:
     if config.federation.clip_norm is None:
         rules["clip_norm"] = LONGEST.get(config.model.kind, 100.0)
     hidden = changed(config, federation=rules, privacy={"unit": "none", "aggregator": "secagg"})
-    split = replace(prepared.split, train=prepared.split.learnable("final"), validation=None)
+    split = replace(prepared.split, train=prepared.split.learnable("refit"), validation=None)
     return run(hidden, replace(prepared, split=split), NODES)
 
 
@@ -139,7 +139,7 @@ def run(config: Config, prepared: Prepared, nodes: int) -> Row:
         outcome = run_in_process(folder.path)
         seconds = time.process_time() - started
         # A private run lets no exact metrics out: they are computed here, on data that is held here.
-        test = outcome.result["test"] or judge_held(folder).as_dict()
+        test = outcome.result["test"] or evaluate_held(folder).as_dict()
         return {
             "metrics": test["metrics"]["all"],
             "rounds": outcome.rounds,

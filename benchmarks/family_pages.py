@@ -28,9 +28,9 @@ NOT_COVERED = (
 )
 MARK = "<!-- below: python -m benchmarks.family_pages -->\n"
 SETS = {
-    "ml-100k": "ML-100K (943 people, 1,682 films; the given split)",
-    "ml-1m": "ML-1M (6,040 people, 3,416 films; order only)",
-    "movietweetings": "MovieTweetings (4,333 people, 2,414 films; real times)",
+    "ml-100k": "ML-100K (943 users, 1,682 films; the given split)",
+    "ml-1m": "ML-1M (6,040 users, 3,416 films; order only)",
+    "movietweetings": "MovieTweetings (4,333 users, 2,414 films; real times)",
     "msweb": "MSWeb (16,493 visitors, 251 areas of a web site; no order: a random area is held out)",
 }
 SHORT = {name: title.partition(" (")[0] for name, title in SETS.items()}
@@ -83,9 +83,9 @@ def cell(row: Row, metric: str) -> str:
     return f"{found['value']:.3f} ±{(found['high'] - found['low']) / 2:.3f}"
 
 
-def line(model: str, mode: str, row: Row, twin: Row) -> str:
+def line(model: str, mode: str, row: Row, baseline: Row) -> str:
     """One line of a table."""
-    share = row["metrics"]["full/ndcg@10"]["value"] / twin["metrics"]["full/ndcg@10"]["value"]
+    share = row["metrics"]["full/ndcg@10"]["value"] / baseline["metrics"]["full/ndcg@10"]["value"]
     sizes = [f"{row[key] / 1e3:,.0f}" if key in row else "" for key in ("bytes_up", "model_bytes")]
     spent = [f"{100 * share:.0f} %", str(row["rounds"]), f"{row['seconds']:.0f}"]
     return f"| {' | '.join([model, mode, *(cell(row, metric) for metric in METRICS), *spent, *sizes])} |"
@@ -100,7 +100,7 @@ def table(name: str, folder: Path = RESULTS) -> str:
             line(model, mode, rows[mode], rows["central"]) for mode in MODES if {mode, "central"} <= set(rows)
         ]
     head = (
-        "| recommender | trained | NDCG@10 | Recall@20 | sampled HR@10 | sampled NDCG@10 | of twin | rounds | CPU s "
+        "| recommender | trained | NDCG@10 | Recall@20 | sampled HR@10 | sampled NDCG@10 | baseline | rounds | CPU s "
         "| kB up | model kB |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     )
@@ -116,7 +116,7 @@ def overview(folder: Path = RESULTS) -> str:
     """A line per recommender: NDCG@10 of the full ranking in each way of training, on each set."""
     head = (
         "## One table to choose by\n",
-        "NDCG@10 of the full ranking: central · federated · private · under secure aggregation. kB up (of one person "
+        "NDCG@10 of the full ranking: central · federated · private · under secure aggregation. kB up (of one user "
         "in one round), rounds and the model's size are those of the federated run on ML-1M. "
         f"{NOT_COVERED}\n",
         f"| recommender | {' | '.join(f'[{SHORT[name]}](families/{name}.md)' for name in SETS)} | kB up | rounds "
@@ -136,22 +136,22 @@ def overview(folder: Path = RESULTS) -> str:
 
 
 def peers(folder: Path = RESULTS) -> str:
-    """Our centralised twins beside what others reach on the same splits."""
+    """Our centralised baselines beside what others reach on the same splits."""
     head = (
-        "## Twins beside their peers\n",
+        "## Baselines beside their peers\n",
         "NDCG@10, Recall@20, sampled HR@10, sampled NDCG@10. Peers were fitted once on the same splits, tuned on the "
         "validation item, with negatives that do not avoid held-out items: implicit 0.7, lenskit 2025.8, torch, and "
         "NumPy for closed forms. Their 99 sampled items are another draw: the standard error of a sampled HR@10 is "
         ".016 on ML-100K and .006 on ML-1M. On MSWeb, which has no order, held-out areas are another draw, too.\n",
-        "| data | recommender | peer | the peer's | our twin's |",
+        "| data | recommender | peer | the peer's | our baseline's |",
         "|---|---|---|---|---|",
     )
     lines = []
     for name, known in PEERS.items():
         for model, (what, figures) in known.items():
-            twin = read(folder, name, model)["central"]
+            baseline = read(folder, name, model)["central"]
             theirs = ", ".join("n/a" if f is None else f"{f:.3f}".removeprefix("0") for f in figures)
-            ours = ", ".join(short(twin, metric) for metric in METRICS)
+            ours = ", ".join(short(baseline, metric) for metric in METRICS)
             lines.append(f"| {SHORT[name]} | {model} | {what} | {theirs} | {ours} |")
     return "\n".join((*head, *lines, ""))
 

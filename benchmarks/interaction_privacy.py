@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.workload import EMBEDDING_SIZE, LEARNING_RATE, NEGATIVES, SEED, recommender
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.interaction import train_interactions
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
@@ -38,7 +38,7 @@ from fedrec.rounds.local_training import train_users
 POSITIVES, STEPS, CATALOGUES = 165, 5, (3_706, 100_000)
 RATE, EXPECTED = 1 / STEPS, POSITIVES / STEPS
 HOOKS_AT_MOST = 10_000
-KEY = RoundKey(SEED, 1)
+KEY = RoundSeed(SEED, 1)
 
 
 @dataclass(frozen=True)

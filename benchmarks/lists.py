@@ -25,7 +25,7 @@ from fedrec.ranking.folding import Ridge
 from fedrec.ranking.item_index import Shelf
 from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
-from fedrec.ranking.model import History, Person, ServingModel
+from fedrec.ranking.model import History, ServingModel, User
 from fedrec.ranking.pipeline import Wanted, rank
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import SparseWeights
@@ -49,7 +49,7 @@ def report(model: ServingModel, repeat: int) -> None:
     rng = np.random.default_rng(0)
     shelf = Shelf(model, catalogue(model.n_items))
     seen = rng.choice(model.n_items, SEEN, replace=False)
-    person = model.fold_in(History(seen, np.ones(SEEN, np.float32)))
+    user = model.fold_in(History(seen, np.ones(SEEN, np.float32)))
     start = time.perf_counter()
     shelf.members(CATEGORIES[0])
     print(
@@ -57,7 +57,7 @@ def report(model: ServingModel, repeat: int) -> None:
     )
     print(f"{'':34}{'median ms':>10}{'p95':>8}{'beyond scores':>15}")
     for name, wanted in wishes(model.n_items).items():
-        scores, lists = in_turns(lambda: model.scores(person), listing(shelf, person, seen, wanted), repeat)
+        scores, lists = in_turns(lambda: model.scores(user), listing(shelf, user, seen, wanted), repeat)
         beyond = statistics.median(lists) - statistics.median(scores)
         p95 = float(np.percentile(lists, 95))
         print(f"{name:34}{statistics.median(lists):10.2f}{p95:8.2f}{beyond:15.2f}")
@@ -93,9 +93,9 @@ def wishes(n_items: int) -> dict[str, Wanted]:
     }
 
 
-def listing(shelf: Shelf, person: Person, seen: np.ndarray, wanted: Wanted) -> Callable[[], Any]:
+def listing(shelf: Shelf, user: User, seen: np.ndarray, wanted: Wanted) -> Callable[[], Any]:
     rng = np.random.default_rng(2)
-    return lambda: rank(shelf, person, seen, wanted, rng=rng, now=1e8)
+    return lambda: rank(shelf, user, seen, wanted, rng=rng, now=1e8)
 
 
 def in_turns(

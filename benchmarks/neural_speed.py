@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.workload import N_ITEMS, SEED, cohort
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.recommenders.registry import build, parse
 from fedrec.rounds.local_training import train_users
 
@@ -54,7 +54,7 @@ def users_per_cpu_second(model: Recommender, batch: UserBatch, repeats: int) -> 
     best = np.inf
     for number in range(repeats + 1):
         started = time.process_time()
-        train_users(model, shared, local, batch, RoundKey(SEED, number + 1), 1.0, N_ITEMS)
+        train_users(model, shared, local, batch, RoundSeed(SEED, number + 1), 1.0, N_ITEMS)
         best = min(best, time.process_time() - started) if number else np.inf
     return len(batch) / best
 

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.workload import N_ITEMS, SEED, cohort, recommender
 from fedrec.core.errors import FederationError
 from fedrec.core.processes import end, is_alive
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.rounds.local_training import train_users
 from fedrec_server.federation.flower_cli import last_words
@@ -92,7 +92,7 @@ def _difference(arrays: State, nodes: int, rounds: int) -> float:
     ours, batch = recommender(), cohort(nodes)
     shared, local = ours.init_shared(N_ITEMS, SEED), ours.init_local(batch.user, SEED)
     for number in range(1, rounds + 1):
-        total, local = train_users(ours, shared, local, batch, RoundKey(SEED, number), None, N_ITEMS)
+        total, local = train_users(ours, shared, local, batch, RoundSeed(SEED, number), None, N_ITEMS)
         shared = {n: (a + total.blocks[n] / total.users).astype(np.float32) for n, a in shared.items()}
     theirs = {"item_table": arrays["table.weight"], "item_bias": arrays["bias.weight"][:, 0]}
     return max(float(np.abs(shared[name] - theirs[name]).max()) for name in shared)

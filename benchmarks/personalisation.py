@@ -71,7 +71,7 @@ def by_length(results: Mapping[str, Result]) -> str:
         cells = []
         for group in range(len(GROUPS)):
             if not first.sums.users[group, 0]:
-                cells.append("nobody")
+                cells.append("no one")
                 continue
             apart, low, high = difference(result.sums, first.sums, METRICS[0], [group])
             cells.append(f"{apart:+.4f} ({low:+.4f} to {high:+.4f})")

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.workload import N_ITEMS, SEED, ml1m_shape, recommender
 from fedrec.core.contributions import distinct
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import UpdateSum
 from fedrec.privacy.mechanisms import mechanism_of
@@ -37,7 +37,7 @@ Work = Callable[[], object]
 
 def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Work]:
     """One round of a model: without privacy, clipped, and with each mechanism."""
-    shared, key = _shared(model, batch, round_), RoundKey(SEED, round_)
+    shared, key = _shared(model, batch, round_), RoundSeed(SEED, round_)
     local, server = model.init_local(batch.user, SEED), model.init_server(shared)
     layout = model.layout(N_ITEMS, round_)
 
@@ -101,7 +101,7 @@ def noise_seconds(size: int) -> float:
 def _shared(model: Recommender, batch: UserBatch, round_: int) -> dict[str, np.ndarray]:
     shared, server = model.init_shared(N_ITEMS, SEED), {}
     for number in range(1, round_):
-        total, _ = train_users(model, shared, {}, batch, RoundKey(SEED, number), None, N_ITEMS)
+        total, _ = train_users(model, shared, {}, batch, RoundSeed(SEED, number), None, N_ITEMS)
         shared, server = model.apply(shared, server, total)
     return shared
 

@@ -1,4 +1,4 @@
-"""Quality of every recommender on every data set at hand, federated beside its centralised twin.
+"""Quality of every recommender on every data set at hand, federated beside its centralised baseline.
 
     python -m benchmarks.quality [--data FOLDER] [--sets movietweetings,ml-100k,ml-1m] [--models ...] [--no-recency]
         [--json FILE]
@@ -19,7 +19,7 @@ from typing import Any
 
 from fedrec.core.errors import FedrecError
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config, load_config
 from fedrec_simulations.experiments.prepare import prepare
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -30,7 +30,7 @@ METRICS = ("sampled/hr@10", "sampled/ndcg@10", "full/ndcg@10", "full/recall@20")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """One row: federated and twin metrics with intervals, rounds and seconds."""
+    """One row: federated and baseline metrics with intervals, rounds and seconds."""
     prepared = prepare(config)
     with tempfile.TemporaryDirectory(prefix="fedrec-quality-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", config, prepared, 1)
@@ -38,12 +38,12 @@ def run(config: Config) -> dict[str, Any]:
         outcome = run_in_process(folder.path)
         seconds = time.perf_counter() - started
         bytes_up = folder.records[-1]["bytes_up_per_user"]
-    twin = fit_twin(config, prepared.split, features=prepared.catalog.features)
+    baseline = fit_baseline(config, prepared.split, features=prepared.catalog.features)
     return {
         "federated": outcome.result["test"]["metrics"]["all"],
-        "twin": twin.report.as_dict()["metrics"]["all"],
+        "baseline": baseline.report.as_dict()["metrics"]["all"],
         "rounds": outcome.rounds,
-        "epochs": twin.epochs,
+        "epochs": baseline.epochs,
         "seconds": seconds,
         "bytes_up": bytes_up,
     }
@@ -53,9 +53,9 @@ def line(name: str, row: dict[str, Any]) -> str:
     """One Markdown row."""
     cells = []
     for metric in METRICS:
-        federated, twin = row["federated"][metric], row["twin"][metric]
+        federated, baseline = row["federated"][metric], row["baseline"][metric]
         half = (federated["high"] - federated["low"]) / 2
-        cells.append(f"**{federated['value']:.3f}** ±{half:.3f} ({twin['value']:.3f})")
+        cells.append(f"**{federated['value']:.3f}** ±{half:.3f} ({baseline['value']:.3f})")
     return f"| {name} | {' | '.join(cells)} | {row['rounds']} | {row['seconds']:.0f} | {row['bytes_up'] / 1e3:,.0f} |"
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         if name != "movietweetings" and options.data is None:
             print(f"\n{name}: not run; give --data FOLDER with {name}/ in its original files")
             continue
-        print(f"\n### {name}: federated (centralised twin)\n")
+        print(f"\n### {name}: federated (centralised baseline)\n")
         print(
             "| model | sampled HR@10 | sampled NDCG@10 | full NDCG@10 | full Recall@20 | rounds | s | kB up |"
         )

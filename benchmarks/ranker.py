@@ -1,10 +1,10 @@
-"""Rankers: probabilities of clicks and of ratings, federated, beside the twin and simple peers.
+"""Rankers: probabilities of clicks and of ratings, federated, beside the baseline and simple peers.
 
     python -m benchmarks.ranker [--data FOLDER] [--sets movietweetings,ml-100k] [--targets click,rating]
 
-The latest tenth of everybody's interactions is the test part, the tenth before it chooses the number of rounds by log
-loss. A click is judged against four sampled items that the person does not have; a rating by its share of the full
-rating, a like is one from 0.75 on. Peers: the mean of everything; smoothed means of items; a ridge model of person
+The latest tenth of everyone's interactions is the test part, the tenth before it chooses the number of rounds by log
+loss. A click is evaluated against four sampled items that the user does not have; a rating by its share of the full
+rating, a like is one from 0.75 on. Peers: the mean of everything; smoothed means of items; a ridge model of user
 and item (Koren 2009) for ratings; logistic regression on the same fields as DeepFM's and the agreement of profile and
 item, whose ridge the validation part chooses. `--data` is a folder with the original files of MovieLens.
 """
@@ -115,8 +115,8 @@ def federated(config: Config, prepared: Prepared, part: Interactions) -> State:
         return run_in_process(folder.path).shared
 
 
-def calibrated(probability: Floats, asked: Questions, judged: Floats) -> Floats:
-    """`judged` after the two numbers that devices find together on what they know: federated Platt scaling."""
+def calibrated(probability: Floats, asked: Questions, evaluated: Floats) -> Floats:
+    """`evaluated` after the two numbers that devices find together on what they know: federated Platt scaling."""
     flat, outcome = probability.reshape(-1), asked.outcome.reshape(-1)
     owner = np.repeat(asked.rows, asked.items.shape[1])
     devices = [owner == row for row in np.unique(owner)]
@@ -125,7 +125,7 @@ def calibrated(probability: Floats, asked: Questions, judged: Floats) -> Floats:
         parts = [newton_sums(scaling, flat[mine], outcome[mine]) for mine in devices]
         return np.sum([g for g, _ in parts], axis=0), np.sum([h for _, h in parts], axis=0)
 
-    return rescale(sums)(judged.reshape(-1)).reshape(judged.shape)
+    return rescale(sums)(evaluated.reshape(-1)).reshape(evaluated.shape)
 
 
 def peers(
@@ -144,9 +144,9 @@ def peers(
         return logistic(part, features, shares(part), ridge, asked)
 
     def loss(ridge: float) -> float:
-        return valid.judge(regression(split.train, ridge, valid))["log_loss"]
+        return valid.evaluate(regression(split.train, ridge, valid))["log_loss"]
 
-    everything = split.learnable("final")
+    everything = split.learnable("refit")
     found = {"logistic regression": regression(everything, min(RIDGES, key=loss), asked)}
     return found | means(everything, shares(everything), asked)
 
@@ -165,30 +165,32 @@ def compare(name: str, target: str, data: dict[str, object]) -> str:
     model = build(config.model)
     assert isinstance(model, DeepFm)
     valid = questions(split.train, split.validation, model.share, click)
-    everything = split.learnable("final")
+    everything = split.learnable("refit")
     asked = questions(everything, split.test, model.share, click)
 
     def run(part: Interactions, rounds: int) -> State:
         return federated(deepfm_config(data, target, features.shape[1], rounds), probe, part)
 
-    def twin(part: Interactions, rounds: int) -> State:
+    def baseline(part: Interactions, rounds: int) -> State:
         return model.fit(part, 0, max(1, round(rounds * RATE)), features)[0]
 
     rows: dict[str, tuple[dict[str, float], str]] = {}
-    for label, fit in (("DeepFM, federated", run), ("DeepFM, centralised twin", twin)):
+    for label, fit in (("DeepFM, federated", run), ("DeepFM, centralised baseline", baseline)):
         started = time.process_time()
         early = {rounds: ask(model, fit(split.train, rounds), valid) for rounds in ROUNDS}
-        chosen = min(early, key=lambda rounds: valid.judge(early[rounds])["log_loss"])
+        chosen = min(early, key=lambda rounds: valid.evaluate(early[rounds])["log_loss"])
         answers = ask(model, fit(everything, chosen), asked)
         spent = f"{chosen} rounds, {time.process_time() - started:.0f} s"
-        rows[label] = (asked.judge(answers), spent)
+        rows[label] = (asked.evaluate(answers), spent)
         if fit is run:
-            rows["the same, calibrated"] = (asked.judge(calibrated(early[chosen], valid, answers)), "")
+            rows["the same, calibrated"] = (asked.evaluate(calibrated(early[chosen], valid, answers)), "")
     share = None if click else model.share
-    rows |= {label: (asked.judge(p), "") for label, p in peers(split, features, share, valid, asked).items()}
+    rows |= {
+        label: (asked.evaluate(p), "") for label, p in peers(split, features, share, valid, asked).items()
+    }
     lines = [
         f"### {name}, {target} ({len(asked.rows):,} questions)\n",
-        "| ranker | AUC | AUC within a person | log loss | RMSE | calibration error | |",
+        "| ranker | AUC | AUC within a user | log loss | RMSE | calibration error | |",
         "|---|---|---|---|---|---|---|",
     ]
     for label, (found, spent) in rows.items():

@@ -1,7 +1,7 @@
 """What rankers are asked, and simple peers that answer: means, and logistic regression on the fields of DeepFM.
 
 The regression sees what DeepFM sees: each training example has the past of its own moment, a past of ratings is
-weighed by them, the mean of the own earlier ratings is a field, and a negative is something that the person does not
+weighed by them, the mean of the own earlier ratings is a field, and a negative is something that the user does not
 have. It has no learned vectors: of two fields together it knows how far profile and item agree, feature by
 feature.
 
@@ -30,11 +30,11 @@ RIDGES = (0.5, 2.0, 8.0)
 
 @dataclass(frozen=True)
 class Questions:
-    """What rankers are asked: W items of a person at a moment, and what happened.
+    """What rankers are asked: W items of a user at a moment, and what happened.
 
     Attributes:
-        history: of everybody.
-        rows: [N] row of the person in the history.
+        history: of everyone.
+        rows: [N] row of the owner in the history.
         time: [N].
         items: [N, W].
         outcome: [N, W] 0 to 1.
@@ -46,21 +46,21 @@ class Questions:
     items: IntArray
     outcome: Floats
 
-    def judge(self, probability: Floats) -> dict[str, float]:
+    def evaluate(self, probability: Floats) -> dict[str, float]:
         """Figures of probabilities [N, W]; the areas ask for likes."""
-        person = np.repeat(self.rows, self.items.shape[1])
+        owner = np.repeat(self.rows, self.items.shape[1])
         p, y = np.clip(probability.reshape(-1), 0, 1), self.outcome.reshape(-1)
-        exact = RankerSums.of(p, y, person).report()
-        likes = RankerSums.of(p, (y >= LIKE).astype(float), person).report()
+        exact = RankerSums.of(p, y, owner).report()
+        likes = RankerSums.of(p, (y >= LIKE).astype(float), owner).report()
         return exact | {name: likes[name] for name in ("auc", "auc_within")}
 
 
 @dataclass(frozen=True)
 class Pasts:
-    """What is known of persons before each of their events, and at the end.
+    """What is known of users before each of their events, and at the end.
 
     Attributes:
-        known: events of everybody.
+        known: events of everyone.
         profile: [N + 1, F] running sums over all events of their features, weighed by how they were rated.
         liked: [N + 1] running sums of the ratings, -1 to 1.
         rated: whether ratings are learned.
@@ -105,11 +105,11 @@ class Examples:
         moment: tuple[IntArray, IntArray, IntArray],
         item: IntArray,
     ) -> Examples:
-        """Of items [M] that persons are asked about, each at a moment: person, next event and time [M]."""
-        classes, person = pasts.fields(*moment)
+        """Of items [M] that users are asked about, each at a moment: owner, next event and time [M]."""
+        classes, owner = pasts.fields(*moment)
         starts = pasts.known.n_items + np.cumsum([0, ACTIVITY, 24])
         own = features[item]
-        dense = np.column_stack([own, own * person[:, :-1], person])
+        dense = np.column_stack([own, own * owner[:, :-1], owner])
         return cls(
             torch.from_numpy(np.column_stack([item, classes + starts])),
             torch.from_numpy(dense.astype(np.float32)),
@@ -138,15 +138,15 @@ def logistic(
     learn = Examples.of(pasts, features, (user, at, known.timestamp[at]), item)
     weight, slope, bias = _solve(learn, goal.astype(np.float32), known.n_items + ACTIVITY + 31, ridge)
     width = asked.items.shape[1]
-    person, time = np.repeat(asked.rows, width), np.repeat(asked.time, width)
-    moment = (person, known.indptr[person + 1], time)
+    owner, time = np.repeat(asked.rows, width), np.repeat(asked.time, width)
+    moment = (owner, known.indptr[user + 1], time)
     ask = Examples.of(pasts, features, moment, asked.items.reshape(-1))
     found = (weight[ask.places].sum(1) + ask.dense @ slope + bias).sigmoid()
     return found.numpy().astype(float).reshape(asked.items.shape)
 
 
 def strangers(known: Interactions) -> IntArray:
-    """[NEGATIVES · events] items that the person of each event does not have; all events, then all again."""
+    """[NEGATIVES · events] items that the user of each event does not have; all events, then all again."""
     rng, user = np.random.default_rng(0), np.tile(known.user, NEGATIVES)
     own = known.user * known.n_items + known.item
     drawn = rng.integers(0, known.n_items, len(user))
@@ -178,7 +178,7 @@ def means(known: Interactions, share: FloatArray | None, asked: Questions) -> di
     return {
         "mean": np.full(asked.items.shape, mean),
         "item mean": mean + alone[asked.items],
-        "person and item": both,
+        "user and item": both,
     }
 
 

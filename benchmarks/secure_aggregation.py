@@ -157,7 +157,7 @@ def cohort(
         terms,
         identities,
         encoding,
-        Context(terms.digest.hex(), "train", "final", 1, 1, "00" * 32, encoding.length),
+        Context(terms.digest.hex(), "train", "refit", 1, 1, "00" * 32, encoding.length),
     )
 
 

@@ -6,7 +6,7 @@ For cohorts of users drawn at random: how many rows of the item table their hist
 touched by one user alone, and how many are touched by five or more. Then the attack on matrix factorisation: in the
 exact sum of one round's updates, rows that one user alone has moved lie in the direction of that user's private
 vector, so pairs of rows of the same user show by their cosine. Precision and recall of "same user", and what is left
-of them when the sum carries the noise of epsilon 8 over 20 rounds for a cohort of that size out of everybody.
+of them when the sum carries the noise of epsilon 8 over 20 rounds for a cohort of that size out of everyone.
 FOLDER may hold ml-1m and ml-100k; without it the bundled MovieTweetings are used alone.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
@@ -68,7 +68,7 @@ def measure(train: Any, size: int, rng: np.random.Generator) -> list[float]:
         touched[np.unique(batch.item[batch.indptr[u] : batch.indptr[u + 1]])] += 1
     rows = np.flatnonzero(touched)
 
-    key = RoundKey(0, 1)
+    key = RoundSeed(0, 1)
     shared, local = MODEL.init_shared(train.n_items, 0), MODEL.init_local(batch.user, 0)
     total, _ = train_users(MODEL, shared, local, batch, key, CLIP, train.n_items)
     moved_by = np.zeros(train.n_items, dtype=np.int64)

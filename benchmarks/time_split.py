@@ -1,11 +1,11 @@
-"""Judged by time: what all people did last is held out, so that no model has learned from a later day.
+"""Evaluated by time: what all users did last is held out, so that no model has learned from a later day.
 
     python -m benchmarks.time_split [--models popularity,ease,sasrec] [--fraction 0.1]
 
-Leave-one-out holds out each person's last event and learns from later events of others: a model may know of a film
+Leave-one-out holds out each user's last event and learns from later events of others: a model may know of a film
 what became known afterwards (Ji et al. 2023, "A critical study on data leakage in recommender system offline
 evaluation", ACM TOIS). Here the last tenth of all events of MovieTweetings is the test part and the tenth before it
-chooses the rounds. Settings are those of leave-one-out, federated, in process. People without an earlier event are
+chooses the rounds. Settings are those of leave-one-out, federated, in process. Users without an earlier event are
 strangers to every model here and are not asked.
 """
 
@@ -32,9 +32,9 @@ def by_time(name: str, fraction: float) -> Config:
 
 
 def known_only(split: Split) -> Split:
-    """The same split, of whose test part only people with an earlier event are asked."""
+    """The same split, of whose test part only users with an earlier event are asked."""
     assert split.test is not None
-    known = split.history("final").counts > 0
+    known = split.history("refit").counts > 0
     return replace(split, test=split.test.select(known[split.test.user]))
 
 
@@ -42,11 +42,11 @@ def describe(split: Split) -> str:
     """Who is asked, and what."""
     asked = known_only(split).test
     assert asked is not None and split.test is not None
-    people = (asked.counts > 0).sum()
-    seen = np.isin(asked.item, split.history("final").item).mean()
+    users = (asked.counts > 0).sum()
+    seen = np.isin(asked.item, split.history("refit").item).mean()
     return (
-        f"{people:,} people are asked for {len(asked):,} events, {seen:.0%} of them with films that somebody had "
-        f"before; {(split.test.counts > 0).sum() - people} strangers are left out"
+        f"{users:,} users are asked for {len(asked):,} events, {seen:.0%} of them with films that someone had "
+        f"before; {(split.test.counts > 0).sum() - users} strangers are left out"
     )
 
 

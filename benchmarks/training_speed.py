@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.workload import COHORT, N_ITEMS, SEED, cohort, ml1m_shape, recommender
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation
 from fedrec.rounds.local_training import train_users
@@ -61,13 +61,13 @@ def growth(items: int, size: int = COHORT) -> Growth:
 def _round(model: MatrixFactorisation, shared: State, batch: UserBatch) -> Callable[[], object]:
     local = model.init_local(batch.user, SEED)
     n_items = len(shared["item_bias"])
-    return lambda: train_users(model, shared, local, batch, RoundKey(SEED, 1), CLIP_NORM, n_items)
+    return lambda: train_users(model, shared, local, batch, RoundSeed(SEED, 1), CLIP_NORM, n_items)
 
 
 def _server_step(model: MatrixFactorisation, shared: State, batch: UserBatch) -> float:
     few, server = batch.take(np.arange(10)), model.init_server(shared)
     local, n_items = model.init_local(few.user, SEED), len(shared["item_bias"])
-    total, _ = train_users(model, shared, local, few, RoundKey(SEED, 1), CLIP_NORM, n_items)
+    total, _ = train_users(model, shared, local, few, RoundSeed(SEED, 1), CLIP_NORM, n_items)
     return _best(lambda: model.apply(shared, server, total), 2)
 
 

@@ -1,8 +1,8 @@
 """Variants of one experiment, each with its few candidates for what must be tuned, compared user by user.
 
-The candidate is chosen on the validation item; one that diverges is out. Every candidate is judged on the test item
-once, only the chosen one's figures are shown. Differences to the first variant come with 95 % intervals of a paired
-bootstrap over users: replicates weigh the same users alike in every run.
+The candidate is chosen on the validation item; one that diverges is out. Every candidate is evaluated on the test
+item once, and only the figures of the chosen one are shown. Differences to the first variant come with 95 % intervals
+of a paired bootstrap over users: replicates weigh the same users alike in every run.
 """
 
 from __future__ import annotations

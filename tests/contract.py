@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedrec.core.interactions import Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.rounds.local_training import train_users
@@ -29,7 +29,7 @@ def train(
     server, local = recommender.init_server(shared), recommender.init_local(batch.user, seed)
     for number in range(1, 1 + (recommender.fixed_rounds or rounds)):
         total, local = train_users(
-            recommender, shared, local, batch, RoundKey(seed, number), None, part.n_items
+            recommender, shared, local, batch, RoundSeed(seed, number), None, part.n_items
         )
         shared, server = recommender.apply(shared, server, total)
     return shared, local
@@ -63,7 +63,7 @@ class RecommenderContract:
     def test_update_depends_on_touched_rows_only(self, recommender, trained, split) -> None:
         shared, local = trained
         batch = split.train.batch(np.arange(split.train.n_users))
-        key = RoundKey(3, 2)
+        key = RoundSeed(3, 2)
         for user in (0, 17):
             rows = np.array([user])
             one = batch.take(rows)
@@ -78,7 +78,7 @@ class RecommenderContract:
 
     def test_users_are_independent_of_their_batch(self, recommender, trained, split) -> None:
         shared, local = trained
-        batch, key = split.train.batch(np.arange(40)), RoundKey(3, 2)
+        batch, key = split.train.batch(np.arange(40)), RoundSeed(3, 2)
         mine = {name: values[:40] for name, values in local.items()}
         layout = recommender.layout(split.train.n_items, 2)
         together, after = recommender.compute_updates(shared, mine, batch, key)
@@ -95,7 +95,7 @@ class RecommenderContract:
         shared, local = trained
         batch = split.train.batch(np.arange(12))
         mine = {name: values[:12] for name, values in local.items()}
-        updates, _ = recommender.compute_updates(shared, mine, batch, RoundKey(3, 2))
+        updates, _ = recommender.compute_updates(shared, mine, batch, RoundSeed(3, 2))
         layout = recommender.layout(split.train.n_items, 2)
         sent = [np.linalg.norm(updates.vector(user, layout)) for user in range(12)]
         np.testing.assert_allclose(updates.norms(), sent, rtol=1e-9)
@@ -103,7 +103,7 @@ class RecommenderContract:
     def test_clipping_bounds_the_sum(self, recommender, trained, split) -> None:
         shared, local = trained
         batch = split.train.batch(np.arange(split.train.n_users))
-        total, _ = train_users(recommender, shared, local, batch, RoundKey(3, 2), 0.01, split.train.n_items)
+        total, _ = train_users(recommender, shared, local, batch, RoundSeed(3, 2), 0.01, split.train.n_items)
         vector = recommender.layout(split.train.n_items, 2).flatten(total.blocks)
         assert np.linalg.norm(vector) <= 0.01 * len(batch) * (1 + 1e-9)
         assert total.clipped > 0
@@ -112,7 +112,7 @@ class RecommenderContract:
         shared, local = trained
         before = {n: v.copy() for n, v in {**shared, **local}.items()}
         batch = split.train.batch(np.arange(split.train.n_users))
-        train_users(recommender, shared, local, batch, RoundKey(3, 2), None, split.train.n_items)
+        train_users(recommender, shared, local, batch, RoundSeed(3, 2), None, split.train.n_items)
         for name, values in {**shared, **local}.items():
             np.testing.assert_array_equal(values, before[name])
 
@@ -128,7 +128,7 @@ class RecommenderContract:
         batch = split.batch(split.train)
         assert self.recall_at_9(recommender.score(shared, local, batch), batch, split) > 3 * CHANCE_RECALL
 
-    def test_twin_finds_it_too(self, recommender, split) -> None:
+    def test_baseline_finds_it_too(self, recommender, split) -> None:
         shared, local = recommender.fit(split.train, 3, self.rounds, self.features)
         batch = split.batch(split.train)
         assert self.recall_at_9(recommender.score(shared, local, batch), batch, split) > 3 * CHANCE_RECALL
@@ -141,10 +141,10 @@ class RecommenderContract:
 
     def test_empty_history_is_scored(self, recommender, trained) -> None:
         shared, _ = trained
-        nobody = UserBatch(
+        no_one = UserBatch(
             np.array([999]), np.array([0, 0]), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         )
-        scores = recommender.score(shared, recommender.fold_in(shared, nobody), nobody)
+        scores = recommender.score(shared, recommender.fold_in(shared, no_one), no_one)
         assert np.isfinite(scores).all()
 
     @staticmethod

@@ -14,7 +14,7 @@ from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.item_index import DAY, Shelf
 from fedrec.ranking.items import Items
-from fedrec.ranking.model import History, Person, ServingModel
+from fedrec.ranking.model import History, ServingModel, User
 from fedrec.ranking.pipeline import Ranked, Wanted, rank
 from fedrec.ranking.tables import FloatTable
 
@@ -42,19 +42,19 @@ def shelf(n: int = 60, d: int = 6, seed: int = 0, popularity: bool = True) -> Sh
     return Shelf(factors(table), catalogue(n, popularity, seed))
 
 
-def person_of(where: Shelf, history: tuple[int, ...]) -> Person:
+def user_of(where: Shelf, history: tuple[int, ...]) -> User:
     return where.model.fold_in(History.of(where.items, [f"i{k}" for k in history]))
 
 
 def listed(
     where: Shelf, wanted: Wanted, history: tuple[int, ...] = (1, 5, 9), seed: int = 0, now: float = NOW
 ) -> Ranked:
-    person = person_of(where, history)
-    return rank(where, person, person.history.item, wanted, rng=np.random.default_rng(seed), now=now)
+    user = user_of(where, history)
+    return rank(where, user, user.history.item, wanted, rng=np.random.default_rng(seed), now=now)
 
 
 class Fixed(ServingModel):
-    """Any scores for anybody with a history: what lists do with them is all that is looked at."""
+    """Any scores for anyone with a history: what lists do with them is all that is looked at."""
 
     kind = "fixed"
 
@@ -65,16 +65,16 @@ class Fixed(ServingModel):
     def n_items(self) -> int:
         return len(self._scores)
 
-    def fold_in(self, history: History) -> Person:
-        return Person(history)
+    def fold_in(self, history: History) -> User:
+        return User(history)
 
-    def scores(self, person: Person) -> np.ndarray:
+    def scores(self, user: User) -> np.ndarray:
         return self._scores.copy()
 
     def vectors(self, items: np.ndarray) -> np.ndarray:
         return np.eye(len(items), dtype=np.float32)
 
-    def explain(self, person: Person, item: int) -> Any:
+    def explain(self, user: User, item: int) -> Any:
         raise NotImplementedError
 
     similar = quantised = to_arrays = from_arrays = explain  # type: ignore[assignment]

@@ -24,7 +24,7 @@ Meddle = Callable[[str, int, Arrays], Arrays | None]
 
 
 def enrolled(users: Sequence[int], **fields: Any) -> tuple[SecaggTerms, list[Identity]]:
-    """Terms for devices that host so many people each, and their identities."""
+    """Terms for devices that host so many users each, and their identities."""
     identities = [Identity.create() for _ in users]
     members = tuple(
         Member(name=str(k), key=identity.public.hex(), users=count, vouched=count > 1)
@@ -45,7 +45,7 @@ class Cohort:
     """n devices and a server in one attempt.
 
     Attributes:
-        terms, identities: of everybody.
+        terms, identities: of everyone.
         vectors: [n, m].
         context: of the attempt.
         refused: why devices refused, by place.
@@ -122,5 +122,5 @@ class Cohort:
 
 def context_of(terms: SecaggTerms, m: int, **fields: Any) -> Context:
     """The context of an attempt under some terms."""
-    plain = {"kind": "train", "phase": "final", "round": 1, "attempt": 1, "model": "00" * 32} | fields
+    plain = {"kind": "train", "phase": "refit", "round": 1, "attempt": 1, "model": "00" * 32} | fields
     return Context(terms=terms.digest.hex(), length=m, **plain)

@@ -22,7 +22,7 @@ WORD = "FEDREC_TEST_SESSIONS"
 
 @dataclass(frozen=True)
 class Sessions:
-    """Nobody else's on this machine.
+    """No one else's on this machine.
 
     Attributes:
         ram: a folder in memory of this module's own, in which its sessions make theirs.

@@ -35,14 +35,14 @@ from fedrec_server.rounds.task import Task
 ITEMS = 12
 ITEM_IDS = [f"film-{k:02d}" for k in range(ITEMS)]
 MODEL = DpEaseConfig(top_items=ITEMS, histogram_items=5, history_items=20, reg=1.0, cut=0.0)
-#: Noise that hides nobody: what comes out can be held against the truth.
+#: Noise that hides no one: what comes out can be held against the truth.
 SETTINGS = PrivacySettings(
     unit="user", trust="distributed", epsilon=1e6, delta=1e-6, force=True, survivors=0.75
 )
 PLANNED_ROUNDS = 2
 
 
-def terms_for(people: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms, SecaggTerms, NodeSettings]:
+def terms_for(users: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms, SecaggTerms, NodeSettings]:
     """What a campaign of so many devices agrees on."""
     recommender, settings = build(MODEL), NodeSettings(seed=3, shard_parameters=1_000_000)
     sizes = [
@@ -51,7 +51,7 @@ def terms_for(people: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms
     ]
     plan = make_plan(
         SETTINGS,
-        population=people,
+        population=users,
         rounds=PLANNED_ROUNDS,
         schedule=recommender.noise_schedule(PLANNED_ROUNDS),
         parameters=max(sizes),
@@ -61,18 +61,18 @@ def terms_for(people: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms
     secagg = SecaggTerms(
         run=privacy.run,
         roster=Roster(members=members),
-        range_users=people,
+        range_users=users,
         clip_norm=plan.clip_norm,
-        min_users=SETTINGS.survivors * people,
+        min_users=SETTINGS.survivors * users,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
         schedule=Schedule(final_rounds=PLANNED_ROUNDS, guarded=()),
     )
     return privacy, secagg, settings
 
 
-def node_parts(people: int, identities: Sequence[Identity]) -> dict[str, Any]:
+def node_parts(users: int, identities: Sequence[Identity]) -> dict[str, Any]:
     """The "node" part of a task."""
-    privacy, secagg, settings = terms_for(people, identities)
+    privacy, secagg, settings = terms_for(users, identities)
     parts = {
         "model": MODEL,
         "settings": settings,
@@ -83,9 +83,9 @@ def node_parts(people: int, identities: Sequence[Identity]) -> dict[str, Any]:
     return {name: part.model_dump(mode="json") for name, part in parts.items()}
 
 
-def write_task(folder: Path, people: int, identities: Sequence[Identity], rounds: RoundSettings) -> None:
+def write_task(folder: Path, users: int, identities: Sequence[Identity], rounds: RoundSettings) -> None:
     """The coordinator's side of the same."""
-    privacy, secagg, settings = terms_for(people, identities)
+    privacy, secagg, settings = terms_for(users, identities)
     evaluation = EvaluationSettings()
     fingerprint = config_hash(MODEL, settings, evaluation, np.array(ITEM_IDS), privacy, secagg)
     Task(

@@ -144,7 +144,7 @@ class FolderEncoder:
 
     @classmethod
     def of(cls, folder: Path) -> FolderEncoder:
-        """The model of a folder, named after it; which languages it knows, nobody says."""
+        """The model of a folder, named after it; which languages it knows, no one says."""
         return cls(folder.resolve().name, folder, ("unknown",))
 
     def encode(self, texts: Sequence[str]) -> FloatArray:

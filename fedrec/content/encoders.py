@@ -1,7 +1,7 @@
 """Text to vectors: what every encoder promises, the encoder that needs no weights, and how one is found by name.
 
-An encoder is public and frozen: everybody computes the same vectors from the same public texts, so nothing about any
-person is in them. Nothing here touches the network, ever: weights come from an installed package or a local folder.
+An encoder is public and frozen: everyone computes the same vectors from the same public texts, so nothing about any
+user is in them. Nothing here touches the network, ever: weights come from an installed package or a local folder.
 
 Letters: N texts, F width of the vectors.
 Out of scope: pretrained weights (`fedrec.content._pretrained`), catalogues (`fedrec.content.items`).
@@ -49,7 +49,7 @@ class Encoder(Protocol):
         """
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """[N, F] like `encode`, of what people type to find items: some encoders were trained on the two apart."""
+        """[N, F] like `encode`, of what users type to find items: some encoders were trained on the two apart."""
 
 
 class HashedEncoder:

@@ -1,4 +1,4 @@
-"""Vectors that somebody else made (of images, sound, a larger encoder), read from a file and matched by item id.
+"""Vectors that someone else made (of images, sound, a larger encoder), read from a file and matched by item id.
 
     vectors.npz          arrays `ids` [N] and `vectors` [N, F]
     vectors.safetensors  tensors `vectors` [N, F] and, for ids that are numbers, `ids` [N]

@@ -14,7 +14,7 @@
     ├── PrivacyRefused               exit 13  a setting or a round whose stated guarantee would be false
     ├── AggregationRefused           exit 14  a device will not take this step of secure aggregation (`reason`: why)
     ├── AggregationAborted           exit 15  secure aggregation ended without a sum; nothing was learned
-    ├── ConsentRequired              exit 16  the person has not agreed to this; nothing was done
+    ├── ConsentRequired              exit 16  the user has not agreed to this; nothing was done
     ├── UpdateRejected               exit 17  a model or task from a service is refused; what there was stays in use
     │   ├── BadSignature                      not signed by whom it must be, or not for this
     │   ├── BadContent                        broken, or not what the signed manifest says
@@ -142,7 +142,7 @@ class AggregationAborted(FedrecError):  # noqa: N818
 
 
 class ConsentRequired(FedrecError):  # noqa: N818
-    """The person has not agreed to this."""
+    """The user has not agreed to this."""
 
     exit_code = 16
 

@@ -32,8 +32,8 @@ class Interactions:
         timestamp: [N] int64, seconds since 1970, or the position in the file where the source has no time.
         user_ids: [U] str, the data set's own user ids.
         item_ids: [I] str, the data set's own item ids.
-        review: [N, R] float32, vectors of what people wrote, zeros where they wrote nothing; None: not known. The
-            text itself is not kept. Like a rating it belongs to the person and never leaves the node.
+        review: [N, R] float32, vectors of what users wrote, zeros where they wrote nothing; None: not known. The
+            text itself is not kept. Like a rating it belongs to the user and never leaves the node.
     """
 
     user: IntArray
@@ -149,9 +149,9 @@ class Interactions:
 
     def batch(self, users: IntArray) -> UserBatch:
         """The histories of the given users as one ragged batch (user keys are the indices here)."""
-        everybody = np.arange(self.n_users, dtype=np.int64)
+        everyone = np.arange(self.n_users, dtype=np.int64)
         columns = (self.item, self.value, self.timestamp, self.review)
-        return UserBatch(everybody, self.indptr, *columns).take(users)
+        return UserBatch(everyone, self.indptr, *columns).take(users)
 
 
 def _index_ids(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # a message can be read without what computes updates
     from fedrec.core.updates import State
 
 Kind = Literal["hello", "train", "evaluate", "persist", "advertise", "share", "confirm", "unmask"]
-#: "select" trains on the training part and is judged on the validation part; "final" trains on both and is
-#: judged once on the test part.
-Phase = Literal["select", "final"]
+#: "tuning" trains on the training part and is evaluated on the validation part; "refit" trains on both and is
+#: evaluated once on the test part.
+Phase = Literal["tuning", "refit"]
 Scalar = str | int | float | bool
 
 
@@ -33,7 +33,7 @@ class Request:
 
     kind: Kind
     round: int
-    phase: Phase = "select"
+    phase: Phase = "tuning"
     arrays: State = field(default_factory=dict)
     meta: dict[str, Scalar] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Ports of 127.0.0.1 that no one listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

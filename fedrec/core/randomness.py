@@ -33,7 +33,7 @@ class Purpose(IntEnum):
     CANDIDATE = 6
     BOOTSTRAP = 7
     SPLIT = 8
-    JUDGED = 9
+    EVALUATED = 9
     POPULATION = 10
     SHARD = 11
     WINDOW = 12

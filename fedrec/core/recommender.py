@@ -31,7 +31,7 @@ class RecommenderConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class RoundKey:
+class RoundSeed:
     """Where the randomness of one round comes from."""
 
     seed: int
@@ -91,12 +91,12 @@ class Recommender(ABC):
         """
 
     @abstractmethod
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
         """Sorted rows of the shared item tables that `compute_updates` reads; everything else may be absent."""
 
     @abstractmethod
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         """Each user's update and new local state; a pure function of the rows it touches, per user independent."""
 
@@ -116,4 +116,4 @@ class Recommender(ABC):
     def fit(
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
-        """The centralised twin: shared state and local state of all users, trained where all data lies."""
+        """The centralised baseline: shared state and local state of all users, trained where all data lies."""

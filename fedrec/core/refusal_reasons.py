@@ -16,7 +16,7 @@ class Reason(StrEnum):
     REPLAY = "replay"  # an attempt that was seen before, or a round whose shares were given away
     MODEL = "model"  # the model that came is not the one that was announced
     # Whom it would be talking to.
-    IDENTITY = "identity"  # somebody who is not in the pinned roster
+    IDENTITY = "identity"  # someone who is not in the pinned roster
     SIGNATURE = "signature"  # a signature that does not fit its owner and this attempt
     ADVERT = "advert"  # its own keys were changed, or two adverts of one device
     # The order of things.

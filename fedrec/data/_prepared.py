@@ -1,4 +1,4 @@
-"""Splits that somebody else made: one file per part, or one file with a column that says the part.
+"""Splits that someone else made: one file per part, or one file with a column that says the part.
 
 A split with rows left out would be another split, so a row that cannot be used is an error here.
 Out of scope: making splits (`splits`), the format in which fedrec hands them on (`split_files`).
@@ -34,10 +34,10 @@ def prepared(
     test_path: Path | None = None,
     items_path: Path | None = None,
 ) -> Split:
-    """A split that somebody else made: files with the columns `user,item[,rating][,timestamp]`, CSV or Parquet.
+    """A split that someone else made: files with the columns `user,item[,rating][,timestamp]`, CSV or Parquet.
 
     Where a file has no time stamps the order of its rows is the order in time. All parts and the items file (column
-    `item`; for items nobody interacted with) share one numbering.
+    `item`; for items no one interacted with) share one numbering.
 
     Raises:
         DataError: a file is missing or empty, lacks `user` or `item`, or has any row that cannot be used (a split

@@ -1,7 +1,7 @@
 """Splits written to be handed on: a folder of tables in the data set's own ids.
 
 `train`, `validation`, `test`, `support`, `users` and `items` (CSV or Parquet) and `split.json` (rule, sizes); where
-people wrote something, vectors of it in `reviews.npz`, an array per part in the order of its rows. Reading gives
+users wrote something, vectors of it in `reviews.npz`, an array per part in the order of its rows. Reading gives
 the same split exactly. Out of scope: the rules (`splits`), splits in other shapes (`prepared`).
 """
 
@@ -33,7 +33,7 @@ REVIEWS = "reviews.npz"
 def write_split(
     split: Split, folder: Path, rule: str = "", format: Literal["auto", "csv", "parquet"] = "auto"
 ) -> Path:
-    """Write a split in the data set's own ids, to be read here or by anybody else.
+    """Write a split in the data set's own ids, to be read here or by anyone else.
 
     Args:
         split: what is written.

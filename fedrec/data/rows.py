@@ -243,7 +243,7 @@ def to_interactions(columns: Mapping[str, Column], reader: Reader | None = None)
 
     Args:
         columns: by role.
-        reader: makes vectors of the column review; None: what people wrote is left out.
+        reader: makes vectors of the column review; None: what users wrote is left out.
 
     Raises:
         DataError: there is no row.

@@ -20,8 +20,8 @@ class Split:
 
     Attributes:
         train: what models learn from while rounds and hyper-parameters are chosen.
-        validation: what choices are judged on; joins the training part for the final fit. None: no choices.
-        test: what the final model is judged on, once. None: it lies with somebody else.
+        validation: what choices are evaluated on; joins the training part for the final fit. None: no choices.
+        test: what the final model is evaluated on, once. None: it lies with someone else.
         support: history of held-out users, shown to the model when it recommends, never trained on.
         user_key: [U] key from which all randomness of a user is derived; the index in the whole data set.
     """
@@ -43,18 +43,18 @@ class Split:
             object.__setattr__(self, "user_key", np.arange(self.train.n_users, dtype=np.int64))
 
     def learnable(self, phase: str) -> Interactions:
-        """What the phase trains on: "select" the training part, "final" training and validation part.
+        """What the phase trains on: "tuning" the training part, "refit" training and validation part.
 
-        Users who were held out for validation are trained on in "final", support included.
+        Users who were held out for validation are trained on in "refit", support included.
         """
-        if phase != "final" or self.validation is None:
+        if phase != "refit" or self.validation is None:
             return self.train
         return self.train.merge(self._support(validated=True)).merge(self.validation)
 
     def history(self, phase: str) -> Interactions:
         """What a user's device knows when it recommends: what is learnt from, and the support of held-out users."""
         learnable = self.learnable(phase)
-        return self._support(validated=False if phase == "final" else None).merge(learnable)
+        return self._support(validated=False if phase == "refit" else None).merge(learnable)
 
     def _support(self, validated: bool | None) -> Interactions:
         """Support of the users with (True) or without (False) a validation part, or of all (None)."""
@@ -70,8 +70,8 @@ class Split:
         return self.support.select(has if validated else ~has)
 
     def target(self, phase: str) -> Interactions | None:
-        """What the phase is judged on."""
-        return self.test if phase == "final" else self.validation
+        """What the phase is evaluated on."""
+        return self.test if phase == "refit" else self.validation
 
     def batch(self, part: Interactions) -> UserBatch:
         """All users of the split with their histories in `part`, keyed by `user_key`."""

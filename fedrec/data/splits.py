@@ -152,7 +152,7 @@ def held_out_users(
     targets: Targets = "latest",
     seed: int = 0,
 ) -> Split:
-    """Users that are never trained on: the model sees one part of their history and is judged on the other.
+    """Users that are never trained on: the model sees one part of their history and is evaluated on the other.
 
     The part seen is `Split.support`, the other (at least one interaction) the test or validation part. With random
     targets this is the protocol of Liang et al. (2018), "Variational autoencoders for collaborative filtering",

@@ -45,7 +45,7 @@ class Columns:
         user, item: ids of any kind.
         rating: a number; None: every interaction counts 1.
         timestamp: None: the order of the rows is the order in time.
-        review: what people wrote; None: nothing, or not of interest.
+        review: what users wrote; None: nothing, or not of interest.
         timestamp_unit: "seconds" since 1970 (ISO dates are understood, too), "milliseconds", or ISO "date"s.
     """
 
@@ -85,7 +85,7 @@ def read_interactions(
         separator: between fields; None: found from the first line.
         encoding: of delimited text.
         format: None: `.parquet`, `.json` and `.jsonl` by name, everything else is delimited text.
-        reader: makes vectors of what people wrote; None: it is left out.
+        reader: makes vectors of what users wrote; None: it is left out.
 
     Raises:
         DataError: the file is missing, damaged or empty, a column does not exist, or no row can be used.

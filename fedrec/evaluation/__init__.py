@@ -1,1 +1,1 @@
-"""Judging recommenders honestly: candidates, ranks, metrics, and the sums that may travel."""
+"""Evaluating recommenders honestly: candidates, ranks, metrics, and the sums that may travel."""

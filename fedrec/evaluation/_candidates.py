@@ -1,7 +1,7 @@
 """Which items a held-out item is ranked against in the sampled protocol.
 
 The draw is a function of (seed, user key, what the user has seen, what is held out) alone: it is the same on
-every engine and in every batch, and fixed over the rounds. It is made here, when a user is judged, from a
+every engine and in every batch, and fixed over the rounds. It is made here, when a user is evaluated, from a
 stream that training never reads, and its result is never stored: training cannot know the candidates.
 
 Letters: U users, I items, n candidates.
@@ -22,7 +22,7 @@ DRAWS_PER_CANDIDATE = 2
 EXTRA_DRAWS = 32
 
 
-def not_opponents(history: UserBatch, target: UserBatch, n_items: int) -> NDArray[np.bool_]:
+def not_candidates(history: UserBatch, target: UserBatch, n_items: int) -> NDArray[np.bool_]:
     """[U, I] the items that a held-out item is never ranked against: seen ones and other held-out ones."""
     out = np.zeros((len(history), n_items), dtype=np.bool_)
     out[history.row, history.item] = True
@@ -35,7 +35,7 @@ def draw_candidates(users: IntArray, forbidden: NDArray[np.bool_], n: int, seed:
 
     Args:
         users: [U] user keys.
-        forbidden: [U, I] as `not_opponents` gives it.
+        forbidden: [U, I] as `not_candidates` gives it.
         n: wanted candidates per user.
         seed: root of the run's randomness.
 

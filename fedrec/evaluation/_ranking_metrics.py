@@ -2,7 +2,7 @@
 
 A ranker says a probability for each item it is asked about. From sums alone come the log loss, the Brier score, the
 area under the ROC curve (through histograms of the predictions of both classes, ties counted half: with 1,000 bins
-off by at most half the share of pairs that share a bin), the mean area within a person, and how far probabilities are
+off by at most half the share of pairs that share a bin), the mean area within a user, and how far probabilities are
 from what happened (expected calibration error, Naeini et al. 2015, AAAI). `rescale` calibrates afterwards: two
 numbers (Platt 1999) found by Newton steps on sums of gradients.
 
@@ -34,7 +34,7 @@ class RankerSums:
     Attributes:
         positive, negative: [B] predictions of each class by probability; a share of the full rating counts in both.
         count, hit, expected: [CALIBRATION_BINS] predictions, their outcomes and their probabilities.
-        totals: [5] predictions, log loss, squared error, people who have both classes, their areas.
+        totals: [5] predictions, log loss, squared error, users who have both classes, their areas.
     """
 
     positive: Floats
@@ -46,27 +46,27 @@ class RankerSums:
 
     @classmethod
     def empty(cls) -> RankerSums:
-        """Of nobody."""
+        """Of no one."""
         bins = [np.zeros(n) for n in (BINS, BINS, *[CALIBRATION_BINS] * 3, 5)]
         return cls(*bins)
 
     @classmethod
     def of(
-        cls, probability: NDArray[np.floating], outcome: NDArray[np.floating], person: IntArray
+        cls, probability: NDArray[np.floating], outcome: NDArray[np.floating], user: IntArray
     ) -> RankerSums:
         """Sums of some predictions.
 
         Args:
             probability: [N] 0 to 1.
             outcome: [N] what happened, 0 to 1.
-            person: [N] whom each is about.
+            user: [N] whom each is about.
 
         Raises:
             DataError: lengths differ, or something is not a number from 0 to 1.
         """
-        if not probability.shape == outcome.shape == person.shape:
+        if not probability.shape == outcome.shape == user.shape:
             raise DataError(
-                f"{probability.shape} probabilities, {outcome.shape} outcomes and {person.shape} people: "
+                f"{probability.shape} probabilities, {outcome.shape} outcomes and {user.shape} users: "
                 "expected as many of each"
             )
         for name, values in (("probability", probability), ("outcome", outcome)):
@@ -76,14 +76,14 @@ class RankerSums:
         fine, coarse = _bin(p, BINS), _bin(p, CALIBRATION_BINS)
         inner = np.clip(p, EDGE, 1 - EDGE)
         loss = -(y * np.log(inner) + (1 - y) * np.log(1 - inner))
-        people, area = _areas_within(p, y, person)
+        users, area = _areas_within(p, y, user)
         return cls(
             _histogram(fine, y, BINS),
             _histogram(fine, 1 - y, BINS),
             _histogram(coarse, np.ones(len(p)), CALIBRATION_BINS),
             _histogram(coarse, y, CALIBRATION_BINS),
             _histogram(coarse, p, CALIBRATION_BINS),
-            np.array([len(p), loss.sum(), np.square(p - y).sum(), people, area]),
+            np.array([len(p), loss.sum(), np.square(p - y).sum(), users, area]),
         )
 
     def merge(self, other: RankerSums) -> RankerSums:
@@ -99,9 +99,9 @@ class RankerSums:
         """Of arrays of `to_arrays`, or of their sum."""
         return cls(*(np.asarray(arrays[f.name], dtype=np.float64) for f in fields(cls)))
 
-    def bounds(self, judged: float) -> list[tuple[str, Floats, Floats | float]]:
-        """What sums over `judged` people can be: names, values, and the highest possible ones; the lowest are 0."""
-        n, loss, square, people, areas = self.totals
+    def bounds(self, evaluated: float) -> list[tuple[str, Floats, Floats | float]]:
+        """What sums over `evaluated` users can be: names, values, and the highest possible ones; the lowest are 0."""
+        n, loss, square, users, areas = self.totals
         classes = np.array([self.positive.sum() + self.negative.sum(), self.count.sum()])
         return [
             ("hits", self.hit, self.count),
@@ -111,18 +111,18 @@ class RankerSums:
             ("answers by bin", classes, n),
             ("log loss", loss, -np.log(EDGE) * n),
             ("squared error", square, n),
-            ("people with both classes", people, judged),
-            ("areas", areas, people),
+            ("users with both classes", users, evaluated),
+            ("areas", areas, users),
         ]
 
     def report(self) -> dict[str, float]:
         """The figures; NaN where there is nothing to say.
 
-        Keys: "auc", "auc_within" (mean over people), "log_loss", "likelihood" (exp(-log loss): the geometric mean of
+        Keys: "auc", "auc_within" (mean over users), "log_loss", "likelihood" (exp(-log loss): the geometric mean of
         what was said of that which happened), "rmse" (root of the Brier score), "calibration" (expected calibration
         error), "mean" (of the predictions), "outcome" (mean).
         """
-        n, loss, square, people, areas = self.totals
+        n, loss, square, users, areas = self.totals
         if n == 0:
             return dict.fromkeys(
                 ("auc", "auc_within", "log_loss", "likelihood", "rmse", "calibration", "mean", "outcome"),
@@ -130,7 +130,7 @@ class RankerSums:
             )
         return {
             "auc": _area(self.positive, self.negative),
-            "auc_within": float(areas / people) if people else np.nan,
+            "auc_within": float(areas / users) if users else np.nan,
             "log_loss": float(loss / n),
             "likelihood": float(np.exp(-loss / n)),
             "rmse": float(np.sqrt(square / n)),
@@ -199,14 +199,14 @@ def _area(positive: Floats, negative: Floats) -> float:
     return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
 
 
-def _areas_within(p: Floats, y: Floats, person: IntArray) -> tuple[int, float]:
-    """Number of people with both classes, and the sum of the areas of each."""
-    people, total = 0, 0.0
+def _areas_within(p: Floats, y: Floats, user: IntArray) -> tuple[int, float]:
+    """Number of users with both classes, and the sum of the areas of each."""
+    users, total = 0, 0.0
     for rows in np.split(
-        np.argsort(person, kind="stable"), np.cumsum(np.unique(person, return_counts=True)[1])[:-1]
+        np.argsort(user, kind="stable"), np.cumsum(np.unique(user, return_counts=True)[1])[:-1]
     ):
         up, down = p[rows][y[rows] >= 0.5], p[rows][y[rows] < 0.5]
         if len(up) and len(down):
-            people += 1
+            users += 1
             total += float(((up[:, None] > down) + 0.5 * (up[:, None] == down)).mean())
-    return people, total
+    return users, total

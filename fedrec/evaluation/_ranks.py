@@ -1,9 +1,9 @@
 """From scores to the rank of every held-out item: the one place where ties are decided.
 
-Every rule here goes against the recommender: an opponent with the same score counts as better, a missing
+Every rule here goes against the recommender: an candidate with the same score counts as better, a missing
 score (NaN) as the lowest one. So a model that gives all items one score comes last, not first.
 
-Letters: U users, I items, N held-out items of all users, M opponents.
+Letters: U users, I items, N held-out items of all users, M candidates.
 Out of scope: what a rank is worth (`fedrec.evaluation.metrics`).
 """
 
@@ -27,12 +27,12 @@ class Ranks:
     Attributes:
         indptr: [U+1] int64, as in the batch of held-out items.
         rank: [N] int64, 1 is best, in the order of that batch; different within a user.
-        opponents: [U] int64, how many items that are not held out were ranked with them.
+        candidates: [U] int64, how many items that are not held out were ranked with them.
     """
 
     indptr: IntArray
     rank: IntArray
-    opponents: IntArray
+    candidates: IntArray
 
     @property
     def held(self) -> IntArray:
@@ -83,11 +83,11 @@ def full_ranks(scores: Floating, forbidden: NDArray[np.bool_], target: UserBatch
 
     Args:
         scores: [U, I] without NaN (`lowest_where_missing`), higher is better.
-        forbidden: [U, I] seen and held-out items (`fedrec.evaluation._candidates.not_opponents`).
+        forbidden: [U, I] seen and held-out items (`fedrec.evaluation._candidates.not_candidates`).
         target: the held-out items; a held-out item is ranked even if it stands in the history, too.
     """
-    opponents = np.where(forbidden, np.float32(np.nan), scores)
-    return _rank_among(opponents, (~forbidden).sum(axis=1), scores[target.row, target.item], target.indptr)
+    candidates = np.where(forbidden, np.float32(np.nan), scores)
+    return _rank_among(candidates, (~forbidden).sum(axis=1), scores[target.row, target.item], target.indptr)
 
 
 def sampled_ranks(scores: Floating, candidates: IntArray, target: UserBatch) -> Ranks:
@@ -100,14 +100,14 @@ def sampled_ranks(scores: Floating, candidates: IntArray, target: UserBatch) -> 
     """
     present = candidates >= 0
     drawn = np.take_along_axis(scores, np.where(present, candidates, 0), axis=1)
-    opponents = np.where(present, drawn, np.float32(np.nan))
-    return _rank_among(opponents, present.sum(axis=1), scores[target.row, target.item], target.indptr)
+    others = np.where(present, drawn, np.float32(np.nan))
+    return _rank_among(others, present.sum(axis=1), scores[target.row, target.item], target.indptr)
 
 
-def _rank_among(opponents: Floating, n_opponents: IntArray, held: Floating, indptr: IntArray) -> Ranks:
-    """Ranks of items with scores `held` [N] among `opponents` [U, M], where NaN stands for no opponent.
+def _rank_among(candidates: Floating, n_candidates: IntArray, held: Floating, indptr: IntArray) -> Ranks:
+    """Ranks of items with scores `held` [N] among `candidates` [U, M], where NaN stands for no candidate.
 
-    Rank = 1 + opponents that are not worse + the user's own held-out items that are better. Held-out items
+    Rank = 1 + candidates that are not worse + the user's own held-out items that are better. Held-out items
     with equal scores take consecutive ranks: which of them comes first changes no metric.
     """
     counts = np.diff(indptr)
@@ -115,10 +115,10 @@ def _rank_among(opponents: Floating, n_opponents: IntArray, held: Floating, indp
     not_worse = np.zeros(len(held), dtype=np.int64)
     for j in range(int(counts.max(initial=0))):
         users = np.flatnonzero(counts > j)
-        rows = opponents if len(users) == len(opponents) else opponents[users]
+        rows = candidates if len(users) == len(candidates) else candidates[users]
         entry = indptr[users] + j
         not_worse[entry] = np.count_nonzero(rows >= held[entry][:, None], axis=1)
     order = np.lexsort((-held, row))
     place = np.empty(len(held), dtype=np.int64)
     place[order] = np.arange(len(held)) - indptr[row]
-    return Ranks(indptr, 1 + place + not_worse, n_opponents.astype(np.int64))
+    return Ranks(indptr, 1 + place + not_worse, n_candidates.astype(np.int64))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender
 from fedrec.core.updates import State
-from fedrec.evaluation._candidates import draw_candidates, not_opponents
+from fedrec.evaluation._candidates import draw_candidates, not_candidates
 from fedrec.evaluation._ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.evaluate import CHUNK_SCORES, chosen
 from fedrec.evaluation.metrics import AT_K
@@ -68,12 +68,17 @@ def bounded_sums(
         before, held_out = history.take(where), target.take(where)
         scores = recommender.score(shared, {name: a[where] for name, a in local.items()}, before)
         check_batches(scores, before, held_out)
-        judged = np.flatnonzero(held_out.counts > 0)
-        if len(judged):
+        evaluated = np.flatnonzero(held_out.counts > 0)
+        if len(evaluated):
             values = _values(
-                scores[judged], before.take(judged), held_out.take(judged), names, settings.negatives, seed
+                scores[evaluated],
+                before.take(evaluated),
+                held_out.take(evaluated),
+                names,
+                settings.negatives,
+                seed,
             )
-            total += np.append(values.sum(axis=0), float(len(judged)))
+            total += np.append(values.sum(axis=0), float(len(evaluated)))
     return total
 
 
@@ -87,7 +92,7 @@ def _values(
 ) -> Floats:
     """[U, K] in [0, 1], of evaluated users; stays inside this module."""
     scores, _ = lowest_where_missing(scores)
-    forbidden = not_opponents(history, target, scores.shape[1])
+    forbidden = not_candidates(history, target, scores.shape[1])
     wanted = [parse_bounded(name) for name in names]
     ranks: dict[str, Ranks] = {}
     if any(protocol == "full" for protocol, _, _ in wanted):

@@ -2,7 +2,7 @@
 
 The interactions with the removed items are the targets, whichever part of a split they stood in; a model learns from
 the rest and knows the removed items by their public features alone. Removed items are drawn among those with some
-interactions, because an item that nobody touched asks nothing.
+interactions, because an item that no one touched asks nothing.
 
 Letters: U users, I items, C cold items.
 """
@@ -42,18 +42,18 @@ class ColdSplit:
 
     @property
     def users(self) -> IntArray:
-        """[V] users who are judged: something cold is asked of them, and something warm is known."""
-        return np.flatnonzero((self.target.counts > 0) & (self.warm.history("final").counts > 0))
+        """[V] users who are evaluated: something cold is asked of them, and something warm is known."""
+        return np.flatnonzero((self.target.counts > 0) & (self.warm.history("refit").counts > 0))
 
 
 @dataclass(frozen=True)
 class ColdRecall:
-    """Recall@k among the cold items alone, mean over the judged users.
+    """Recall@k among the cold items alone, mean over the evaluated users.
 
     Attributes:
         value: mean of #{targets in the first k} / min(targets, k).
         low, high: bounds of the 95 % interval (bootstrap over users).
-        users: how many were judged.
+        users: how many were evaluated.
         chance: what a random order reaches in expectation.
     """
 
@@ -118,7 +118,7 @@ def cold_recall(
         users: [V] the rows of `scores`; None: all users. Those of whom nothing cold is asked are left out.
 
     Raises:
-        DataError: the scores are of other users or items, or nobody is judged.
+        DataError: the scores are of other users or items, or no one is evaluated.
     """
     users = np.arange(split.target.n_users, dtype=np.int64) if users is None else users
     if scores.ndim != 2 or scores.shape[1] not in (len(split.items), split.target.n_items):
@@ -128,11 +128,11 @@ def cold_recall(
         )
     if len(scores) != len(users):
         raise DataError(f"{len(scores)} rows of scores for {len(users)} users: give one for each")
-    judged = np.isin(users, split.users)
-    if not judged.any():
-        raise DataError("none of these users has interactions with cold items: nothing can be judged")
-    cold = scores[judged] if scores.shape[1] == len(split.items) else scores[judged][:, split.items]
-    target = _among_cold(split, users[judged])
+    evaluated = np.isin(users, split.users)
+    if not evaluated.any():
+        raise DataError("none of these users has interactions with cold items: nothing can be evaluated")
+    cold = scores[evaluated] if scores.shape[1] == len(split.items) else scores[evaluated][:, split.items]
+    target = _among_cold(split, users[evaluated])
     history = UserBatch(target.user, np.zeros(len(target) + 1, np.int64), target.item[:0], target.value[:0])
     check_batches(cold, history, target)
     forbidden = np.zeros(cold.shape, dtype=bool)

@@ -1,6 +1,6 @@
-"""Judging a model on the users' side: scores in, sums out.
+"""Evaluating a model on the users' side: scores in, sums out.
 
-Users of whom nothing is held out are not judged; their histories still count for novelty. Held-out items
+Users of whom nothing is held out are not evaluated; their histories still count for novelty. Held-out items
 arrive here as an argument and go nowhere else: no function of this module hands them, or anything made of a
 single user's ranks, to its caller.
 
@@ -20,9 +20,9 @@ from fedrec.core.randomness import Purpose, key, uniform, user_keys
 from fedrec.core.recommender import Recommender
 from fedrec.core.updates import State
 from fedrec.evaluation._bootstrap import replicate_weights
-from fedrec.evaluation._candidates import draw_candidates, not_opponents
+from fedrec.evaluation._candidates import draw_candidates, not_candidates
 from fedrec.evaluation._ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
-from fedrec.evaluation.answers import Ranker, judge_answers
+from fedrec.evaluation.answers import Ranker, evaluate_answers
 from fedrec.evaluation.metrics import all_metrics, diversity
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
@@ -47,7 +47,7 @@ def evaluate(
     categories: NDArray[np.floating] | None = None,
     chunk_users: int = 256,
 ) -> MetricSums:
-    """Sums over all users, judged chunk by chunk.
+    """Sums over all users, evaluated chunk by chunk.
 
     Args:
         recommender: the model.
@@ -61,16 +61,16 @@ def evaluate(
         chunk_users: most users scored at once; fewer where the catalogue is large.
 
     Raises:
-        ConfigError: probabilities are to be judged, and the model gives none.
+        ConfigError: probabilities are to be evaluated, and the model gives none.
         DataError: scores, histories and held-out items do not fit together.
     """
     if settings.probabilities and not isinstance(recommender, Ranker):
         raise ConfigError(
             f"evaluation.probabilities: {recommender.kind!r} gives none; train a ranker (deepfm)"
         )
-    judged = np.flatnonzero((target.counts > 0) & chosen(target, settings, seed))
-    # Someone must be scored to learn the size of the catalogue, judged or not.
-    rows = judged if len(judged) else np.arange(min(len(history), 1), dtype=np.int64)
+    evaluated = np.flatnonzero((target.counts > 0) & chosen(target, settings, seed))
+    # Someone must be scored to learn the size of the catalogue, evaluated or not.
+    rows = evaluated if len(evaluated) else np.arange(min(len(history), 1), dtype=np.int64)
     sums, start, size = None, 0, 1
     while sums is None or start < len(rows):
         where = rows[start : start + size]
@@ -79,12 +79,12 @@ def evaluate(
         scores = recommender.score(shared, mine, before)
         part = evaluate_batch(scores, before, held_out, settings, seed, categories)
         if settings.probabilities and isinstance(recommender, Ranker):
-            answers = judge_answers(recommender, shared, before, held_out, scores.shape[1], seed)
+            answers = evaluate_answers(recommender, shared, before, held_out, scores.shape[1], seed)
             part = replace(part, answers=answers)
         sums = part if sums is None else sums.merge(part)
         start, size = start + size, max(1, min(chunk_users, CHUNK_SCORES // max(scores.shape[1], 1)))
     rest = np.setdiff1d(np.arange(len(history), dtype=np.int64), rows)
-    return sums.merge(_unjudged(history.take(rest), settings, scores.shape[1]))
+    return sums.merge(_not_evaluated(history.take(rest), settings, scores.shape[1]))
 
 
 def evaluate_batch(
@@ -102,18 +102,18 @@ def evaluate_batch(
     """
     check_batches(scores, history, target)
     n_items = scores.shape[1]
-    everybody = _unjudged(history, settings, n_items)
-    judged = np.flatnonzero(target.counts > 0)
-    if not len(judged):
-        return everybody
-    if len(judged) < len(scores):
-        scores, history, target = scores[judged], history.take(judged), target.take(judged)
+    everyone = _not_evaluated(history, settings, n_items)
+    evaluated = np.flatnonzero(target.counts > 0)
+    if not len(evaluated):
+        return everyone
+    if len(evaluated) < len(scores):
+        scores, history, target = scores[evaluated], history.take(evaluated), target.take(evaluated)
     scores, unscored = lowest_where_missing(scores)
     weights = _group_weights(history, settings, seed)
     metrics = _user_metrics(scores, history, target, settings, seed)
     recommended, diversities = _list_sums(scores, history, settings, categories)
     return replace(
-        everybody,
+        everyone,
         users=weights.sum(axis=1),
         metrics={name: values @ weights for name, values in metrics.items()},
         recommended=recommended,
@@ -123,20 +123,20 @@ def evaluate_batch(
 
 
 def chosen(target: UserBatch, settings: EvaluationSettings, seed: int) -> NDArray[np.bool_]:
-    """[U] who is judged; the same users under every method and on every node."""
-    if settings.judged_part == 1.0:
+    """[U] who is evaluated; the same users under every method and on every node."""
+    if settings.evaluated_part == 1.0:
         return np.ones(len(target), dtype=bool)
-    coins = uniform(user_keys(key(seed, Purpose.JUDGED), target.user), 1)[:, 0]
-    return np.asarray(coins < settings.judged_part)
+    coins = uniform(user_keys(key(seed, Purpose.EVALUATED), target.user), 1)[:, 0]
+    return np.asarray(coins < settings.evaluated_part)
 
 
-def _unjudged(history: UserBatch, settings: EvaluationSettings, n_items: int) -> MetricSums:
+def _not_evaluated(history: UserBatch, settings: EvaluationSettings, n_items: int) -> MetricSums:
     """What users add by their histories alone."""
     sums = MetricSums.empty(settings, n_items)
     population = np.array([float(len(history))])
     if not settings.list_k:
         return replace(sums, population=population)
-    # Users are counted, not interactions: somebody may have an item twice.
+    # Users are counted, not interactions: someone may have an item twice.
     owned = np.unique(history.row * n_items + history.item) % n_items
     return replace(sums, population=population, seen=np.bincount(owned, minlength=n_items).astype(np.float64))
 
@@ -156,7 +156,7 @@ def _user_metrics(
     seed: int,
 ) -> dict[str, Floats]:
     """Every metric [U] under every protocol; stays inside this module."""
-    forbidden = not_opponents(history, target, scores.shape[1])
+    forbidden = not_candidates(history, target, scores.shape[1])
     ranks = {}
     if settings.full:
         ranks["full"] = full_ranks(scores, forbidden, target)

@@ -1,6 +1,6 @@
 """What ranks and lists are worth: every metric with its formula.
 
-Ranking metrics are per user; for a user of whom nothing is held out they are NaN, so that nobody can average
+Ranking metrics are per user; for a user of whom nothing is held out they are NaN, so that no one can average
 over such users unnoticed. Letters: U users, I items, T_u held-out items of user u with ranks r (1 is best),
 k the cut-off, C categories, n list length. Relevance is binary.
 """
@@ -70,18 +70,18 @@ def average_precision(ranks: Ranks, k: int) -> Floats:
 
     Manning, Raghavan and Schütze 2008, "Introduction to information retrieval", section 8.4, cut at k.
     """
-    place = ranks.rank - _better_opponents(ranks)
+    place = ranks.rank - _better_candidates(ranks)
     gains = np.where(ranks.rank <= k, place / ranks.rank, 0.0)
     return _per_user(ranks, _sum(ranks, gains) / np.maximum(ranks.held, 1))
 
 
 def auc(ranks: Ranks) -> Floats:
-    """[U] share of (held-out, opponent) pairs in the right order; a tie is wrong; 0.5 without any opponent.
+    """[U] share of (held-out, candidate) pairs in the right order; a tie is wrong; 0.5 without any candidate.
 
     Rendle et al. 2009, "BPR", UAI, section 4.1.1, up to the rule for ties.
     """
-    wrong = _sum(ranks, _better_opponents(ranks).astype(np.float64))
-    pairs = ranks.held * ranks.opponents
+    wrong = _sum(ranks, _better_candidates(ranks).astype(np.float64))
+    pairs = ranks.held * ranks.candidates
     return _per_user(ranks, np.where(pairs > 0, 1 - wrong / np.maximum(pairs, 1), 0.5))
 
 
@@ -110,7 +110,7 @@ def all_metrics(ranks: Ranks, ks: Sequence[int]) -> dict[str, Floats]:
 
 
 def coverage(recommended: Floats) -> float:
-    """Share of the catalogue that is in anybody's list; `recommended` [I] counts the lists with each item."""
+    """Share of the catalogue that is in anyone's list; `recommended` [I] counts the lists with each item."""
     return float(np.mean(recommended > 0))
 
 
@@ -118,7 +118,7 @@ def novelty(recommended: Floats, owners: Floats, population: float) -> float:
     """Mean over all recommended entries of -log2(share of users who have the item), in bits.
 
     Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of recommender systems", PNAS 107(10).
-    An item that nobody has counts as one that a single user has.
+    An item that no one has counts as one that a single user has.
 
     Args:
         recommended: [I] lists with each item.
@@ -172,8 +172,8 @@ def _per_user(ranks: Ranks, values: Floats) -> Floats:
     return np.where(ranks.held > 0, values, np.nan)
 
 
-def _better_opponents(ranks: Ranks) -> IntArray:
-    """[N] opponents before each held-out item: its rank without the user's own held-out items."""
+def _better_candidates(ranks: Ranks) -> IntArray:
+    """[N] candidates before each held-out item: its rank without the user's own held-out items."""
     order = np.lexsort((ranks.rank, ranks.row))
     place = np.empty(len(ranks.rank), dtype=np.int64)
     place[order] = np.arange(len(ranks.rank)) - ranks.indptr[ranks.row]

@@ -37,12 +37,12 @@ class EvaluationReport:
     """How good a model is.
 
     Attributes:
-        n_users: judged users of each group: "all", "few", "middle", "many".
+        n_users: evaluated users of each group: "all", "few", "middle", "many".
         group_bounds: history lengths at which "middle" and "many" begin.
         metrics: group, then metric (as `full/ndcg@10`), to its estimate; a group without users has no
             metrics.
         lists: metrics of the recommended lists over all users together (as `coverage@10`).
-        answers: of a ranker's probabilities over all held-out events (as `log_loss`), where they are judged; see
+        answers: of a ranker's probabilities over all held-out events (as `log_loss`), where they are evaluated; see
             `fedrec.evaluation._ranking_metrics.RankerSums.report`.
         unscored_users: users for whom the model gave a score that is not a number; above 0 the model is
             broken.

@@ -1,7 +1,7 @@
 """What is measured: one frozen object that every node of a run shares.
 
 Everything in it is public. Out of scope: which part is held out (`fedrec.data.split`) and when a model is
-judged (the coordinator).
+evaluated (the coordinator).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedrec.core.errors import ConfigError
 
 
 class EvaluationSettings(BaseModel):
-    """What is measured of every judged user.
+    """What is measured of every evaluated user.
 
     Attributes:
         ks: cut-offs of the metrics "at k".
@@ -24,8 +24,8 @@ class EvaluationSettings(BaseModel):
         bootstrap: B, number of bootstrap replicates behind the intervals; 0: no intervals.
         sampled: measure against `negatives` sampled items (for comparison with papers).
         full: measure against all unseen items (the protocol on which decisions are taken).
-        judged_part: part of the users who are judged, chosen by a hash of the user; for very large populations.
-        probabilities: judge also how likely a ranker says the held-out events are; for models that say so.
+        evaluated_part: part of the users who are evaluated, chosen by a hash of the user; for very large populations.
+        probabilities: evaluate also how likely a ranker says the held-out events are; for models that say so.
         list_k: length of the lists behind coverage, novelty, Gini and diversity; 0: these are not measured.
     """
 
@@ -38,7 +38,7 @@ class EvaluationSettings(BaseModel):
     sampled: bool = True
     full: bool = True
     probabilities: bool = False
-    judged_part: float = Field(default=1.0, gt=0, le=1)
+    evaluated_part: float = Field(default=1.0, gt=0, le=1)
     list_k: int = Field(default=10, ge=0)
 
     @model_validator(mode="before")

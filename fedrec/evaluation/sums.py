@@ -35,7 +35,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class MetricSums:
-    """Sums over the judged users (those of whom something is held out) of some nodes.
+    """Sums over the evaluated users (those of whom something is held out) of some nodes.
 
     Attributes:
         protocol: [4] int64: the two group bounds, `list_k` and `negatives`; sums of different protocols
@@ -43,11 +43,11 @@ class MetricSums:
         users: [G, 1 + B] sums of the weights; column 0 is the number of users.
         metrics: name (as `full/ndcg@10`) to [G, 1 + B] weighted sums.
         recommended: [I] lists that contain each item; [0] if lists are not measured.
-        seen: [I] users who have each item in their history, judged or not; [0] if lists are not measured.
+        seen: [I] users who have each item in their history, evaluated or not; [0] if lists are not measured.
         diversity: [2] sum over users of intra-list diversity, and the number of users it is known for.
         population: [1] users behind `seen`.
-        unscored: [1] judged users for whom a score was missing (NaN).
-        answers: what a ranker's probabilities were worth; None if they are not judged.
+        unscored: [1] evaluated users for whom a score was missing (NaN).
+        answers: what a ranker's probabilities were worth; None if they are not evaluated.
     """
 
     protocol: NDArray[np.int64]
@@ -62,7 +62,7 @@ class MetricSums:
 
     @classmethod
     def empty(cls, settings: EvaluationSettings, n_items: int) -> MetricSums:
-        """The sums over nobody: where merging starts, and the shape of every honest answer."""
+        """The sums over no one: where merging starts, and the shape of every honest answer."""
         names = [
             f"{protocol}/{name}" for protocol in settings.protocols for name in metric_names(settings.ks)
         ]
@@ -157,21 +157,21 @@ class MetricSums:
             )
 
     def _require_possible(self, max_users: int | None) -> None:
-        judged, population = float(self.users[:, 0].sum()), float(self.population[0])
+        evaluated, population = float(self.users[:, 0].sum()), float(self.population[0])
         bounds: list[tuple[str, Floats, Floats | float]] = [
             ("users", self.users, MAX_WEIGHT * self.users[:, :1]),
             ("population", self.population, np.inf if max_users is None else max_users),
-            ("judged users", np.array([judged]), population),
-            ("recommended", self.recommended, judged),
-            ("all recommended", np.array([self.recommended.sum()]), judged * float(self.protocol[2])),
+            ("evaluated users", np.array([evaluated]), population),
+            ("recommended", self.recommended, evaluated),
+            ("all recommended", np.array([self.recommended.sum()]), evaluated * float(self.protocol[2])),
             ("seen", self.seen, population),
-            ("diversity", self.diversity, judged),
-            ("unscored", self.unscored, judged),
+            ("diversity", self.diversity, evaluated),
+            ("unscored", self.unscored, evaluated),
             *((name, values, self.users) for name, values in self.metrics.items()),
-            *(() if self.answers is None else self.answers.bounds(judged)),
+            *(() if self.answers is None else self.answers.bounds(evaluated)),
         ]
         for name, values, bound in bounds:
-            if np.any(values < -TOLERANCE) or np.any(values > bound + TOLERANCE * (1 + judged)):
+            if np.any(values < -TOLERANCE) or np.any(values > bound + TOLERANCE * (1 + evaluated)):
                 raise ProtocolError(
                     f"evaluation reply: {name} outside its possible range; the node's sums are discarded"
                 )

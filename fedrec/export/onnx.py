@@ -1,6 +1,6 @@
 """The serving graph of a model as ONNX, for phones and browsers without Python.
 
-    inputs   taste    [1, d]  of the person; for item-item models [1, I], the weight of each item in the history
+    inputs   taste    [1, d]  of the user; for item-item models [1, I], the weight of each item in the history
              blocked  [1, I]  what must not appear
              n        [1]     list length
     outputs  items    [1, n]  places, best first
@@ -8,7 +8,7 @@
 
 Item tables are stored transposed, [d, I], because runtimes prepare a constant on the right of a product and not on
 the left: the other way round the same list takes about 17 times as long. 8-bit tables stay 8-bit in the file.
-Out of scope: folding a person in (`taste_of` does it here; on a phone it is a small linear system), sparse models.
+Out of scope: folding a user in (`taste_of` does it here; on a phone it is a small linear system), sparse models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fedrec.core.errors import DataError, EnvironmentProblem
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.item_item import ItemItem
-from fedrec.ranking.model import Person, ServingModel
+from fedrec.ranking.model import ServingModel, User
 from fedrec.ranking.tables import ByteTable, Table
 from fedrec.ranking.weights import DenseWeights
 
@@ -95,20 +95,20 @@ def export_onnx(model: ServingModel, path: Path) -> None:
     onnx.save(made, str(path))
 
 
-def taste_of(model: ServingModel, person: Person) -> NDArray[np.float32]:
-    """[1, d] or [1, I]: the input of the graph for a person whom the model has folded in.
+def taste_of(model: ServingModel, user: User) -> NDArray[np.float32]:
+    """[1, d] or [1, I]: the input of the graph for a user whom the model has folded in.
 
     Raises:
         DataError: a model of a kind that has no such graph.
     """
     if isinstance(model, Factors):
-        if person.state is None:
+        if user.state is None:
             return np.zeros((1, model.table.shape[1]), np.float32)
-        return np.asarray(person.state.vector, dtype=np.float32)[None, :]
+        return np.asarray(user.state.vector, dtype=np.float32)[None, :]
     _parts(model)
     taste = np.zeros((1, model.n_items), np.float32)
-    if len(person.history):
-        np.add.at(taste[0], person.history.item, np.asarray(person.state, dtype=np.float32))
+    if len(user.history):
+        np.add.at(taste[0], user.history.item, np.asarray(user.state, dtype=np.float32))
     return taste
 
 

@@ -1,4 +1,4 @@
-"""One minibatch of the centralised twin: the same work and loss as on the devices, on one copy of the parameters.
+"""One minibatch of the centralised baseline: the same work and loss as on the devices, on one copy of the parameters.
 
 Letters: K users of a piece. Out of scope: the order of minibatches, and what the model is.
 """
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.neural.batched import Params, Touched, Work
 from fedrec.neural.device_optimizer import DeviceOptimizer, Stepper
@@ -38,7 +38,7 @@ class CentralModel(Protocol):
         """Tables with a row per item, and all other parameters."""
 
     def work(
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         """The loss of a batch, and the rows that it touches."""
 
@@ -53,7 +53,7 @@ def central_step(
     local: State,
     rows: NDArray[np.int64],
     batch: UserBatch,
-    key: RoundKey,
+    key: RoundSeed,
 ) -> tuple[State, State]:
     """New shared and server state after every step of the minibatch; `local` [U, ...] changes in place.
 

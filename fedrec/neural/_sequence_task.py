@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, bits, key, user_keys
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.neural._full_cross_entropy import cross_entropy, read_rows
 from fedrec.neural.batched import Params, Touched
 from fedrec.neural.gather import gather_rows
@@ -39,10 +39,10 @@ class SequenceModel(Protocol):
     def settings(self) -> _Settings:
         """Its configuration."""
 
-    def lesson(self, window: Windows, batch: UserBatch, key_: RoundKey, epoch: int) -> Lesson:
+    def lesson(self, window: Windows, batch: UserBatch, key_: RoundSeed, epoch: int) -> Lesson:
         """What a window teaches."""
 
-    def draw_masks(self, batch: UserBatch, key_: RoundKey, epoch: int, length: int) -> Scores | None:
+    def draw_masks(self, batch: UserBatch, key_: RoundSeed, epoch: int, length: int) -> Scores | None:
         """Masks of dropout."""
 
     def hidden(
@@ -96,7 +96,7 @@ class ItemInPlace:
         model: SequenceModel,
         windows: list[Windows],
         batch: UserBatch,
-        key_: RoundKey,
+        key_: RoundSeed,
         n_items: int,
     ) -> tuple[ItemInPlace, Touched | None]:
         """The work of a batch, and the rows it touches (None: all of them)."""
@@ -131,7 +131,7 @@ class ItemInPlace:
         return cls(model, passes, examples, log_share(n_items, c.negatives)), touched
 
     def active(self, step: int) -> Tensor | None:
-        """Everybody takes every step; who has nothing to learn has no gradient."""
+        """Everyone takes every step; who has nothing to learn has no gradient."""
         return None
 
     def half(self, *, newer: bool) -> ItemInPlace:

@@ -104,7 +104,7 @@ def train_batched(
 
 
 def views(tables: State, dense: State, local: State, touched: Touched | None, n_users: int) -> Params:
-    """Everybody's parameters [K, ...]: common ones as views, touched rows as copies."""
+    """Everyone's parameters [K, ...]: common ones as views, touched rows as copies."""
 
     def shared(values: NDArray[np.generic]) -> Tensor:
         whole = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
@@ -116,7 +116,7 @@ def views(tables: State, dense: State, local: State, touched: Touched | None, n_
         rows, real = touched.padded()
         params = {}
         for name, values in tables.items():
-            # Padding must stay zero: it may lie where nobody has looked.
+            # Padding must stay zero: it may lie where no one has looked.
             picked = np.zeros((*rows.shape, *values.shape[1:]), dtype=np.float32)
             picked[real] = values[rows[real]]
             params[name] = torch.from_numpy(picked)

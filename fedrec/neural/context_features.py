@@ -1,4 +1,4 @@
-"""What a person's device knows of the moments at which something is asked: what came before, how much, when.
+"""What a user's device knows of the moments at which something is asked: what came before, how much, when.
 
 Every moment sees its own past alone, so that no event explains itself. Nothing here leaves the device.
 
@@ -18,10 +18,10 @@ from fedrec.core.interactions import UserBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Classes of how much a person has done: 0, 1, 2 to 3, 4 to 7 and so on.
+#: Classes of how much a user has done: 0, 1, 2 to 3, 4 to 7 and so on.
 ACTIVITY = 10
 HOUR, DAY = 3600, 86_400
-#: Ratings in the middle that stand beside those of a person.
+#: Ratings in the middle that stand beside those of a user.
 FEW = 5
 #: 1970 began on a Thursday.
 THURSDAY = 3
@@ -29,7 +29,7 @@ THURSDAY = 3
 
 @dataclass(frozen=True)
 class Past:
-    """What a person's device knows of moments: how much there was before each, and when it was.
+    """What a user's device knows of moments: how much there was before each, and when it was.
 
     Attributes:
         before: [K, G] number of earlier events.

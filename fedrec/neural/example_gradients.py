@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PublicKey(Protocol):
-    """Where public randomness of one round comes from (a `RoundKey`)."""
+    """Where public randomness of one round comes from (a `RoundSeed`)."""
 
     @property
     def seed(self) -> int:

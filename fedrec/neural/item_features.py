@@ -45,7 +45,7 @@ def row_features(shared: State, touched: Touched | None, n_users: int) -> Tensor
         everything = torch.from_numpy(shared[FEATURES])
         return everything.expand(n_users, *everything.shape)
     rows, real = touched.padded()
-    # Rows that are only padding may lie where nobody has looked.
+    # Rows that are only padding may lie where no one has looked.
     picked = np.zeros((*rows.shape, shared[FEATURES].shape[1]), dtype=np.float32)
     picked[real] = shared[FEATURES][rows[real]]
     return torch.from_numpy(picked)

@@ -1,4 +1,4 @@
-"""What models trained by gradients have in common: parameters, a user's work in a round, the centralised twin.
+"""What models trained by gradients have in common: parameters, a user's work in a round, the centralised baseline.
 
 A round is federated SGD or averaging (McMahan et al. 2017, AISTATS): each user of the cohort makes one or several
 steps on its own history and sends the change; the server makes a step of its own optimiser with the mean (Reddi et
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.randomness import Purpose, absorb, key, normal, user_keys
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import BlockSpec, Layout, State, Updates, UpdateSum
 from fedrec.neural.device_optimizer import DeviceOptimizer
@@ -47,7 +47,7 @@ class NeuralConfig(RecommenderConfig):
         server: the server's optimiser, on the mean of the users' changes.
         weight_decay: on the server, of every shared parameter, in units of its learning rate (Loshchilov and Hutter
             2019, ICLR).
-        batch_users: users of a minibatch of the centralised twin.
+        batch_users: users of a minibatch of the centralised baseline.
         fold_in_epochs: rounds, of `local_epochs` passes over the history, for the personal parameters of a user who
             took no part.
         personal: what stays on the device beside what does so anyway; None: nothing.
@@ -104,7 +104,7 @@ class NeuralRecommender(Recommender):
 
     @abstractmethod
     def work(
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         """What each user of the batch does in a round, and which rows it touches (None: all).
 
@@ -155,12 +155,12 @@ class NeuralRecommender(Recommender):
                 out[name] = p.values(user_keys(stream, users))
         return out
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         touched = self.work(batch, key, n_items, {})[1]
         return np.arange(n_items) if touched is None else np.unique(touched.row)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         from fedrec.neural.batched import train_batched
 
@@ -188,14 +188,14 @@ class NeuralRecommender(Recommender):
 
         tables, dense = self.split(shared)
         after = {name: values.copy() for name, values in local.items()}
-        # As in training: few people at once, and those with histories of like length together.
+        # As in training: few users at once, and those with histories of like length together.
         order = np.argsort(batch.counts, kind="stable")
         for piece, chunk in batch.take(order).chunks(self.chunk_entries, self.chunk_users):
             where = order[piece]
             own = {name: values[where] for name, values in local.items()}
             stepper = Stepper(rule, frozenset((*tables, *dense)))
             for epoch in range(1, self._neural.fold_in_epochs + 1):
-                work, touched = self.work(chunk, RoundKey(0, epoch), self.n_items(shared), shared)
+                work, touched = self.work(chunk, RoundSeed(0, epoch), self.n_items(shared), shared)
                 _, own = train_batched(work, stepper, tables, dense, own, touched, learns="local")
             for name, values in own.items():
                 after[name][where] = values
@@ -221,28 +221,28 @@ class NeuralRecommender(Recommender):
     def sweeps(
         self, train: Interactions, seed: int, features: Scores | None = None
     ) -> Iterator[tuple[State, State]]:
-        """Shared and local state after each pass of the twin: minibatches of users in a fresh order, one model."""
-        everybody = train.batch(np.arange(train.n_users))
+        """Shared and local state after each pass of the baseline: minibatches of users in a fresh order."""
+        everyone = train.batch(np.arange(train.n_users))
         shared = self.init_shared(train.n_items, seed, features)
-        server, local = self.init_server(shared), self.init_local(everybody.user, seed)
-        some, step = np.flatnonzero(everybody.counts > 0), 0
+        server, local = self.init_server(shared), self.init_local(everyone.user, seed)
+        some, step = np.flatnonzero(everyone.counts > 0), 0
         for epoch in itertools.count(1):
-            draws = user_keys(key(seed, Purpose.COHORT, epoch), everybody.user[some])
+            draws = user_keys(key(seed, Purpose.COHORT, epoch), everyone.user[some])
             order = some[np.argsort(draws, kind="stable")]
             for start in range(0, len(order), self._neural.batch_users):
                 rows = order[start : start + self._neural.batch_users]
-                rows = rows[np.argsort(everybody.counts[rows], kind="stable")]
+                rows = rows[np.argsort(everyone.counts[rows], kind="stable")]
                 step += 1
                 with one_blas_thread():
                     shared, server = self.minibatch(
-                        shared, server, local, rows, everybody.take(rows), RoundKey(seed, step)
+                        shared, server, local, rows, everyone.take(rows), RoundSeed(seed, step)
                     )
             yield shared, {name: values.copy() for name, values in local.items()}
 
     def minibatch(
-        self, shared: State, server: State, local: State, rows: IntArray, batch: UserBatch, key: RoundKey
+        self, shared: State, server: State, local: State, rows: IntArray, batch: UserBatch, key: RoundSeed
     ) -> tuple[State, State]:
-        """One step of the twin: shared and server state after it; `local` changes in place, see `central_step`."""
+        """One step of the baseline: shared and server state after it; `local` changes in place."""
         from fedrec.neural._central_step import central_step
 
         return central_step(self, shared, server, local, rows, batch, key)

@@ -5,7 +5,7 @@ items are read from. Losses: cross-entropy over the whole catalogue (to which Kl
 trace most of what later models gained), or over the target and n sampled items, whose share of the catalogue is
 corrected for (Jean et al. 2015, ACL). A user with more events than fit gives another window in every round.
 
-Where people write about what they had, vectors of their words can be read beside the items; they stay with them.
+Where users write about what they had, vectors of their words can be read beside the items; they stay with them.
 
 Letters: K users, L positions (right-aligned: the latest is the last), d embedding size, n negatives, R width of a
 review.
@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.randomness import Purpose, bits, key, user_keys
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.dropout import dropout_masks
 from fedrec.neural.head import with_head
@@ -48,7 +48,7 @@ class SequenceConfig(NeuralConfig):
         init_scale: standard deviation of the initial item vectors' entries.
         loss: "full" cross-entropy over the catalogue, or "sampled" over the target and `negatives` items.
         negatives: n, common to the positions of a window (sampled).
-        reviews: R, width of the vectors of what people wrote (`data.reviews`), a small map of which is added to the
+        reviews: R, width of the vectors of what users wrote (`data.reviews`), a small map of which is added to the
             vectors of the events; 0: nothing is read of it.
     """
 
@@ -138,14 +138,14 @@ class SequenceRecommender(NeuralRecommender):
         return self.item_parameters() | review | self.encoder_parameters()
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         from fedrec.neural._sequence_task import ItemInPlace
 
         passes = [self._pass(batch, key, epoch) for epoch in range(self._sequence.local_epochs)]
         return ItemInPlace.prepare(self, passes, batch, key, n_items)
 
-    def lesson(self, window: Windows, batch: UserBatch, key_: RoundKey, epoch: int) -> Lesson:
+    def lesson(self, window: Windows, batch: UserBatch, key_: RoundSeed, epoch: int) -> Lesson:
         """What a window teaches: here, behind every event the next one."""
         item, real = window.item, window.real
         review = None if window.review is None else window.review[:, :-1]
@@ -165,7 +165,7 @@ class SequenceRecommender(NeuralRecommender):
             params["item_bias"].unsqueeze(1), last.unsqueeze(1), params["item_table"].transpose(1, 2)
         ).squeeze(1)
 
-    def draw_masks(self, batch: UserBatch, key_: RoundKey, epoch: int, length: int) -> Scores | None:
+    def draw_masks(self, batch: UserBatch, key_: RoundSeed, epoch: int, length: int) -> Scores | None:
         """[M, K, L, mask_width] of dropout for one pass; None: no dropout."""
         c = self._sequence
         if not c.dropout:
@@ -192,7 +192,7 @@ class SequenceRecommender(NeuralRecommender):
             )
         return windows_of(batch, length, starts, least)
 
-    def _pass(self, batch: UserBatch, key_: RoundKey, epoch: int) -> Windows:
+    def _pass(self, batch: UserBatch, key_: RoundSeed, epoch: int) -> Windows:
         """Windows of one pass: L + 1 events, the inputs and behind each its target."""
         size = self._sequence.max_length + 1
         if self._sequence.windows == "latest":

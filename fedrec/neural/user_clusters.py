@@ -1,4 +1,4 @@
-"""Users clustered by taste without anybody seeing one: spherical k-means whose every step is a sum over users.
+"""Users clustered by taste without anyone seeing one: spherical k-means whose every step is a sum over users.
 
 A device makes a direction z_u of its history: the mean of the items' public vectors, seen from the centre of all
 users, at length 1. It finds the nearest centroid c and sends (e_c, e_c z_uᵀ) / sqrt(2), a vector of norm 1: clipping
@@ -6,9 +6,9 @@ to 1 leaves it alone, and the noise that hides a user is known beforehand. Sums 
 takes (Dhillon and Modha 2001, "Concept decompositions for large sparse text data using clustering", Machine Learning
 42; with noise Su et al. 2016, "Differentially private k-means clustering", CODASPY). Centroids begin as those of the
 items, which are public, never of users: k-means from a k-means++ start (Arthur and Vassilvitskii 2007, SODA). Where
-nobody is near a centroid it takes half of the largest cluster, split at random (Linde, Buzo and Gray 1980, "An
+no one is near a centroid it takes half of the largest cluster, split at random (Linde, Buzo and Gray 1980, "An
 algorithm for vector quantizer design", IEEE Trans. Communications). A user's cluster is a function of the own history
-and the centroids: it is found anew where it is needed, and nobody is told.
+and the centroids: it is found anew where it is needed, and no one is told.
 
 Letters: U users, I items, F width of the public vectors, k clusters, N interactions.
 Out of scope: what is done with clusters (`fedrec.recommenders.wrappers.clustered`), how sums are protected.
@@ -120,7 +120,7 @@ def assigned(clusters: Clusters, taste: Floats) -> IntArray:
 
 
 def contributions(clusters: Clusters, taste: Floats) -> Updates:
-    """What users send; in the first step everybody counts to cluster 0, whose sum is then the centre."""
+    """What users send; in the first step everyone counts to cluster 0, whose sum is then the centre."""
     n_users, width = taste.shape
     k, first = len(clusters.centroid), clusters.steps == 0
     own = np.zeros(n_users, dtype=np.int64) if first else assigned(clusters, taste)

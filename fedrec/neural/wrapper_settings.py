@@ -21,7 +21,7 @@ class Personal(BaseModel):
         steps: passes of the personal part in front of the shared part's (fedrep, fedrecon).
         device: the optimiser of the personal part where it learns alone. Where it learns jointly ("fedper") the
             model's own optimiser moves it, with this learning rate.
-        judged: latest events on which the weight of the personal part is chosen (mixed).
+        evaluated: latest events on which the weight of the personal part is chosen (mixed).
         weights: among which it is chosen, rising from 0 to 1 at most (mixed).
     """
 
@@ -31,7 +31,7 @@ class Personal(BaseModel):
     parameters: tuple[str, ...] = ()
     steps: int = Field(default=5, ge=1)
     device: DeviceOptimizer = DeviceOptimizer(learning_rate=0.1)
-    judged: int = Field(default=3, ge=1)
+    evaluated: int = Field(default=3, ge=1)
     weights: tuple[float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
 
     @model_validator(mode="after")

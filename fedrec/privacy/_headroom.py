@@ -17,7 +17,7 @@ TRIES = 3
 
 
 def with_room(at: Callable[[Integers], PrivacyPlan], integers: Integers, *, chosen: bool) -> PrivacyPlan:
-    """The plan whose sums do not wrap around; a scale that nobody `chosen` gives way, at the price of rounding.
+    """The plan whose sums do not wrap around; a scale that no one `chosen` gives way, at the price of rounding.
 
     Args:
         at: the plan that keeps the target with given integers.

@@ -1,6 +1,6 @@
-"""What an epsilon means to somebody who is not a statistician: a word, and how well the best attacker can do.
+"""What an epsilon means to someone who is not a statistician: a word, and how well the best attacker can do.
 
-The attacker knows everything but whether one person's data was used, sees everything that was released, and guesses.
+The attacker knows everything but whether one user's data was used, sees everything that was released, and guesses.
 Out of scope: whether the stated epsilon holds (`accounting`, audits).
 """
 
@@ -32,7 +32,7 @@ def attack_power(epsilon: float, delta: float, mu: float | None = None) -> dict[
 
     Returns:
         advantage: largest difference between hits and false alarms; 0: blind guessing.
-        hits: share of the people in the data who are recognised, at 1 % false alarms.
+        hits: share of the users in the data who are recognised, at 1 % false alarms.
     """
     if mu is not None and math.isfinite(mu):
         hits = NormalDist().cdf(NormalDist().inv_cdf(FALSE_ALARMS) + mu)

@@ -1,4 +1,4 @@
-"""A file that only grows, and that tells when somebody changed it: the book under the budget ledger.
+"""A file that only grows, and that tells when someone changed it: the book under the budget ledger.
 
 Files of the folder:
     ledger.jsonl   one entry per line: number, MAC of the entry before, body, own MAC
@@ -11,7 +11,7 @@ many (kept: better charged and not released than the other way round) or a piece
 released). Everything else that does not fit is tampering.
 
 What this cannot see: the whole folder put back to an earlier copy, or removed (a new installation), and forgery by
-whoever may read the key. Somebody who must rely on another's book should keep copies of its head.
+whoever may read the key. Someone who must rely on another's book should keep copies of its head.
 Out of scope: what entries mean.
 """
 

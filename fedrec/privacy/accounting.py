@@ -194,7 +194,7 @@ def zcdp_rho(releases: Sequence[Release]) -> float | None:
 
 
 def without_amplification(releases: Sequence[Release]) -> tuple[Release, ...]:
-    """The schedule as somebody sees it who knows who was sampled, such as the server that picked the cohort."""
+    """The schedule as someone sees it who knows who was sampled, such as the server that picked the cohort."""
     known = merged(releases)
     return tuple(
         replace(each, sampling_rate=1.0) if isinstance(each, GaussianRelease) else each for each in known
@@ -206,7 +206,7 @@ def summary(releases: Sequence[Release], delta: float) -> dict[str, float | None
 
     Returns:
         pld, rdp: epsilon with the amplification that the releases claim.
-        without_amplification: epsilon against somebody who knows the samples (tightest accountant that applies).
+        without_amplification: epsilon against someone who knows the samples (tightest accountant that applies).
         replace_one: epsilon if one user's contribution may be replaced by any other, which moves a sum by 2C.
         mu, rho: of the unsampled schedule as one Gaussian, and in zero-concentrated privacy.
         delta: as given.

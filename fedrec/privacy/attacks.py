@@ -1,4 +1,4 @@
-"""Attacks: what somebody who sees an update, a sum or a released model can tell about one user.
+"""Attacks: what someone who sees an update, a sum or a released model can tell about one user.
 
 The attackers here are strong and honest about it: they know the model, the layout, the popularity of items, and for
 membership the whole update the user would send. Each attack gives scores; `measured` turns them into an AUC with
@@ -6,7 +6,7 @@ a 95 % interval. An AUC of 0.5 is guessing and 1.0 is certainty; an attack that 
 better one may exist: what holds against all of them is the plan's epsilon.
 
 Items that a user has are compared with items of about the same popularity that the user does not have
-(`matched_controls`): otherwise knowing what everybody likes would look like a leak.
+(`matched_controls`): otherwise knowing what everyone likes would look like a leak.
 
 Letters: U users, I items, d embedding size, P values of the flat vector.
 Out of scope: which vectors are attacked (`fedrec_simulations.audit.attacks`); canary audits (`fedrec.privacy.audit`).

@@ -33,7 +33,7 @@ class FloatSums:
 
 @dataclass(frozen=True)
 class Central(FloatSums):
-    """Clean sums from the nodes, one vector of noise on the total, also when the total is of nobody."""
+    """Clean sums from the nodes, one vector of noise on the total, also when the total is of no one."""
 
     def contribute(
         self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource

@@ -3,7 +3,7 @@
 Every user counts once for each of at most L items, so one user moves the histogram by sqrt(L) in L2 and L in L1.
 Nodes add Skellam noise, a share for each user, and the integers are summed by secure aggregation like any other: with
 a fresh attempt, whose keys and seeds have nothing to do with those of the rounds that follow. What may be sent
-afterwards are the items whose noisy count is over a floor, the same for everybody; they are public from then on.
+afterwards are the items whose noisy count is over a floor, the same for everyone; they are public from then on.
 
 The floor is on the true count: an item of fewer than `floor` users passes with a chance of at most 1e-6, by
 Bernstein's bound for the noise, P(noise >= t) <= exp(-t^2 / (2 (v + t / 3))), v its variance. Out of scope: when it

@@ -19,7 +19,7 @@ from fedrec.privacy.plan import PrivacyPlan
 
 #: Below: the mean update stands out; above 1: it drowns.
 EASY, LOST = 0.3, 1.0
-#: Beyond it a guarantee says nothing that anybody could act on.
+#: Beyond it a guarantee says nothing that anyone could act on.
 LARGEST_EPSILON = 100.0
 
 Verdict = Literal["can learn", "hard", "cannot learn"]
@@ -41,7 +41,7 @@ class Feasibility:
 
 
 def feasibility(plan: PrivacyPlan) -> Feasibility:
-    """Judge a plan; takes a second or two, since every lever asks for its own calibration."""
+    """Evaluate a plan; takes a second or two, since every lever asks for its own calibration."""
     ratio = noise_to_clip(plan)
     verdict: Verdict = "can learn" if ratio < EASY else "hard" if ratio <= LOST else "cannot learn"
     return Feasibility(ratio, verdict, () if verdict == "can learn" else _advice(plan))
@@ -73,7 +73,7 @@ def check(plan: PrivacyPlan, *, dense_gradient: bool) -> None:
     """
     if plan.target_epsilon > LARGEST_EPSILON:
         raise PrivacyRefused(
-            f"privacy.epsilon is {plan.target_epsilon:g}: above {LARGEST_EPSILON:g} it protects nobody; "
+            f"privacy.epsilon is {plan.target_epsilon:g}: above {LARGEST_EPSILON:g} it protects no one; "
             "choose 1 to 10, or set privacy.force"
         )
     if plan.unit != "user" or not dense_gradient or noise_to_clip(plan) <= LOST:

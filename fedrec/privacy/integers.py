@@ -118,7 +118,7 @@ class Carried(BaseModel):
 
     Attributes:
         scale: integer steps per unit of the update.
-        wrap: chance, per sum, of wrapping around; 0 where integers have room for everybody. Noise comes after the
+        wrap: chance, per sum, of wrapping around; 0 where integers have room for everyone. Noise comes after the
             sum here, so a neighbouring sum that wraps is not hidden: twice this is taken off delta in each round.
     """
 

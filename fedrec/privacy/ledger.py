@@ -7,7 +7,7 @@ bytes it is refused. How several plans add up is `composition`'s business; that 
 tampering is `journal`'s.
 
 Out of scope: keeping the bytes for a second sending (`outbox`). A new installation begins with an empty ledger: what
-earlier ones spent is then forgotten, and nobody can tell from here.
+earlier ones spent is then forgotten, and no one can tell from here.
 """
 
 from __future__ import annotations

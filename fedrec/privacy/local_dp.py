@@ -1,4 +1,4 @@
-"""Local differential privacy: every user's own message is noisy enough, so that nobody has to be trusted.
+"""Local differential privacy: every user's own message is noisy enough, so that no one has to be trusted.
 
 It is the strongest trust model and the dearest one. In a sum over n users the noise has a standard deviation of
 sqrt(n) times one user's, where central noise stays that of a single user whatever n is. Asking n users for one bit

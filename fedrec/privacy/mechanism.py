@@ -4,7 +4,7 @@ A node calls `contribute` on the sum of its users' clipped updates, contribution
 the vector that everything after it is computed from. Which of them holds the noise depends on who is trusted:
 
     central      contribute: the sum as it is       release: adds all the noise; the coordinator sees clean sums
-    distributed  contribute: integers and a share   release: decodes; nobody sees a sum without noise
+    distributed  contribute: integers and a share   release: decodes; no one sees a sum without noise
                  of the noise for each user
     local        contribute: full noise for each    release: nothing to do
                  user

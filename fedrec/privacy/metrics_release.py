@@ -2,7 +2,7 @@
 
 Of a user K metrics in [0, 1] and a 1 for "was evaluated" are added up: a vector of K + 1 values whose L2 norm is at
 most sqrt(K + 1). Its noise is part of the plan (`PrivacyPlan.metrics`), and it is charged after the T rounds, as
-number T + 1. Everybody is asked, so nothing is gained by sampling.
+number T + 1. Everyone is asked, so nothing is gained by sampling.
 
 Nothing else of an evaluation leaves: no counts per item or group, no lists, no losses, no replicates. Out of scope:
 measuring (`fedrec.evaluation.bounded`), the mechanism, which is that of the rounds, reading (`noised_means`).

@@ -3,7 +3,7 @@
 The generators of numpy and torch are no secret: their state follows from their outputs, and torch's on the CPU
 takes only 32 bits of a seed, so that all noises can be tried. Here the key is 256 bits from the operating system.
 With a seed the same streams can be repeated, for simulations and tests; whoever knows the seed can subtract the
-noise, so a seeded run protects nobody.
+noise, so a seeded run protects no one.
 
 Out of scope: how much noise a guarantee needs (`plan`), and public draws such as cohorts (`fedrec.core.randomness`).
 Time and memory are side channels that are not closed.

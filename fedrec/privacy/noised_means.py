@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 WIDTH = 1.959964
 #: Said beside every private figure.
 TUNING_NOT_COVERED = (
-    "How settings were chosen is not covered: epsilon speaks of this run alone, and other runs on the same people's "
+    "How settings were chosen is not covered: epsilon speaks of this run alone, and other runs on the same users's "
     "data, by which settings were picked, are not charged to it."
 )
 #: Said beside what is computed on data that a researcher holds.

@@ -1,6 +1,6 @@
 """The privacy plan: one frozen object that binds everything a guarantee depends on, so that it cannot disagree.
 
-A person asks for epsilon; the plan holds what follows: sampling as implemented, clip norm, noise of every round,
+A user asks for epsilon; the plan holds what follows: sampling as implemented, clip norm, noise of every round,
 the fixed denominator, delta, accountant. Nodes and coordinator take all of it from here, and epsilon can be computed
 again from the plan alone.
 
@@ -149,7 +149,7 @@ class PrivacyPlan(BaseModel):
         return self.rounds + (self.metrics is not None)
 
     def metrics_plan(self) -> PrivacyPlan:
-        """What releases the metrics, as a plan of one round with everybody; its mechanism is that of any round.
+        """What releases the metrics, as a plan of one round with everyone; its mechanism is that of any round.
 
         Raises:
             PrivacyRefused: the plan releases none.

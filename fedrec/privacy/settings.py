@@ -1,4 +1,4 @@
-"""What a person writes about privacy: a target and who is trusted. Out of scope: what follows from it (`plan`)."""
+"""What a user writes about privacy: a target and who is trusted. Out of scope: what follows from it (`plan`)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PrivacySettings(BaseModel):
 
     Attributes:
         unit: whose contribution is hidden: a whole user, or one interaction (training on the device, trust "local").
-        trust: who may see sums without noise: "central" the coordinator; "distributed" nobody; "local" nobody, and
+        trust: who may see sums without noise: "central" the coordinator; "distributed" no one; "local" no one, and
             every single contribution is noised in full.
         epsilon: to be kept over all rounds.
         delta: None: N^-1.1.
@@ -78,7 +78,7 @@ class PrivacySettings(BaseModel):
             or the path of the file).
         ledger: folder of the account; limit_epsilon: what the account may spend over all runs (None: epsilon).
         noise_seed: NOT PRIVATE; for simulations on public data.
-        force: go on although nothing can be learned, or epsilon protects nobody.
+        force: go on although nothing can be learned, or epsilon protects no one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,6 +1,6 @@
 """What a run may say about privacy: twelve fields, in words and in numbers, and never a bare epsilon.
 
-The fields are those that a reader needs to judge a claim (Ponomareva et al. 2023, arXiv:2303.00654, on reporting),
+The fields are those that a reader needs to evaluate a claim (Ponomareva et al. 2023, arXiv:2303.00654, on reporting),
 with what is *not* covered among them. A run without privacy gets the same twelve. Every field is a mapping whose
 `text` is a list of plain sentences; its other keys are the same facts for machines. Infinite numbers are null.
 
@@ -199,7 +199,7 @@ def _budget(plan: PrivacyPlan | None, facts: StatementFacts) -> Field:
     metrics = " and the release of metrics" if plan.metrics is not None else ""
     text = [f"The epsilon covers all {plan.rounds} rounds{metrics} of this run together, not one round."]
     if facts.ledger is None:
-        text.append("No ledger is kept: what other runs on the same people spent is not known and adds up.")
+        text.append("No ledger is kept: what other runs on the same users spent is not known and adds up.")
     else:
         text.append(
             "Each release is booked in an append-only ledger before it leaves; at the limit it refuses."
@@ -207,14 +207,12 @@ def _budget(plan: PrivacyPlan | None, facts: StatementFacts) -> Field:
         text.append("A new installation starts an empty ledger: what was spent before is then forgotten.")
         if facts.other_plans:
             text.append(
-                f"Other runs on the same people and data have spent epsilon {number(facts.other_epsilon)} at delta "
+                f"Other runs on the same users and data have spent epsilon {number(facts.other_epsilon)} at delta "
                 f"{facts.other_delta:.2g} ({facts.other_plans} plans). This comes on top of the guarantee above."
             )
         else:
-            text.append("It knows of no other run on the same people and data.")
-    text.append(
-        "Later runs on the same people and data add to what is said here; nothing is ever given back."
-    )
+            text.append("It knows of no other run on the same users and data.")
+    text.append("Later runs on the same users and data add to what is said here; nothing is ever given back.")
     return {
         "text": text,
         "period": "this run",
@@ -228,7 +226,7 @@ def _budget(plan: PrivacyPlan | None, facts: StatementFacts) -> Field:
 def _audit(plan: PrivacyPlan | None, audit: AuditFacts | None) -> Field:
     if audit is None:
         return {
-            "text": ["This run was not audited: nobody tried to refute what it says."],
+            "text": ["This run was not audited: no one tried to refute what it says."],
             "audit": None,
         }
     text = [
@@ -271,14 +269,14 @@ def _provenance(facts: StatementFacts) -> Field:
 
 def _headline(plan: PrivacyPlan | None, guarantee: Field) -> str:
     if plan is None:
-        return "No differential privacy: nothing is promised to the people in this data."
+        return "No differential privacy: nothing is promised to the users in this data."
     trust = {
         "central": "the server is trusted",
         "distributed": "against those who see only the sums",
-        "local": "nobody but one's own node is trusted",
+        "local": "no one but one's own node is trusted",
     }[plan.trust]
     if plan.unit == "interaction":
-        trust = f"for a whole user it is {number(guarantee['user_epsilon'])}; nobody but one's own node is trusted"
+        trust = f"for a whole user it is {number(guarantee['user_epsilon'])}; no one but one's own node is trusted"
     if plan.noise_seed is not None:
         return "NOT PRIVATE: the noise comes from a known seed. It may only be used to see what privacy would cost."
     what = f"all {plan.rounds} rounds" + (" and their metrics" if plan.metrics else "")
@@ -292,7 +290,7 @@ def _warnings(plan: PrivacyPlan | None, facts: StatementFacts) -> list[str]:
     out = []
     if plan is None:
         out.append(
-            "NO DIFFERENTIAL PRIVACY: what is released can tell that a person took part, and what they did."
+            "NO DIFFERENTIAL PRIVACY: what is released can tell that a user took part, and what they did."
         )
     else:
         if plan.noise_seed is not None:

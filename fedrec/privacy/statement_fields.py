@@ -25,17 +25,17 @@ def unit_field(plan: PrivacyPlan | None) -> Field:
     """Who or what is protected."""
     if plan is None:
         return {
-            "text": ["Nobody and nothing is protected: the run has no differential privacy."],
+            "text": ["No one and nothing is protected: the run has no differential privacy."],
             "unit": "none",
         }
     if plan.unit == "user":
-        text = "One user: everything that one person contributed to this run, over all its rounds and interactions."
+        text = "One user: everything that one user contributed to this run, over all its rounds and interactions."
         return {"text": [text], "unit": "user"}
     limits = plan.interaction
     most = limits.max_interactions if limits else None
     return {
         "text": [
-            "One interaction of one user, not the user: somebody's habits, which show in many interactions, are "
+            "One interaction of one user, not the user: someone's habits, which show in many interactions, are "
             "protected far less (see the guarantee).",
             f"At most {most} interactions of a user are used, the newest ones.",
         ],
@@ -53,7 +53,7 @@ def adjacency_field(plan: PrivacyPlan | None) -> Field:
         "text": [
             f"Two data sets are neighbours when one {what} is replaced by zero. How many users there are, "
             "and who, counts as known.",
-            "A guarantee for replacing one person's data by any other person's would be weaker; its epsilon is given "
+            "A guarantee for replacing one user's data by any other user's would be weaker; its epsilon is given "
             "with the accountant.",
         ],
         "adjacency": plan.adjacency,
@@ -163,7 +163,7 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
     z = plan.noise_multipliers
     spread = f"{z[0]:.4g}" if min(z) == max(z) else f"{min(z):.4g} to {max(z):.4g}"
     kind, where = {
-        "central": ("Gaussian", "once per round by the coordinator, to the sum, also when nobody answers"),
+        "central": ("Gaussian", "once per round by the coordinator, to the sum, also when no one answers"),
         "distributed": ("Skellam (integers)", "in shares by the nodes, one for each user"),
         "local": ("Gaussian", "in full for every single user, before anything leaves the node"),
     }[plan.trust]
@@ -224,9 +224,7 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
             "No benefit is claimed for it: the server picks the cohort, and the guarantee is against it too."
         )
     if claimed:
-        text.append(
-            "The benefit holds only against somebody who does not learn who took part in which round."
-        )
+        text.append("The benefit holds only against someone who does not learn who took part in which round.")
     values = {
         "implemented": plan.sampling,
         "sampling_rate": plan.sampling_rate,
@@ -236,7 +234,7 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
     if plan.interaction is not None:
         text.append(
             f"Within a user, each local step uses each interaction with probability {plan.interaction.batch_rate:g} "
-            "(Poisson), as implemented and as assumed; the device draws it and nobody else sees it."
+            "(Poisson), as implemented and as assumed; the device draws it and no one else sees it."
         )
         values["batch_rate"] = plan.interaction.batch_rate
     return {"text": text, **values}
@@ -275,9 +273,9 @@ def accountant_field(plan: PrivacyPlan | None) -> Field:
 
 def _plainly(power: Mapping[str, float], unit: str) -> str:
     who = "was in the data" if unit == "user" else "was among a user's interactions"
-    whom = "a person" if unit == "user" else "one interaction"
+    whom = "a user" if unit == "user" else "one interaction"
     return (
-        f"Read plainly: somebody who sees all that was released and guesses whether {whom} {who} can, at "
+        f"Read plainly: someone who sees all that was released and guesses whether {whom} {who} can, at "
         f"best, recognise {_percent(power['hits'])} of those who were, at the price of accusing 1% of "
         "those who were not. Blind guessing recognises 1%."
     )

@@ -15,7 +15,7 @@ from fedrec.privacy._releases import SkellamRelease
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.plan import PrivacyPlan
 
-_OUTSIDE = "everybody who gets the model of any round, other users included"
+_OUTSIDE = "everyone who gets the model of any round, other users included"
 
 
 def adversary(
@@ -47,10 +47,10 @@ def adversary(
     text = [*_whom(plan), "A node is trusted by its own users: it holds their data."]
     if plain:
         sees = "the clean sum" if plan is None or _central(plan) else "the noised contribution"
-        alone = "; with one user on a node that is this person's own update" if users_per_node == 1 else ""
+        alone = "; with one user on a node that is this user's own update" if users_per_node == 1 else ""
         which = "the one node" if nodes == 1 else f"each of {nodes:,} nodes"
         sealed = (
-            " Replies are sealed to the server, so nobody on the way sees them."
+            " Replies are sealed to the server, so no one on the way sees them."
             if aggregator == "sealed"
             else ""
         )
@@ -75,7 +75,7 @@ def local_epsilon(plan: PrivacyPlan, users: float) -> float:
     honest = plan.distributed.honest
     parts = [min(1.0, users / (honest * plan.denominator))] * plan.rounds
     if plan.metrics is not None:
-        # Everybody is asked for them, whatever the cohort of a round is.
+        # Everyone is asked for them, whatever the cohort of a round is.
         parts.append(min(1.0, users / (honest * plan.population)))
     shares = [
         replace(each, variance=each.variance * part) if isinstance(each, SkellamRelease) else each
@@ -124,7 +124,7 @@ def uncovered(
         )
     if plan.unit == "interaction":
         out.append(
-            "Whole users: what shows in many interactions of a person is covered only by the user epsilon."
+            "Whole users: what shows in many interactions of a user is covered only by the user epsilon."
         )
     which = (
         "those released are noised and charged; any others"
@@ -145,8 +145,8 @@ def uncovered(
 def _whom(plan: PrivacyPlan | None) -> list[str]:
     if plan is None:
         return [
-            "Protects against nobody.",
-            "The server, the network and everybody with the model are all trusted.",
+            "Protects against no one.",
+            "The server, the network and everyone with the model are all trusted.",
         ]
     if _central(plan):
         return [
@@ -200,18 +200,18 @@ def _shares(plan: PrivacyPlan, plain: bool, users: int, text: list[str]) -> dict
 
 def _always(lists_served: bool) -> list[str]:
     served = (
-        "Recommendation lists: they are computed from people's histories away from them, and tell about them."
+        "Recommendation lists: they are computed from users's histories away from them, and tell about them."
         if lists_served
         else "Recommendation lists: made on a user's own node from the private history, they must not leave it."
     )
     return [
         "User vectors and histories: they stay on the user's node, and nothing is promised once they leave it.",
         served,
-        "Who takes part: that somebody is a user, answers, when, and how large a message is, can be seen.",
+        "Who takes part: that someone is a user, answers, when, and how large a message is, can be seen.",
         "How many users there are, in all and in each round.",
         "The catalogue, and how the data was prepared: which items, users and interactions were kept was decided by "
         "looking at the data.",
-        "What can be learned about a person from others who are like them: the model is meant to do that.",
+        "What can be learned about a user from others who are like them: the model is meant to do that.",
     ]
 
 

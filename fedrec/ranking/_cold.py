@@ -1,9 +1,9 @@
-"""Items that nobody has touched in training, served from their titles and categories.
+"""Items that no one has touched in training, served from their titles and categories.
 
 Every item is a sparse vector of hashed features (words of the title, whole categories) weighted by tf-idf (Salton and
 Buckley 1988, "Term-weighting approaches in automatic text retrieval"). A new item is scored as the mean of the
 trained items most like it, weighted by their cosine: that works for every model, and explanations still add up.
-What a person did with a new item itself says nothing until a model knows it. Out of scope: text encoders.
+What a user did with a new item itself says nothing until a model knows it. Out of scope: text encoders.
 
 Letters: I trained items, C new items, k neighbours.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.items import Arrays, Items
-from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel, read_registered
+from fedrec.ranking.model import Explanation, Header, History, Scores, ServingModel, User, read_registered
 from fedrec.ranking.popular import INNER
 
 BUCKETS = 1 << 18
@@ -139,30 +139,30 @@ class WithColdItems(ServingModel):
         """See `ServingModel`: trained and new."""
         return self.inner.n_items + len(self.neighbours.item)
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`; entries of new items are kept and say nothing."""
         if len(history) and history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
         known = history.item < self.inner.n_items
-        return Person(history, self.inner.fold_in(History(history.item[known], history.strength[known])))
+        return User(history, self.inner.fold_in(History(history.item[known], history.strength[known])))
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`; a new item that is like nothing comes last."""
-        trained = self.inner.scores(person.state)
+        trained = self.inner.scores(user.state)
         new = np.einsum("ck,ck->c", trained[self.neighbours.item], self.neighbours.weight)
         new[self._alone] = trained.min(initial=0.0)
         return np.concatenate([trained, new.astype(np.float32)])
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """See `ServingModel`: the mean of the neighbours' explanations."""
-        known = person.history.item < self.inner.n_items
-        contributions = np.zeros(len(person.history))
+        known = user.history.item < self.inner.n_items
+        contributions = np.zeros(len(user.history))
         row = item - self.inner.n_items
         if row >= 0 and self._alone[row]:
-            score = float(self.scores(person)[item])
+            score = float(self.scores(user)[item])
             return Explanation(score, score, contributions)
         if row < 0:
-            found = self.inner.explain(person.state, item)
+            found = self.inner.explain(user.state, item)
             contributions[known] = found.contributions
             return Explanation(found.score, found.base, contributions)
         base = 0.0
@@ -170,7 +170,7 @@ class WithColdItems(ServingModel):
             self.neighbours.item[row], self.neighbours.weight[row].astype(float), strict=True
         ):
             if weight:
-                found = self.inner.explain(person.state, int(place))
+                found = self.inner.explain(user.state, int(place))
                 base += weight * found.base
                 contributions[known] += weight * found.contributions
         return Explanation(base + float(contributions.sum()), base, contributions)

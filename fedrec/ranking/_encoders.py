@@ -1,7 +1,7 @@
 """Networks that make a vector of a history, with numpy alone: the forward passes of the models that were trained.
 
 Each takes the vectors of the own events, oldest first, and gives the vector that items are scored with. They follow
-`fedrec.recommenders` line by line (tests compare the scores), for one person and without padding.
+`fedrec.recommenders` line by line (tests compare the scores), for one user and without padding.
 
 Letters: L events, d width, h hidden width, H heads. Out of scope: tables, scores, files (`network`).
 """

@@ -1,14 +1,14 @@
-"""Bounded exploration with exact propensities, so that logged lists can later judge another policy without bias.
+"""Bounded exploration with exact propensities, so that logged lists can later evaluate another policy without bias.
 
 One mechanism, three choosers. At each place a coin decides with probability `rate` whether to explore; an explored
 place takes an item of the short list that may stand there, drawn from
 
 * `EpsilonGreedy`: all of them alike;
-* `Thompson`: the best under a draw of the person's taste (Thompson 1933), θ ~ N(0, A^-1) around the model's scores;
+* `Thompson`: the best under a draw of the user's taste (Thompson 1933), θ ~ N(0, A^-1) around the model's scores;
   the taste is drawn from `draws` of them, so that each item's probability is a count and not an estimate;
 * `LinUcb`: the highest score + width · sqrt(x' A^-1 x) (Li et al. 2010): one item, with probability 1,
 
-with A = I + Σ x x' over the person's own history, x item vectors of unit length, scores in standard deviations of
+with A = I + Σ x x' over the user's own history, x item vectors of unit length, scores in standard deviations of
 the short list. The propensity of an item at its place, given the items above it, is
 
     (1 - p) · [it is first in order] + p · (its probability under the chooser),   p = rate or 0.
@@ -16,7 +16,7 @@ the short list. The propensity of an item at its place, given the items above it
 A `floor` of each chooser's probability is spread over all items alike, so that every item that may stand at a place
 can be seen there: without it no log could say anything of the others. Once a list shows `most` places that are not
 the first in order, p is 0: that bound depends on nothing but the items above, as it must for the propensities of a
-list to multiply to its probability (Swaminathan and Joachims 2015), and lists beyond it cannot be judged.
+list to multiply to its probability (Swaminathan and Joachims 2015), and lists beyond it cannot be evaluated.
 
 Letters: m items of the short list, d size of a vector, L entries of the history.
 """
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What choosers know of the short list, and do not know of the person.
+    """What choosers know of the short list, and do not know of the user.
 
     Inverses are taken of an [L, L] matrix: vectors may be long, the part of a history that counts is not.
 

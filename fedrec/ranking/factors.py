@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from fedrec.core.errors import DataError
 from fedrec.ranking.folding import Folded, Folding, read_folding
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel
+from fedrec.ranking.model import Explanation, Header, History, Scores, ServingModel, User
 from fedrec.ranking.tables import Table, read_table
 
 
 class Factors(ServingModel):
-    """An item table, perhaps a bias, and a way to fold a person in.
+    """An item table, perhaps a bias, and a way to fold a user in.
 
     Args:
         table: [I, d].
@@ -45,31 +45,31 @@ class Factors(ServingModel):
         """See `ServingModel`."""
         return self.table.shape[0]
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`."""
         if not len(history):
-            return Person(history)
+            return User(history)
         if history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
         bias = None if self.bias is None else self.bias[history.item]
         rows = self.table.rows(history.item)
-        return Person(history, self.folding.fold(self._prepared, rows, history, bias, self.n_items))  # type: ignore[arg-type]
+        return User(history, self.folding.fold(self._prepared, rows, history, bias, self.n_items))  # type: ignore[arg-type]
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`; without a history only the bias is left."""
-        if person.state is None:
+        if user.state is None:
             return np.zeros(self.n_items, np.float32) if self.bias is None else self.bias.copy()
-        scores = self.table.dot(cast(Folded, person.state).vector)
+        scores = self.table.dot(cast(Folded, user.state).vector)
         if self.bias is not None:
             scores += self.bias
         return scores
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """See `ServingModel`."""
         bias = 0.0 if self.bias is None else float(self.bias[item])
-        if person.state is None:
-            return Explanation(bias, bias, np.zeros(len(person.history)))
-        folded, row = cast(Folded, person.state), self.table.rows(np.array([item]))[0]
+        if user.state is None:
+            return Explanation(bias, bias, np.zeros(len(user.history)))
+        folded, row = cast(Folded, user.state), self.table.rows(np.array([item]))[0]
         rest, contributions = folded.shares(row)
         return Explanation(bias + float(row @ folded.vector), bias + rest, contributions)
 

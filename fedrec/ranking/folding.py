@@ -77,7 +77,7 @@ class Ridge:
     weighted_count: bool = False
 
     def prepare(self, table: Table, bias: NDArray[np.float32] | None) -> Floats:
-        """α G [d, d]: what does not depend on a person."""
+        """α G [d, d]: what does not depend on a user."""
         return self.unobserved_weight * table.gramian()
 
     def fold(
@@ -102,7 +102,7 @@ class Newton:
         loss: "bce" or "bpr".
         negatives: n.
         reg: weight of |p|² / 2 per entry of the history.
-        pull: weight of |p|² / 2 for everybody. Gradient descent that stops after T steps of size η does what a
+        pull: weight of |p|² / 2 for everyone. Gradient descent that stops after T steps of size η does what a
             penalty of about 1 / (η T) does (Bishop 2006, "Pattern recognition and machine learning", section 5.5.2).
     """
 
@@ -117,10 +117,10 @@ class Newton:
         """Curvature, slope and mean of the catalogue at p = 0."""
         n_items, _ = table.shape
         level: Floats = np.zeros(n_items) if bias is None else np.asarray(bias, dtype=np.float64)
-        everybody = np.full(n_items, 1.0 / n_items)
+        everyone = np.full(n_items, 1.0 / n_items)
         if self.loss == "bpr":
-            mean = _mean(table, everybody)
-            spread = table.gramian(everybody) - np.outer(mean, mean)
+            mean = _mean(table, everyone)
+            spread = table.gramian(everyone) - np.outer(mean, mean)
             return Background(spread, np.zeros(len(mean)), mean, float(level.mean()))
         chance = _sigmoid(level)
         slope = _mean(table, chance / n_items)

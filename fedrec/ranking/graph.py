@@ -1,6 +1,6 @@
 """Weights between items that a graph implies: W_hj = e_h · e_j + edge_hj, never written out.
 
-A person's vector Σ_h r_h e_h and the edges of the own history are all that a score takes, and both are made where the
+A user's vector Σ_h r_h e_h and the edges of the own history are all that a score takes, and both are made where the
 history is. Out of scope: how the graph comes about (`fedrec.recommenders.closed_form.item_graph`).
 
 Letters: I items, L entries of a history, d embedding size.
@@ -37,9 +37,9 @@ class GraphWeights:
         return self.edges.n_items
 
     def weighted_sum(self, rows: NDArray[np.int64], weight: NDArray[np.float64]) -> Scores:
-        """[I] Σ_h weight_h W_h, by way of the person's vector."""
-        person = weight @ self.vectors.rows(rows)
-        return np.asarray(self.vectors.dot(person) + self.edges.weighted_sum(rows, weight), dtype=np.float32)
+        """[I] Σ_h weight_h W_h, by way of the user's vector."""
+        user = weight @ self.vectors.rows(rows)
+        return np.asarray(self.vectors.dot(user) + self.edges.weighted_sum(rows, weight), dtype=np.float32)
 
     def column(self, rows: NDArray[np.int64], item: int) -> NDArray[np.float64]:
         """[L] W_h,item."""

@@ -1,6 +1,6 @@
 """What lists need of a model and its items, computed once per model: categories, popularity, newness.
 
-Out of scope: anything about a person.
+Out of scope: anything about a user.
 """
 
 from __future__ import annotations

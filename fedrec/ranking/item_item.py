@@ -17,7 +17,7 @@ from fedrec.core.errors import DataError
 from fedrec.ranking.folding import recency
 from fedrec.ranking.graph import GraphWeights
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel
+from fedrec.ranking.model import Explanation, Header, History, Scores, ServingModel, User
 from fedrec.ranking.tables import read_table
 from fedrec.ranking.weights import DenseWeights, SparseWeights, Weights
 
@@ -28,7 +28,7 @@ class ItemItem(ServingModel):
     Args:
         weights: W.
         half_life: recency of an entry, in entries; None: none.
-        base: [I] what items have for everybody; None: nothing.
+        base: [I] what items have for everyone; None: nothing.
     """
 
     kind: ClassVar[str] = "item_item"
@@ -47,23 +47,23 @@ class ItemItem(ServingModel):
         """See `ServingModel`."""
         return self.weights.n_items
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`; [L] the weight r_h of each entry is all there is to know."""
         if len(history) and history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
-        return Person(history, recency(len(history), self.half_life) * history.strength)
+        return User(history, recency(len(history), self.half_life) * history.strength)
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`."""
-        scores = self.weights.weighted_sum(person.history.item, person.state)
+        scores = self.weights.weighted_sum(user.history.item, user.state)
         if self.base is not None:
             scores += self.base
         return scores
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """See `ServingModel`."""
         base = 0.0 if self.base is None else float(self.base[item])
-        contributions = person.state * self.weights.column(person.history.item, item)
+        contributions = user.state * self.weights.column(user.history.item, item)
         return Explanation(base + float(contributions.sum()), base, contributions)
 
     def similar(self, item: int) -> Scores:

@@ -1,8 +1,8 @@
-"""The contract of a model that serves: scores for one person from the person's own history, with numpy alone.
+"""The contract of a model that serves: scores for one user from the user's own history, with numpy alone.
 
-A serving model is immutable and knows nobody: what it needs of a person (`Person`) is folded in from a history in
+A serving model is immutable and knows no one: what it needs of a user (`User`) is folded in from a history in
 less than a millisecond, without a training round and without a network. Every score can be explained exactly: a
-base that has nothing to do with the person, and one contribution for each entry of the history.
+base that has nothing to do with the user, and one contribution for each entry of the history.
 
 Out of scope: training (`fedrec.recommenders`), lists (`pipeline`), files (`fedrec.wire.package`).
 
@@ -28,7 +28,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class History:
-    """What one person did, oldest first.
+    """What one user did, oldest first.
 
     Attributes:
         item: [L] places in the model's items.
@@ -66,12 +66,12 @@ class History:
 
 
 @dataclass(frozen=True)
-class Person:
+class User:
     """A history, and what a model made of it.
 
     Attributes:
         history: see `History`.
-        state: of the model that folded it in; nobody else reads it.
+        state: of the model that folded it in; no one else reads it.
     """
 
     history: History
@@ -79,8 +79,8 @@ class Person:
 
     @property
     def known(self) -> bool:
-        """Whether the model can use an entry of the history; without one its scores say nothing of the person."""
-        return self.state.known if isinstance(self.state, Person) else len(self.history) > 0
+        """Whether the model can use an entry of the history; without one its scores say nothing of the user."""
+        return self.state.known if isinstance(self.state, User) else len(self.history) > 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Explanation:
 
     Attributes:
         score: as `scores` says.
-        base: what the item would have for everybody (popularity, bias).
+        base: what the item would have for everyone (popularity, bias).
         contributions: [L] of each entry of the history.
     """
 
@@ -117,19 +117,19 @@ class ServingModel(ABC):
         """I."""
 
     @abstractmethod
-    def fold_in(self, history: History) -> Person:
-        """What scoring needs of a person.
+    def fold_in(self, history: History) -> User:
+        """What scoring needs of a user.
 
         Raises:
             DataError: a place is not below I.
         """
 
     @abstractmethod
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """[I] higher is better, in an array of the caller's own; seen items are not masked."""
 
     @abstractmethod
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """Where the score of one item comes from."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from fedrec.core.errors import DataError
 from fedrec.ranking._encoders import ENCODERS
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel
+from fedrec.ranking.model import Explanation, Header, History, Scores, ServingModel, User
 from fedrec.ranking.tables import Table, read_table
 
 WEIGHT = "weight."
@@ -66,24 +66,24 @@ class Network(ServingModel):
         """See `ServingModel`."""
         return self.table.shape[0]
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`; the network runs once."""
         if len(history) and history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
-        return Person(history, self._vector(history))
+        return User(history, self._vector(history))
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`."""
-        scores = self.table.dot(person.state)
+        scores = self.table.dot(user.state)
         if self.bias is not None:
             scores += self.bias
         return scores
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """What the score loses without each event; base is the rest. The network runs once per event."""
         row = self.table.rows(np.array([item]))[0].astype(np.float64)
         bias = 0.0 if self.bias is None else float(self.bias[item])
-        score, history = bias + float(row @ person.state), person.history
+        score, history = bias + float(row @ user.state), user.history
         contributions = np.zeros(len(history))
         for position in range(max(0, len(history) - self.settings["max_length"]), len(history)):
             rest = History(np.delete(history.item, position), np.delete(history.strength, position))

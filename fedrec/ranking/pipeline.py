@@ -1,9 +1,9 @@
-"""From a model and a person to a list: score, filter, move, shorten, order, fill.
+"""From a model and a user to a list: score, filter, move, shorten, order, fill.
 
     scores -> what must not appear -> boosts and newness -> short list -> diversity -> rules, pins, exploration
 
-A person of whom nothing is known gets what is popular; newness, diversity and exploration work for them as for
-everybody. Among equal scores the more popular item goes first. Everything is pure given the random generator, nothing
+A user of whom nothing is known gets what is popular; newness, diversity and exploration work for them as for
+everyone. Among equal scores the more popular item goes first. Everything is pure given the random generator, nothing
 touches a network, and no step walks over all items in Python.
 
 Diversity and exploration look at a short list of some times the length of the list, and work on the first places of
@@ -25,7 +25,7 @@ from fedrec.ranking.diversity import Diversity, unit
 from fedrec.ranking.exploration import Exploration, Explorer, Uncertainty
 from fedrec.ranking.filters import LONGEST, Limits, Rule, boosts, named, pins
 from fedrec.ranking.item_index import Shelf
-from fedrec.ranking.model import Person
+from fedrec.ranking.model import User
 from fedrec.ranking.top_scores import best
 
 #: The short list is so many times as long as the part of the list that diversity and exploration work on.
@@ -95,7 +95,7 @@ class Ranked:
         items: places in the model's items, best first.
         scores: as ordered by: with newness and boosts.
         propensities: probability of each item at its place, given those above; see `exploration`.
-        sources: of each item: "model", "popular" (nothing known of the person), "fresh" (without its newness it would
+        sources: of each item: "model", "popular" (nothing known of the user), "fresh" (without its newness it would
             not be among the n best), "similar content" (came after the training), "exploration" or "pinned".
         unknown: candidates, and items of rules, that the model does not know.
     """
@@ -109,19 +109,19 @@ class Ranked:
 
 def rank(
     shelf: Shelf,
-    person: Person,
+    user: User,
     seen: Places,
     wanted: Wanted,
     *,
     rng: np.random.Generator,
     now: float = 0.0,
 ) -> Ranked:
-    """The list for a person.
+    """The list for a user.
 
     Args:
         shelf: model and items.
-        person: folded in by that model.
-        seen: places of the items that the person knows already.
+        user: folded in by that model.
+        seen: places of the items that the user knows already.
         wanted: what is asked for.
         rng: for exploration; not used without.
         now: seconds since 1970, for newness.
@@ -130,7 +130,7 @@ def rank(
         DataError: a category that no item has; contradicting pins.
     """
     rules = tuple(wanted.rules)
-    open_scores = _opened(shelf, _scores(shelf, person), seen, wanted)
+    open_scores = _opened(shelf, _scores(shelf, user), seen, wanted)
     without = _boosted(shelf, open_scores, rules)
     scores = _freshened(shelf, without, wanted, now)
     pinned = {
@@ -138,7 +138,7 @@ def rank(
         for place, item in pins(shelf, rules).items()
         if place < wanted.n and scores[item] > -np.inf
     }
-    pool, explorer = _shortened(shelf, person, scores, pinned, wanted, rng)
+    pool, explorer = _shortened(shelf, user, scores, pinned, wanted, rng)
     filling = Filling(shelf, scores, pool, pinned, Limits(shelf, rules, pinned), explorer)
     placed = filling.placed(wanted.n)
     fresh = _fresh(shelf, without, scores, wanted) if wanted.freshness > 0 else frozenset()
@@ -146,16 +146,16 @@ def rank(
         tuple(each.item for each in placed),
         tuple(scores[[each.item for each in placed]].tolist()),
         tuple(each.chance for each in placed),
-        tuple(_source(shelf, each, fresh, person.known) for each in placed),
+        tuple(_source(shelf, each, fresh, user.known) for each in placed),
         _unknown(shelf, (*(wanted.candidates or ()), *named(rules))),
     )
 
 
-def _scores(shelf: Shelf, person: Person) -> Scores:
-    """[I] of the model; popularity where nothing is known of the person and something of the items."""
-    if not person.known and shelf.items.popularity.any():
+def _scores(shelf: Shelf, user: User) -> Scores:
+    """[I] of the model; popularity where nothing is known of the user and something of the items."""
+    if not user.known and shelf.items.popularity.any():
         return shelf.items.popularity.astype(np.float32)
-    return shelf.model.scores(person)
+    return shelf.model.scores(user)
 
 
 def _opened(shelf: Shelf, scores: Scores, seen: Places, wanted: Wanted) -> Scores:
@@ -217,7 +217,7 @@ def _deviation(scores: Scores) -> float:
 
 def _shortened(
     shelf: Shelf,
-    person: Person,
+    user: User,
     scores: Scores,
     pinned: dict[int, int],
     wanted: Wanted,
@@ -232,7 +232,7 @@ def _shortened(
         pool = pool[~np.isin(pool, list(pinned.values()))]
     values = scores[pool[:short]].astype(np.float64)
     looks = wanted.exploration is not None and wanted.exploration.looks
-    vectors, history = _vectors(shelf, person, pool[:short], wanted.diversity is not None or looks, looks)
+    vectors, history = _vectors(shelf, user, pool[:short], wanted.diversity is not None or looks, looks)
     if wanted.diversity is not None and len(pool):
         first = np.array(wanted.diversity.order(values, vectors, head), dtype=np.int64)
         order = np.concatenate([first, np.setdiff1d(np.arange(len(values)), first)])
@@ -245,12 +245,12 @@ def _shortened(
 
 
 def _vectors(
-    shelf: Shelf, person: Person, pool: Places, needed: bool, with_history: bool
+    shelf: Shelf, user: User, pool: Places, needed: bool, with_history: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Unit vectors of the short list and of the end of the history; empty ones where nobody looks at them."""
+    """Unit vectors of the short list and of the end of the history; empty ones where no one looks at them."""
     if not needed or not len(pool):
         return np.zeros((len(pool), 0)), np.zeros((0, 0))
-    history = person.history.item[-RECENT:] if with_history else pool[:0]
+    history = user.history.item[-RECENT:] if with_history else pool[:0]
     distinct, at = np.unique(np.concatenate([pool, history]), return_inverse=True)
     vectors = unit(shelf.model.vectors(distinct))
     return vectors[at[: len(pool)]], vectors[at[len(pool) :]]

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.ranking.items import Arrays
-from fedrec.ranking.model import Explanation, Header, History, Person, Scores, ServingModel, read_registered
+from fedrec.ranking.model import Explanation, Header, History, Scores, ServingModel, User, read_registered
 
 INNER = "inner."
 
 
 class Popular(ServingModel):
-    """The same scores for everybody.
+    """The same scores for everyone.
 
     Args:
         popularity: [I].
@@ -37,18 +37,18 @@ class Popular(ServingModel):
         """See `ServingModel`."""
         return len(self.popularity)
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`."""
-        return Person(history)
+        return User(history)
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`."""
         return self.popularity.copy()
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """See `ServingModel`."""
         score = float(self.popularity[item])
-        return Explanation(score, score, np.zeros(len(person.history)))
+        return Explanation(score, score, np.zeros(len(user.history)))
 
     def similar(self, item: int) -> Scores:
         """[I] popularity: nothing is known of what is alike."""
@@ -108,30 +108,30 @@ class Selected(ServingModel):
         """See `ServingModel`."""
         return len(self.popularity)
 
-    def fold_in(self, history: History) -> Person:
+    def fold_in(self, history: History) -> User:
         """See `ServingModel`."""
         place = self._place[history.item]
         known = place >= 0
-        return Person(history, self.inner.fold_in(History(place[known], history.strength[known])))
+        return User(history, self.inner.fold_in(History(place[known], history.strength[known])))
 
-    def scores(self, person: Person) -> Scores:
+    def scores(self, user: User) -> Scores:
         """See `ServingModel`."""
-        inner = self._inner_scores(person.state)
+        inner = self._inner_scores(user.state)
         floor = min(float(inner.min(initial=0.0)), 0.0)
         span = 1.0 + max(float(inner.max(initial=0.0)), 0.0) - floor
         out = (floor - span * self._depth).astype(np.float32)
         out[self.selected] = inner
         return out
 
-    def explain(self, person: Person, item: int) -> Explanation:
+    def explain(self, user: User, item: int) -> Explanation:
         """See `ServingModel`; an item that is not selected owes its score to popularity alone."""
-        place, inner = int(self._place[item]), person.state
-        contributions = np.zeros(len(person.history))
+        place, inner = int(self._place[item]), user.state
+        contributions = np.zeros(len(user.history))
         if place < 0 or not len(inner.history):
-            score = float(self.scores(person)[item])
+            score = float(self.scores(user)[item])
             return Explanation(score, score, contributions)
         found = self.inner.explain(inner, place)
-        contributions[self._place[person.history.item] >= 0] = found.contributions
+        contributions[self._place[user.history.item] >= 0] = found.contributions
         return Explanation(found.score, found.base, contributions)
 
     def similar(self, item: int) -> Scores:
@@ -171,7 +171,7 @@ class Selected(ServingModel):
             np.asarray(arrays["popularity"], dtype=np.float32),
         )
 
-    def _inner_scores(self, inner: Person) -> Scores:
+    def _inner_scores(self, inner: User) -> Scores:
         if not len(inner.history):
             return np.arange(len(self.selected), 0, -1, dtype=np.float32)
         return self.inner.scores(inner)

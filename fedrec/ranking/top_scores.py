@@ -1,4 +1,4 @@
-"""The best n of one person's scores: exact, and fast enough for a million items between two frames of a screen."""
+"""The best n of one user's scores: exact, and fast enough for a million items between two frames of a screen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a trained recommender becomes on a device: a serving model that gives the same scores without torch or scipy.
 
-Matrix factorisation and GMF are the exception: there a person is folded in by Newton steps instead of sampled
+Matrix factorisation and GMF are the exception: there a user is folded in by Newton steps instead of sampled
     gradient descent, which is deterministic, faster and can be explained. MLP and NeuMF, whose score of every item
     is a network of its own, do not serve on a device. Out of scope: files and signatures (`fedrec.wire`).
 """

@@ -1,4 +1,4 @@
-"""Less on the wire: low rank, the rows that matter, few bits. What is left out is public and the same for everybody.
+"""Less on the wire: low rank, the rows that matter, few bits. What is left out is public and the same for everyone.
 
 Sums must stay sums and no index may tell what a user touched, so an update is only ever mapped linearly, by a map
 that follows from the run's public seed and from earlier *sums*, never from a user's data:
@@ -158,7 +158,7 @@ class Compressor:
         total.examples += finite(updates.examples)
 
     def nothing(self) -> Quantised:
-        """What a user without anything to send sends, in the same form as everybody else."""
+        """What a user without anything to send sends, in the same form as everyone else."""
         assert self._compression.bits is not None
         return Quantised(np.zeros(self._layout.size, dtype=np.int8), 0.0, self._compression.bits)
 

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, key, uniform, user_keys
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State, UpdateSum
 from fedrec.privacy.clipping import add_clipped
 from fedrec.rounds.compression import Compressor
 
 
-def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:
+def in_cohort(users: NDArray[np.int64], sampling_rate: float, round_key: RoundSeed) -> NDArray[np.bool_]:
     """[U] who takes part: an independent coin with probability `sampling_rate` per user and round (Poisson)."""
     base = key(round_key.seed, Purpose.COHORT, round_key.round)
     return np.asarray(uniform(user_keys(base, users), 1)[:, 0] < sampling_rate)
 
 
-def in_turn(users: NDArray[np.int64], sampling_rate: float, round_key: RoundKey) -> NDArray[np.bool_]:
-    """[U] whose turn it is: everybody's comes once in each pass of 1/`sampling_rate` rounds (rounded).
+def in_turn(users: NDArray[np.int64], sampling_rate: float, round_key: RoundSeed) -> NDArray[np.bool_]:
+    """[U] whose turn it is: everyone's comes once in each pass of 1/`sampling_rate` rounds (rounded).
 
     A user's place in a pass is drawn by a hash, so no list of users is needed to shuffle them.
     """
@@ -39,7 +39,7 @@ def train_users(
     shared: State,
     local: State,
     batch: UserBatch,
-    round_key: RoundKey,
+    round_key: RoundSeed,
     clip_norm: float | None,
     n_items: int,
     *,

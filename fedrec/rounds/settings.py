@@ -51,7 +51,7 @@ class RoundSettings(BaseModel):
         max_users_per_node: a node that claims more is refused.
         select_metric: validation metric that chooses the number of rounds, as `<protocol>/<metric>`, or
             "balanced", the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10, or
-            "answers/likelihood", exp(-log loss) of a ranker whose probabilities are judged.
+            "answers/likelihood", exp(-log loss) of a ranker whose probabilities are evaluated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Large item tables: in each round everybody sends the same random part of the rows, whole, and nothing else.
+"""Large item tables: in each round everyone sends the same random part of the rows, whole, and nothing else.
 
 Which rows a user touches tells what the user likes, so rows are never chosen by a user. The part is drawn from the
 run's public seed and the round, and is the same on all devices; over the rounds every row has its turns. Updates are

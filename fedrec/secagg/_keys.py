@@ -41,7 +41,7 @@ class Pair:
         """[32] the shared secret.
 
         Raises:
-            AggregationRefused: a public key of small order, which would give everybody the same secret.
+            AggregationRefused: a public key of small order, which would give everyone the same secret.
         """
         try:
             return X25519PrivateKey.from_private_bytes(self.private).exchange(
@@ -89,6 +89,6 @@ def open_sealed(key: bytes, ciphertext: bytes, bound: bytes) -> bytes:
         return AESGCM(key).decrypt(_NONCE, ciphertext, bound)
     except InvalidTag:
         raise AggregationRefused(
-            "a share does not open: somebody changed it, or it was made for another device or attempt",
+            "a share does not open: someone changed it, or it was made for another device or attempt",
             Reason.CIPHERTEXT,
         ) from None

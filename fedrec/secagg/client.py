@@ -4,7 +4,7 @@ The protocol is SecAgg (Bonawitz et al. 2017, CCS, the variant with a consistenc
 over a random regular graph (Bell et al. 2020, "Secure single-server aggregation with (poly)logarithmic overhead",
 CCS). The device adds to its vector a mask of its own and one mask per neighbour; the latter cancel in the sum. Shares
 of the secrets behind the masks lie with its neighbours, who give out one share per device: of the own mask's seed if
-the device's vector is in the sum, of its key if it vanished. Nobody gives out both, so no single vector is opened.
+the device's vector is in the sum, of its key if it vanished. No one gives out both, so no single vector is opened.
 
 A step that breaks a rule is refused with a typed reason and wipes all secrets: the attempt is over for this device.
 Out of scope: transport, the server's part (`server`), how a vector becomes integers (`encoding`).
@@ -152,7 +152,7 @@ class Client:
             advert = row.tobytes()
             if advert_digest(place, advert) != digests[place]:
                 raise AggregationRefused(
-                    f"the advert of device {place} is not the one that everybody was told of", Reason.ADVERT
+                    f"the advert of device {place} is not the one that everyone was told of", Reason.ADVERT
                 )
             public, signature = advert[:-SIGNATURE_BYTES], advert[-SIGNATURE_BYTES:]
             terms.roster.verify(place, signature, self._to_sign(place, public))
@@ -281,7 +281,7 @@ class Client:
         advert = own + self._identity.sign(self._to_sign(self._place, own))
         if (self._place, advert_digest(self._place, advert)) not in zip(members, digests, strict=True):
             raise AggregationRefused(
-                "this device's own advert is missing or changed in what everybody was told", Reason.ADVERT
+                "this device's own advert is missing or changed in what everyone was told", Reason.ADVERT
             )
         return Cohort.of(self.state.context, self._terms, members, digests)
 

@@ -173,7 +173,7 @@ def encoding_for(
     noise_std: float = 0.0,
     beta: float = 1e-9,
 ) -> Encoding:
-    """The encoding whose integers have room for everybody at the bound in one direction.
+    """The encoding whose integers have room for everyone at the bound in one direction.
 
     Without a rotation a value of the sum is at most `users` C: there is no way to wrap around. With one it is below
     `tail` users C / sqrt(n) but for a chance of beta over rotation and rounding, n the padded size.
@@ -181,7 +181,7 @@ def encoding_for(
     Args:
         size: number of values.
         bits: 16 needs a rotation.
-        users: N, how many people's updates can be in a sum.
+        users: N, how many users's updates can be in a sum.
         clip_norm: C.
         numbers: how many exact numbers follow.
         rotation_seed: public; None: no rotation.
@@ -189,14 +189,14 @@ def encoding_for(
         beta: chance that any value wraps around, of noise beyond its 8 standard deviations apart.
 
     Raises:
-        AggregationRefused: 16 bits without a rotation, or more people than the integers have room for.
+        AggregationRefused: 16 bits without a rotation, or more users than the integers have room for.
     """
     if bits == 16 and rotation_seed is None:
         raise AggregationRefused(
             "16 bits were asked for without a rotation: single values would not fit; set secagg.rotate = true",
             Reason.RANGE,
         )
-    # Rounding takes each client's values up to 1 further; there are at most as many clients as people.
+    # Rounding takes each client's values up to 1 further; there are at most as many clients as users.
     reach, rounding = users * clip_norm, float(users)
     if rotation_seed is not None:
         padded = padded_size(size)
@@ -207,6 +207,6 @@ def encoding_for(
     room = 2.0 ** (bits - 1) - 1.0 - rounding
     if room < 2.0:
         raise AggregationRefused(
-            f"sums over {users} people do not fit {bits} bits: set secagg.bits = 32", Reason.RANGE
+            f"sums over {users} users do not fit {bits} bits: set secagg.bits = 32", Reason.RANGE
         )
     return Encoding(size, bits, room / (reach + _TAILS * noise_std), numbers, rotation_seed)

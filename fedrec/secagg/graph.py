@@ -1,6 +1,6 @@
 """Who neighbours whom, and how many neighbours and shares are enough.
 
-Up to about a hundred devices everybody is everybody's neighbour. Above, a random k-regular graph keeps the cost of a
+Up to about a hundred devices everyone is everyone's neighbour. Above, a random k-regular graph keeps the cost of a
 device flat (Bell et al. 2020, CCS): a circulant (Harary) graph on a public random permutation. k is the smallest with
 
     secrecy       P(corrupted neighbours of some device open its secrets)  <= 2^-sigma

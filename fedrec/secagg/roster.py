@@ -51,14 +51,14 @@ class Member(BaseModel):
 
 
 class Roster(BaseModel):
-    """Everybody who may take part; a device is known by its place in the list."""
+    """Everyone who may take part; a device is known by its place in the list."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     members: tuple[Member, ...]
 
     @model_validator(mode="after")
-    def _nobody_twice(self) -> Roster:
+    def _no_one_twice(self) -> Roster:
         for what in ("name", "key"):
             values = [getattr(member, what) for member in self.members]
             if len(set(values)) != len(values):
@@ -82,7 +82,7 @@ class Roster(BaseModel):
         """Place of the owner of a public key.
 
         Raises:
-            AggregationRefused: nobody here has it.
+            AggregationRefused: no one here has it.
         """
         places = [place for place, member in enumerate(self.members) if member.key == public.hex()]
         if not places:
@@ -107,7 +107,7 @@ class Roster(BaseModel):
         except InvalidSignature:
             raise AggregationRefused(
                 f"a signature does not fit device {index} ({self.members[index].name}) and this attempt: "
-                "somebody changed it, or it is of another time",
+                "someone changed it, or it is of another time",
                 Reason.SIGNATURE,
             ) from None
 

@@ -42,10 +42,10 @@ class Schedule(BaseModel):
     """The sums of a run.
 
     Attributes:
-        select_rounds: training rounds of phase "select", at most; 0: there is no such phase.
-        final_rounds: training rounds of phase "final", at most.
-        evaluate_every: phase "select" is evaluated after every so many rounds and after its last; 0: never.
-        final_evaluation: phase "final" is evaluated, once.
+        select_rounds: training rounds of phase "tuning", at most; 0: there is no such phase.
+        final_rounds: training rounds of phase "refit", at most.
+        evaluate_every: phase "tuning" is evaluated after every so many rounds and after its last; 0: never.
+        final_evaluation: phase "refit" is evaluated, once.
         guarded: kinds of sums whose participants follow the rule of the module's text.
     """
 
@@ -62,21 +62,21 @@ class Schedule(BaseModel):
 
         Args:
             kind: "train" or "evaluate".
-            phase: "select" or "final".
+            phase: "tuning" or "refit".
             round_: from 1.
             given: labels (`sums.label_of`) of the sums for which shares were given away.
 
         Raises:
             AggregationRefused: it is not, or its like was let out before.
         """
-        rounds = {"select": self.select_rounds, "final": self.final_rounds}.get(phase, 0)
+        rounds = {"tuning": self.select_rounds, "refit": self.final_rounds}.get(phase, 0)
         if kind == "train":
             allowed = 1 <= round_ <= rounds
-        elif kind == "evaluate" and phase == "select":
+        elif kind == "evaluate" and phase == "tuning":
             every = self.evaluate_every
             allowed = every > 0 and 1 <= round_ <= rounds and (round_ % every == 0 or round_ == rounds)
         else:
-            allowed = kind == "evaluate" and phase == "final" and self.final_evaluation
+            allowed = kind == "evaluate" and phase == "refit" and self.final_evaluation
             # Under a plan the release of metrics has the number after the last round.
             allowed = allowed and 0 <= round_ <= rounds + 1
         if not allowed:
@@ -85,7 +85,7 @@ class Schedule(BaseModel):
                 "sums; prepare nodes and coordinator from one configuration",
                 Reason.SCHEDULE,
             )
-        if (kind, phase) == ("evaluate", "final") and any(g.startswith("evaluate/final/") for g in given):
+        if (kind, phase) == ("evaluate", "refit") and any(g.startswith("evaluate/final/") for g in given):
             raise AggregationRefused(
                 "phase final was evaluated before: expected one evaluation of it", Reason.SCHEDULE
             )

@@ -1,4 +1,4 @@
-"""Replies encrypted to the server's key: nobody on the way reads them, the server reads every one.
+"""Replies encrypted to the server's key: no one on the way reads them, the server reads every one.
 
 This is not secure aggregation, and no report calls it that. HPKE (RFC 9180) with X25519, HKDF-SHA256 and AES-256-GCM;
 a box is bound to one reply of one node, so it opens as nothing else. Out of scope: whether the server may be trusted.

@@ -83,9 +83,9 @@ class Server:
             self._cohort = Cohort.of(self._context, self._terms, members, digests)
         except AggregationRefused as error:
             raise self._abort(str(error)) from error
-        everybody: Arrays = {"cohort": to_places(members), "digests": to_rows(digests, KEY_BYTES)}
+        everyone: Arrays = {"cohort": to_places(members), "digests": to_rows(digests, KEY_BYTES)}
         return {
-            place: everybody
+            place: everyone
             | {"adverts": to_rows((self._adverts[n] for n in self._cohort.neighbours(place)), ADVERT_BYTES)}
             for place in members
         }
@@ -234,7 +234,7 @@ class Server:
             raise AggregationRefused(f"device {place} was not asked", Reason.STAGE)
 
     def _with_enough_around(self, places: Collection[int]) -> tuple[int, ...]:
-        """Those of whom enough holders are left, again and again until nobody has to go."""
+        """Those of whom enough holders are left, again and again until no one has to go."""
         left = set(places)
         while True:
             lonely = {n for n in left if len(left & set(self._cohort.holders(n))) < self._cohort.threshold}

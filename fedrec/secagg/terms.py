@@ -67,7 +67,7 @@ class SecaggTerms(BaseModel):
         min_users: fewest declared users of the devices in a sum; the privacy plan's noise is sized for it.
         threshold: part of a neighbourhood whose shares open a secret.
         corrupted: devices of a neighbourhood that may work with the server.
-        neighbours: k; None: everybody up to 100 devices, above as many as `graph.degree` says.
+        neighbours: k; None: everyone up to 100 devices, above as many as `graph.degree` says.
         plan: digest of the privacy plan, in hex; empty without one.
         exact_sums: without a plan: sums without any noise are let out, on purpose.
         schedule: the sums of the run.

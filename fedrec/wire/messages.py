@@ -1,6 +1,6 @@
 """One codec for requests and replies: named arrays and a flat header of scalars, whatever carries them.
 
-What arrives was made by somebody else, so decoding checks everything that later code relies on: names (they
+What arrives was made by someone else, so decoding checks everything that later code relies on: names (they
 become parts of file names), types of arrays (nothing that needs pickle), sizes. What the values mean is for
 whoever asked to check. A message is anything with the five fields of `fedrec.core.messages`: this module
 names no class of it and so needs numpy only. Out of scope: how bytes travel, compression, signatures.

@@ -132,7 +132,7 @@ def inputs(name: str, drops: dict[str, list[int]], **fields: Any) -> Plain:
         for place, secret in enumerate(secrets)
     )
     terms = SecaggTerms(run=name, roster=Roster(members=members), range_users=10, clip_norm=1.0, **fields)
-    context = Context(terms.digest.hex(), "train", "final", 3, 7, "ab" * 32, 8)
+    context = Context(terms.digest.hex(), "train", "refit", 3, 7, "ab" * 32, 8)
     drawn = [hashlib.shake_256(f"{name} random {place}".encode()).digest(4096) for place in range(4)]
     # Two shares' polynomials of t - 1 coefficients, and three secrets.
     used = 3 * 32 + 2 * 64 * (terms.shares_needed(terms.degree(4)) - 1)
@@ -151,7 +151,7 @@ def inputs(name: str, drops: dict[str, list[int]], **fields: Any) -> Plain:
 
 def cases() -> list[Plain]:
     given = [
-        inputs("everybody, 32 bits", {}, bits=32, min_users=10),
+        inputs("everyone, 32 bits", {}, bits=32, min_users=10),
         inputs("one drops before its vector, 16 bits", {"mask": [2]}, bits=16, rotate=True),
         inputs("a ring, one drops before its vector, 32 bits", {"mask": [1]}, bits=32, neighbours=2),
         inputs("one drops at the end, 16 bits", {"unmask": [0]}, bits=16, rotate=True),

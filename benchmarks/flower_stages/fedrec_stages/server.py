@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def one_stage(exchange: GridExchange, nodes: list[str], stage: Stage, round_: int, payload: Bytes) -> Event:
     sent = time.time()
-    request = Request(stage, round_, "select", {"payload": payload})
+    request = Request(stage, round_, "tuning", {"payload": payload})
     answers = exchange.exchange(dict.fromkeys(nodes, request), 60.0)
     seconds = time.time() - sent
     good = {node: answer.meta for node, answer in answers.items() if isinstance(answer, Reply)}

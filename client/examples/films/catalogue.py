@@ -142,7 +142,7 @@ def start_model() -> tuple[ServingModel, Items]:
     """Trained on all of the bundled data, in 8 bits; a few seconds."""
     config = start_config()
     prepared = prepare(config)
-    everything = prepared.split.learnable("final")
+    everything = prepared.split.learnable("refit")
     shared, _ = build(config.model).fit(everything, config.federation.seed, 1)
     counts = np.bincount(everything.item, minlength=everything.n_items).astype(np.float32)
     shared = shared | {"weights": held_back(shared["weights"], counts)}

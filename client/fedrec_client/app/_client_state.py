@@ -1,4 +1,4 @@
-"""What a client holds in memory of what its store knows: consent, models, the person's profile, and the time.
+"""What a client holds in memory of what its store knows: consent, models, the user's profile, and the time.
 
 Everything here is read anew when the store is (`begin`), and kept in step with it between. Who changes it holds
 `lock`. Out of scope: lists (`lists`), calls to a server (`server_calls`), the calls that an app makes (`client`).
@@ -35,7 +35,7 @@ from fedrec_client.terms.results import Status
 from fedrec_client.training import enrolments
 from fedrec_client.updates.model_updates import PUBLIC_RECORDS, Models, Served
 
-EXPORTS = "files that export_data wrote: they are the person's own"
+EXPORTS = "files that export_data wrote: they are the user's own"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ClientState:
         lock: of everything here.
         consent: as it is.
         models: that lie on this device.
-        profile: the person's history as models need it.
+        profile: the user's history as models need it.
         last_error: of the calls to a server.
     """
 

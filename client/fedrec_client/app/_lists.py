@@ -1,4 +1,4 @@
-"""Lists for the person of this device: made, explained, and remembered to join what happens to them.
+"""Lists for the user of this device: made, explained, and remembered to join what happens to them.
 
 No network. Out of scope: how scores and lists are computed (`fedrec.ranking`), what an app calls (`client`).
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.core.errors import DataError
-from fedrec.ranking.model import History, Person
+from fedrec.ranking.model import History, User
 from fedrec.ranking.pipeline import Ranked, Wanted, rank
 from fedrec.ranking.top_scores import best
 from fedrec_client.app._client_state import ClientState
@@ -36,17 +36,17 @@ class Lists:
         self._state = state
         self._rng = np.random.default_rng()
         self._recent: OrderedDict[str, tuple[int, Ranked]] = OrderedDict()
-        self._persons: dict[tuple[int, int], tuple[Person, Any]] = {}
+        self._users: dict[tuple[int, int], tuple[User, Any]] = {}
 
-    def forget_person(self) -> None:
+    def forget_user(self) -> None:
         """What a model has made of the history."""
         with self._state.lock:
-            self._persons.clear()
+            self._users.clear()
 
     def forget(self) -> None:
-        """Everything about the person."""
+        """Everything about the user."""
         with self._state.lock:
-            self.forget_person()
+            self.forget_user()
             self._recent.clear()
 
     def recommend(self, wanted: Wanted) -> Recommendation:
@@ -56,11 +56,11 @@ class Lists:
             served = state.models.served
             if served is None:
                 return Recommendation(secrets.token_hex(16), (), 0)
-            person, seen = self._person(served)
+            user, seen = self._user(served)
             against = state.profile.against if state.consent.personalize else frozenset()
         if against:
             wanted = dataclasses.replace(wanted, exclude={*wanted.exclude, *against})
-        made = rank(served.shelf, person, seen, wanted, rng=self._rng, now=state.setup.now())
+        made = rank(served.shelf, user, seen, wanted, rng=self._rng, now=state.setup.now())
         return self._told(served, made)
 
     def similar(self, item: str, n: int) -> tuple[Similar, ...]:
@@ -84,14 +84,14 @@ class Lists:
                     "recommend again"
                 )
             place = _place(served, item)
-            person, _ = self._person(served)
-        told = served.shelf.model.explain(person, place)
+            user, _ = self._user(served)
+        told = served.shelf.model.explain(user, place)
         items = served.shelf.items
         order = np.argsort(-told.contributions, kind="stable").tolist()
         because = tuple(
             Because(items.ids[int(k)], items.titles[int(k)], float(told.contributions[at]))
             for at in order
-            for k in person.history.item[at : at + 1]
+            for k in user.history.item[at : at + 1]
         )
         return Reasons(item, items.titles[place], told.score, told.base, because)
 
@@ -114,17 +114,17 @@ class Lists:
             "model_version": version,
         }
 
-    def _person(self, served: Served) -> tuple[Person, Any]:
-        """The person for a model, folded in once per change of the history; places of what was seen."""
+    def _user(self, served: Served) -> tuple[User, Any]:
+        """The user for a model, folded in once per change of the history; places of what was seen."""
         profile = self._state.profile
         if not self._state.consent.personalize:
-            nobody = History.of(served.shelf.items, ())
-            return served.shelf.model.fold_in(nobody), nobody.item
+            no_one = History.of(served.shelf.items, ())
+            return served.shelf.model.fold_in(no_one), no_one.item
         key = (served.version, profile.revision)
-        if key not in self._persons:
-            person = served.shelf.model.fold_in(profile.history(served.shelf.items))
-            self._persons = {key: (person, person.history.item)}
-        return self._persons[key]
+        if key not in self._users:
+            user = served.shelf.model.fold_in(profile.history(served.shelf.items))
+            self._users = {key: (user, user.history.item)}
+        return self._users[key]
 
     def _told(self, served: Served, made: Ranked) -> Recommendation:
         rec = secrets.token_hex(16)

@@ -1,4 +1,4 @@
-"""The report to the person: what left this device, when, how protected, and what it cost of the budget."""
+"""The report to the user: what left this device, when, how protected, and what it cost of the budget."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class PrivacyReport:
         return {name: _plain(value) for name, value in asdict(self).items()} | {"bytes_up": self.bytes_up}
 
     def as_text(self) -> str:
-        """For people."""
+        """For users."""
         answers = {True: "yes", False: "no"}
         lines = [
             f"Events kept on this device: {self.events}. They never leave it. Key: {self.key}.",

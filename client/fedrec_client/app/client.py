@@ -4,7 +4,7 @@
         rec = client.recommend(n=20)
         client.log_event("play", item="tt0133093", rec=rec.id)
 
-No call takes an id of a person. Consent is asked inside each call. `recommend`, `similar`, `explain` and `log_event`
+No call takes an id of a user. Consent is asked inside each call. `recommend`, `similar`, `explain` and `log_event`
 never touch a network; `check_for_update` and `train_if_eligible` do, when the app calls them and never by
 themselves. Safe for several threads. Out of scope: how lists are made (`fedrec.ranking`), what is checked of a new
 model (`model_updates`), how training is carried out (`training`).
@@ -142,7 +142,7 @@ class Client:
         return self._state.consent
 
     def set_consent(self, consent: Consent) -> None:
-        """Set what the person agrees to; withdrawing training ends a session and deletes all that is queued."""
+        """Set what the user agrees to; withdrawing training ends a session and deletes all that is queued."""
         if self.consent.train and not consent.train:
             self._stop.set()
         self._state.set_consent(consent)
@@ -155,7 +155,7 @@ class Client:
         wanted: Wanted | None = None,
         **wishes: Any,
     ) -> Recommendation:
-        """A list for this person; no network.
+        """A list for this user; no network.
 
         Args:
             n: length.
@@ -169,7 +169,7 @@ class Client:
         return self._lists.recommend(wanted or make_wanted(n, wishes))
 
     def similar(self, item: str, n: int = 10) -> tuple[Similar, ...]:
-        """Items like one; the same for everybody.
+        """Items like one; the same for everyone.
 
         Raises:
             DataError: the model does not know the item, or there is no model.
@@ -177,7 +177,7 @@ class Client:
         return self._lists.similar(item, n)
 
     def explain(self, item: str, rec: Recommendation | None = None) -> Reasons:
-        """Why an item has its score, from this person's own history; contributions and base add up to the score.
+        """Why an item has its score, from this user's own history; contributions and base add up to the score.
 
         Args:
             item: of the model.
@@ -202,7 +202,7 @@ class Client:
         name: str | None = None,
         context: Mapping[str, Scalar] | None = None,
     ) -> str:
-        """Keep what the person did, on this device only; it counts in the next recommendation.
+        """Keep what the user did, on this device only; it counts in the next recommendation.
 
         Args:
             type: "impression", "view", "play", "purchase", "like", "dislike", "rating", "hide" or "custom".
@@ -218,7 +218,7 @@ class Client:
             The event's id.
 
         Raises:
-            ConsentRequired: the person does not want to be remembered.
+            ConsentRequired: the user does not want to be remembered.
             DataError: the event cannot be one.
             StoreError: it was not kept.
         """
@@ -238,7 +238,7 @@ class Client:
         return event.id
 
     def events(self, types: Collection[EventType] | None = None) -> list[Event]:
-        """What is kept of the person, oldest first; for the app's own pages, like a list of what was rated."""
+        """What is kept of the user, oldest first; for the app's own pages, like a list of what was rated."""
         with self._state.lock:
             return self._store.events(types=types)
 
@@ -264,7 +264,7 @@ class Client:
     # Training
 
     def eligible(self, conditions: Conditions | None = None) -> Eligibility:
-        """Whether this device may train now, with all reasons against it; tells nobody."""
+        """Whether this device may train now, with all reasons against it; tells no one."""
         state = self._state
         with state.lock:
             book = Book(state.store)
@@ -288,7 +288,7 @@ class Client:
             enrolment_token: of the app's own login, where the operator asks for one to enrol; single use.
 
         Raises:
-            ConsentRequired: the person has not agreed to training.
+            ConsentRequired: the user has not agreed to training.
             ServiceError: the service cannot be reached or is busy.
             UpdateRejected: the task is not genuine.
         """
@@ -312,7 +312,7 @@ class Client:
         """End a session that is under way in another thread."""
         self._stop.set()
 
-    # The person's rights
+    # The user's rights
 
     def privacy_report(self) -> PrivacyReport:
         """What left this device, when, how protected, and what it cost of the budget."""
@@ -321,7 +321,7 @@ class Client:
             return make_report(self._store, self.consent, setup.policy, setup.now())
 
     def export_data(self, path: str | Path) -> int:
-        """Everything kept about the person as JSON lines into a new file for its owner only; how many lines.
+        """Everything kept about the user as JSON lines into a new file for its owner only; how many lines.
 
         Raises:
             DataError: the file exists or cannot be written.
@@ -332,7 +332,7 @@ class Client:
         return len(lines)
 
     def delete_data(self, since: float | None = None, item: str | None = None) -> Receipt:
-        """Delete everything kept about the person, or the events from a time on, of one item, or both.
+        """Delete everything kept about the user, or the events from a time on, of one item, or both.
 
         What is deleted was sealed under a key that is destroyed: once this returns, no file of the store and no copy
         of one from before opens to it. What stays: the public model, and the sum of what was spent of the privacy
@@ -349,7 +349,7 @@ class Client:
         self._stop.set()
         with self._state.lock:
             if since is not None or item is not None:
-                self._lists.forget_person()
+                self._lists.forget_user()
                 return self._state.delete_events(since, item)
             self._lists.forget()
             return self._state.erase()

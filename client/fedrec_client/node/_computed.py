@@ -1,7 +1,7 @@
 """Results of a computation on data, or zeros of the same shape: a model that cannot be computed with is no excuse.
 
 An error in the middle of training or scoring depends on the histories it met, so that it would tell about them. What
-was computed is brought into the shape that everybody was told of, and what could not be is zero. Out of scope: the
+was computed is brought into the shape that everyone was told of, and what could not be is zero. Out of scope: the
 bounds of single users' updates (`fedrec.privacy.clipping`).
 """
 

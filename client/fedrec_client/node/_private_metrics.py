@@ -1,6 +1,6 @@
 """A node's part of the one release of metrics: asked once, after the rounds, answered with noised sums or not at all.
 
-The request is an "evaluate" of phase "final" with the number after the last round, under which it is charged. Any
+The request is an "evaluate" of phase "refit" with the number after the last round, under which it is charged. Any
 other is refused, as is the same with another model; the very same one gets the very same bytes. Out of scope:
 measuring (`fedrec.evaluation.bounded`), booking (`private_releases`).
 """
@@ -54,7 +54,7 @@ class PrivateMetrics:
                 "evaluation is refused: metrics are not part of the privacy plan; "
                 "set privacy.metrics = 'noised' for a release that is charged"
             )
-        if (request.phase, request.round) != ("final", self._plan.charges):
+        if (request.phase, request.round) != ("refit", self._plan.charges):
             raise PrivacyRefused(
                 f"evaluation of phase {request.phase!r}, number {request.round} is refused: under the privacy plan "
                 f"there is one, of phase 'final', number {self._plan.charges}"

@@ -15,7 +15,7 @@ from fedrec.core.contributions import distinct
 from fedrec.core.errors import ProtocolError
 from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.messages import Reply, Request
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State, UpdateSum
 from fedrec.privacy.adaptive import bit_sum
 from fedrec.privacy.mechanisms import mechanism_of
@@ -74,8 +74,8 @@ class PrivateTraining:
         # Entries of one item add up in a sum, whose norm would then be more than that of its entries.
         batch = distinct(batch)
         noise = self._noise.derive("round", request.round)
-        joins = self._cohort(batch, RoundKey(self._seed, request.round), noise.derive("cohort"))
-        # Who has nothing to learn from takes part with a contribution of zero, as everybody else would.
+        joins = self._cohort(batch, RoundSeed(self._seed, request.round), noise.derive("cohort"))
+        # Who has nothing to learn from takes part with a contribution of zero, as everyone else would.
         learners = np.flatnonzero(joins & (batch.counts > 0))
         mine = {name: values[learners] for name, values in local.items()}
         total, changed = self._updates(request, mine, batch.take(learners), clip_norm, noise)
@@ -90,7 +90,7 @@ class PrivateTraining:
         self, request: Request, mine: State, batch: UserBatch, clip_norm: float, noise: NoiseSource
     ) -> tuple[UpdateSum, State]:
         """The users' sum; zero where it cannot be computed, with the noise that is made in training."""
-        key = RoundKey(self._seed, request.round)
+        key = RoundSeed(self._seed, request.round)
 
         def zero() -> tuple[UpdateSum, State]:
             return nothing(self._recommender, self._n_items, request.round, len(batch)), mine
@@ -114,7 +114,7 @@ class PrivateTraining:
             zero,
         )
 
-    def _cohort(self, batch: UserBatch, key: RoundKey, noise: NoiseSource) -> NDArray[np.bool_]:
+    def _cohort(self, batch: UserBatch, key: RoundSeed, noise: NoiseSource) -> NDArray[np.bool_]:
         """[U] secret coins: who could foresee the cohort, as with seeded ones, would gain from no amplification."""
         if self._plan.sampling == "everyone":
             return np.ones(len(batch), dtype=bool)

@@ -53,7 +53,7 @@ class PlainSender:
 
 
 class SealedSender:
-    """Nobody on the way sees a reply; the server does.
+    """No one on the way sees a reply; the server does.
 
     Args:
         terms: of the run.

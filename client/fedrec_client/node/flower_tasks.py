@@ -90,7 +90,7 @@ class Server:
         heartbeat.start()
         try:
             message, context, _, bundle = pull_task_input(client)
-            reply = self._judge_and_answer(task.kind, bundle.content, message, context)
+            reply = self._evaluate_and_answer(task.kind, bundle.content, message, context)
             push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
         finally:
@@ -98,7 +98,7 @@ class Server:
                 heartbeat.stop()
             client.close()
 
-    def _judge_and_answer(self, kind: str, bundle: bytes, message: Message, context: Context) -> Message:
+    def _evaluate_and_answer(self, kind: str, bundle: bytes, message: Message, context: Context) -> Message:
         try:
             self.admit(kind, bundle)
         except FedrecError as error:
@@ -108,7 +108,7 @@ class Server:
         return self._answer(message, context)
 
     def admit(self, kind: str, bundle: bytes) -> None:
-        """Judge a task by its kind and its bundle, before its message is read.
+        """Evaluate a task by its kind and its bundle, before its message is read.
 
         Raises:
             FedrecError: it is not for the installed component.

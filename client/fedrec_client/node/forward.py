@@ -1,6 +1,6 @@
 """One question and one answer over the socket of a session's folder, between processes of one device.
 
-Flower starts a process per message; the node, with the person's data, is in another (`host`). What passes here is
+Flower starts a process per message; the node, with the user's data, is in another (`host`). What passes here is
 what would leave the device anyway, and the secrets of a secure sum stay on the node's side. The folder is its owner's
 only. No model, no torch. Out of scope: what is answered.
 
@@ -52,7 +52,7 @@ def forward(folder: Path, request: Request) -> Reply:
 
 
 def listen(folder: Path) -> socket.socket:
-    """The socket of a folder; who asks before somebody accepts waits."""
+    """The socket of a folder; who asks before someone accepts waits."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(folder / SOCKET))
     listener.listen(8)

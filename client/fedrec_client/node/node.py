@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedrec.core.errors import ProtocolError, RunError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.messages import Phase, Reply, Request
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import Layout, State
 from fedrec.data.split import Split
 from fedrec.evaluation.bounded import bounded_sums
@@ -162,7 +162,7 @@ class Node:
         return PlainSender()
 
     def _rounding(self, label: str) -> NoiseSource:
-        """Rounding can be repeated where noise can be, or where there is none: it protects nobody by itself."""
+        """Rounding can be repeated where noise can be, or where there is none: it protects no one by itself."""
         plan = self._privacy.plan if self._privacy else None
         seed = self._settings.seed if plan is None else plan.noise_seed
         return NoiseSource(seed).derive("rounding", identity_of(self._users), label)
@@ -181,7 +181,7 @@ class Node:
     def _train(self, request: Request) -> Reply:
         if self._private is not None:
             return self._train_privately(self._private, request)
-        round_key = RoundKey(self._settings.seed, request.round)
+        round_key = RoundSeed(self._settings.seed, request.round)
         batch = self._split.batch(self._part(request.phase))
         local = self._state_before(request.phase, request.round)
         takes_part = in_turn if self._settings.sampling == "shuffled" else in_cohort
@@ -284,7 +284,7 @@ class Node:
     def _evaluate(self, request: Request) -> Reply:
         if self._metrics is not None:
             return self._metrics.answer(request, lambda names: self._bounded_sums(request, names))
-        settings = self._evaluation if request.phase == "final" else self._evaluation.quick()
+        settings = self._evaluation if request.phase == "refit" else self._evaluation.quick()
         empty = MetricSums.empty(settings, self._n_items)
         sums = computed(lambda: self._sums(request, settings), lambda: empty)
         return _reply(request, alike(sums.to_arrays(), empty.to_arrays()), {})

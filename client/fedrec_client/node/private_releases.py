@@ -109,7 +109,7 @@ class PaidReleases:
     """Of a node whose whole plan was charged before it began, and which ends with its process.
 
     Nothing here needs a disk: a process that is killed is never started again under the same identity, so that
-    nobody can ask for a round a second time. Out of scope: the charge itself, which is the caller's to prove.
+    no one can ask for a round a second time. Out of scope: the charge itself, which is the caller's to prove.
     """
 
     def __init__(self, rounds: int) -> None:

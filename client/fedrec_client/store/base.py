@@ -3,7 +3,7 @@
 A store is the only place where personal data lies. What a call has acknowledged survives a killed process, a full
 disk, a power cut; what it has not is not there at all. What a call has deleted is gone: no file, and no copy of a
 file from before, opens to it under the key that the store has afterwards. Two kinds: `SqliteStore` on disk, every row
-sealed, and `MemoryStore` for tests and for people who want nothing kept. Out of scope: what the values mean.
+sealed, and `MemoryStore` for tests and for users who want nothing kept. Out of scope: what the values mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedrec_client.store.events import Event, EventType
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a deletion did, for the person who asked for it.
+    """What a deletion did, for the user who asked for it.
 
     Attributes:
         id: random, to name the deletion in a log.

@@ -1,4 +1,4 @@
-"""What a person did, as the app tells it: typed, immutable, with ids that make telling twice harmless.
+"""What a user did, as the app tells it: typed, immutable, with ids that make telling twice harmless.
 
 Out of scope: where events are kept (`store`), and what they mean to a model beyond `strength`.
 """
@@ -53,7 +53,7 @@ STRENGTHS = {
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a person did.
+    """One thing that a user did.
 
     Attributes:
         type: what.

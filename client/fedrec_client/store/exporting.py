@@ -1,6 +1,6 @@
-"""Everything in a store as JSON lines, for the person whose data it is; and events back into another store.
+"""Everything in a store as JSON lines, for the user whose data it is; and events back into another store.
 
-An export is the person's own copy: no later deletion reaches it, and the receipt of one says so.
+An export is the user's own copy: no later deletion reaches it, and the receipt of one says so.
 Each line is an object with "kind": "event" (its fields), "record" (name and value) or "entry" (log, number, value).
 A value that is JSON stands as it is under "json"; any other as base64 under "bytes".
 """
@@ -41,7 +41,7 @@ def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Into a new file, for its owner only; nothing is left where that cannot be.
 
-    It is written under its own name: a kill leaves half a file where the person looks for it, not one that is hidden.
+    It is written under its own name: a kill leaves half a file where the user looks for it, not one that is hidden.
 
     Raises:
         DataError: the file exists or cannot be written.

@@ -1,4 +1,4 @@
-"""A store that keeps nothing: for tests, and for people who want no trace on the device."""
+"""A store that keeps nothing: for tests, and for users who want no trace on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's history as models need it, kept up event by event so that the last click counts at once.
+"""A user's history as models need it, kept up event by event so that the last click counts at once.
 
 The last word on an item decides: what was hidden or disliked is not history and is never shown; a like after that
 brings it back. Impressions and custom events say nothing.
@@ -16,7 +16,7 @@ from fedrec_client.store.events import Event
 
 
 class Profile:
-    """Items a person wants and does not want, in the order in which they were last spoken of.
+    """Items a user wants and does not want, in the order in which they were last spoken of.
 
     Attributes:
         revision: grows with every change.

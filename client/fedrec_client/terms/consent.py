@@ -1,7 +1,7 @@
-"""What a person has agreed to; asked inside every call, so that no caller can forget it.
+"""What a user has agreed to; asked inside every call, so that no caller can forget it.
 
 The last word counts, whatever the clock said when it was given. After a repair that may have brought back an older
-word, or lost one, nothing is agreed to until the person is asked again.
+word, or lost one, nothing is agreed to until the user is asked again.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Consent:
     metrics: bool = False
 
     def need(self, what: str) -> None:
-        """Go on only when the person has agreed.
+        """Go on only when the user has agreed.
 
         Raises:
-            ConsentRequired: the person has not.
+            ConsentRequired: the user has not.
         """
         if not getattr(self, what):
             raise ConsentRequired(
-                f"{what} needs consent: ask the person, then set_consent(Consent({what}=True, ...))"
+                f"{what} needs consent: ask the user, then set_consent(Consent({what}=True, ...))"
             )
 
 

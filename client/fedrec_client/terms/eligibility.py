@@ -1,4 +1,4 @@
-"""Whether this device may take part in training now: decided here, told to nobody.
+"""Whether this device may take part in training now: decided here, told to no one.
 
 Every condition that does not hold is named with a stable code. What the platform cannot tell counts as "no" unless
 the condition is waived.
@@ -44,10 +44,10 @@ class Device:
     """What eligibility looks at.
 
     Attributes:
-        consent: of the person.
+        consent: of the user.
         platform: of the device.
         folder: where a session would write.
-        history: items known of the person.
+        history: items known of the user.
         model_state: "good" or what is wrong.
         now: seconds since 1970.
     """
@@ -68,7 +68,7 @@ def eligible(device: Device, book: Book, policy: Policy, conditions: Conditions)
 
 def _reasons(device: Device, book: Book, policy: Policy, conditions: Conditions) -> Iterator[str]:
     if not device.consent.train:
-        yield "consent: the person has not agreed to training"
+        yield "consent: the user has not agreed to training"
     if device.model_state != "good":
         yield f"model: {device.model_state}; check for an update"
     for name, answer in (

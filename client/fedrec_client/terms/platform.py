@@ -19,7 +19,7 @@ class Platform(Protocol):
         ...
 
     def idle(self) -> bool | None:
-        """Whether nobody is using the device."""
+        """Whether no one is using the device."""
         ...
 
     def unmetered(self) -> bool | None:

@@ -50,7 +50,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Because:
-    """What one item of the person's own history adds to a score."""
+    """What one item of the user's own history adds to a score."""
 
     item: str
     title: str
@@ -64,7 +64,7 @@ class Reasons:
     Attributes:
         item, title: explained.
         score: of the model, before newness and rules.
-        base: what everybody would get.
+        base: what everyone would get.
         because: largest first.
     """
 

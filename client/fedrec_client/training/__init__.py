@@ -13,10 +13,10 @@ A *task* is the payload of a signed document of kind "task":
     rounds                  how many there will be
 
 A device joins a campaign under keys made for it alone, charges its budget in full before anything leaves, keeps
-what it knows of the person in the memory of one process and forgets it at the end. A session that is cut off for
+what it knows of the user in the memory of one process and forgets it at the end. A session that is cut off for
 whatever reason is over: its keys are gone, so nothing can be answered twice, and its charge stays.
 
-    session     one call of `train_if_eligible`: enrol, judge, charge, take part, report
+    session     one call of `train_if_eligible`: enrol, evaluate, charge, take part, report
     run_task    starts the processes of a session and ends them within 100 ms
     worker      the process that holds the node and runs a SuperNode
     host        the node in that process; forward: how a message of the SuperNode reaches it

@@ -1,12 +1,12 @@
-"""The charge of a session: asked for where the person's data are, made where the book is, before anything leaves.
+"""The charge of a session: asked for where the user's data are, made where the book is, before anything leaves.
 
 The process that holds the node asks over a socket pair that it alone has, and waits; the app's process writes the
 charge to the store, synced, and answers. Without the answer nothing is given to the processes that have the
 connection. So a session that was not charged has released nothing, whoever was killed at which moment, and one that
 was charged may have.
 
-A *release* is an answer that may tell something of the person or opens what does: a share, a vector, everything after
-them; and any answer, a refusal as well, to a question for which the node reads the person's data. Before it there
+A *release* is an answer that may tell something of the user or opens what does: a share, a vector, everything after
+them; and any answer, a refusal as well, to a question for which the node reads the user's data. Before it there
 are only answers that are the same for every history: `hello`, `persist`, public keys (`advertise`), and refusals of
 stages that know no data. Out of scope: how much is charged (`session`), what an answer holds (`node`).
 """
@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 from fedrec.core.errors import FedrecError, PrivacyRefused
 
-#: Kinds of questions whose answers are the same whatever the person's history.
+#: Kinds of questions whose answers are the same whatever the user's history.
 DATALESS = frozenset({"hello", "persist", "advertise"})
-#: Kinds for which the node reads the person's data before it answers or refuses.
+#: Kinds for which the node reads the user's data before it answers or refuses.
 READING = frozenset({"train", "evaluate"})
 _ASK, _PAID = b"?", b"!"
 #: Charges a session; returns when the charge is durable.

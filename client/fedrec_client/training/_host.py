@@ -1,4 +1,4 @@
-"""The node of one session: one person, everything in this process's memory, nothing of it in any file.
+"""The node of one session: one user, everything in this process's memory, nothing of it in any file.
 
 Here is the one place where answers leave this process: the first release is charged before it does (`charging`), and
 kind, round and bytes of every answer are written down. Secrets of secure aggregation, promises and answers die with

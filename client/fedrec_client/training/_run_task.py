@@ -74,9 +74,9 @@ def run_task(
     """Take part in the rounds of a task.
 
     Args:
-        task: payload that was verified and judged.
+        task: payload that was verified and evaluated.
         item_ids: of the model's items, in order.
-        history: places of the person's items, oldest first.
+        history: places of the user's items, oldest first.
         identity: [32] secret key for secure aggregation.
         node_key: private key of the SuperNode, in OpenSSH's form.
         deadline_seconds: from now.

@@ -53,7 +53,7 @@ def leave(store: Store, campaign: str, *, goodbye: bool = True) -> None:
 
 
 def leave_all(store: Store) -> None:
-    """Every campaign: the person takes part no more."""
+    """Every campaign: the user takes part no more."""
     for campaign in campaigns(store):
         leave(store, campaign)
 

@@ -1,4 +1,4 @@
-"""One call of `train_if_eligible`: check in, enrol, judge the task, take part, charge at the first release, report.
+"""One call of `train_if_eligible`: check in, enrol, evaluate the task, take part, charge when released, report.
 
 A campaign runs through states that lie in the store (`enrolments`). The charge is written when the session's node
 asks for it, which is before its first release leaves (`charging`). However a session ends, its keys are removed and
@@ -56,7 +56,7 @@ class Session:
     """What one call needs; see `Client.train_if_eligible`.
 
     Attributes:
-        lock: of the store and of what the person decides: a charge is made inside it, so that no withdrawal and no
+        lock: of the store and of what the user decides: a charge is made inside it, so that no withdrawal and no
             deletion falls between the question whether it may be made and the write.
     """
 
@@ -232,7 +232,7 @@ class Session:
         """Write the whole plan into the book; on disk when this returns.
 
         Raises:
-            ServiceError: the person has said stop, withdrawn consent or deleted everything: nothing may leave.
+            ServiceError: the user has said stop, withdrawn consent or deleted everything: nothing may leave.
             StoreError: it cannot be written: nothing may leave.
         """
         plan = task["node"]["privacy"]["plan"]

@@ -58,7 +58,7 @@ CONFIG = UpdaterConfig(
 
 
 class ClockedUpdater(Updater):
-    """An updater that judges expiry by a time that it is given.
+    """An updater that evaluates expiry by a time that it is given.
 
     python-tuf has no public way to say so: its trusted set holds one `reference_time` for the whole run, set when it
     is made. A test holds that this attribute is what decides.

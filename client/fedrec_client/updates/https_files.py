@@ -67,7 +67,7 @@ class HttpsFiles:
                 redirect=False,
             )
             try:
-                skip = self._judge(answer.status, path, offset)
+                skip = self._evaluate(answer.status, path, offset)
                 for piece in answer.stream(PIECE_BYTES):
                     cut = min(skip, len(piece))
                     skip -= cut
@@ -110,7 +110,7 @@ class HttpsFiles:
         """See `Transport`."""
         self._pool.clear()
 
-    def _judge(self, status: int, path: str, offset: int) -> int:
+    def _evaluate(self, status: int, path: str, offset: int) -> int:
         """How many bytes of the answer were there already: a server may send all of a file whatever it is asked.
 
         Raises:

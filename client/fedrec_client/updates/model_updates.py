@@ -179,7 +179,7 @@ class Models:
             log.warning("%s", self.problem)
 
     def verified_task(self, transport: Transport, campaign: str, document: bytes) -> dict[str, Any]:
-        """The task of a campaign, once its hash is signed; when it ends is for the caller to judge.
+        """The task of a campaign, once its hash is signed; when it ends is for the caller to evaluate.
 
         Raises:
             BadSignature: no such task is signed.

@@ -23,7 +23,7 @@ class CheckIn:
         population: whose models.
         client_version: of this SDK.
         model_version: the version in use; 0: none.
-        trains: the person has agreed to take part in training, and the device is eligible now.
+        trains: the user has agreed to take part in training, and the device is eligible now.
     """
 
     population: str
@@ -53,7 +53,7 @@ class Enrolment:
         campaign: id.
         identity: [32] Ed25519 public key for secure aggregation.
         node_key: public key of the SuperNode, one line in OpenSSH's form.
-        users: people on this device.
+        users: users on this device.
         token: of the app's own login, where the operator asks for one; single use.
     """
 

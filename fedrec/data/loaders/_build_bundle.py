@@ -3,8 +3,8 @@
     python -m fedrec.data.loaders._build_bundle FOLDER_WITH_ratings.dat_AND_movies.dat
 
 gives the same bytes again. Users are numbered by the time of their first rating, so that the numbers of the original,
-which its `users.dat` (not bundled) links to Twitter accounts, are gone. Ratings and times stay: somebody who has the
-original files can still match them, and their publisher offers these files to everybody.
+which its `users.dat` (not bundled) links to Twitter accounts, are gone. Ratings and times stay: someone who has the
+original files can still match them, and their publisher offers these files to everyone.
 """
 
 from __future__ import annotations

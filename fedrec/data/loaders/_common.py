@@ -43,12 +43,12 @@ class DatasetInfo:
 
     Attributes:
         name: how it is asked for.
-        title: for people.
+        title: for users.
         terms: what its publisher allows.
         load: from its original files; the text is the category of a data set that comes in categories.
         remotes: where it is downloaded from (`{category}` in an address stands for the category); none: by hand.
         by_hand: how to get it otherwise.
-        load_reviews: as `load`, with vectors of what people wrote; None: they wrote nothing.
+        load_reviews: as `load`, with vectors of what users wrote; None: they wrote nothing.
     """
 
     name: str

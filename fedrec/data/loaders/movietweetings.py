@@ -1,4 +1,4 @@
-"""MovieTweetings: ratings of films that people tweeted, 0 to 10, with real time stamps; one snapshot is bundled.
+"""MovieTweetings: ratings of films that users tweeted, 0 to 10, with real time stamps; one snapshot is bundled.
 
 Dooms, De Pessemier and Martens (2013), "MovieTweetings: a movie rating dataset collected from Twitter", CrowdRec.
 `ratings.dat` (user::film::rating::time) and `movies.dat` (film::title::genres), UTF-8; films are IMDb numbers.

@@ -84,7 +84,7 @@ def load_with_report(
 ) -> tuple[Dataset, RowReport]:
     """As `load_dataset`, but rows that cannot be used are left out and reported.
 
-    With a `reader` what people wrote comes as vectors; a data set without reviews is a ConfigError.
+    With a `reader` what users wrote comes as vectors; a data set without reviews is a ConfigError.
     """
     info = dataset_info(name)
     if reader is not None:

@@ -87,7 +87,7 @@ def clopper_pearson(successes: int, trials: int, alpha: float) -> tuple[float, f
 
 
 def rates(scores: Scores, alpha: float) -> Rates:
-    """Error rates of the threshold that looks best on one half of the canaries, judged on the other half.
+    """Error rates of the threshold that looks best on one half of the canaries, evaluated on the other half.
 
     Both bounds hold together with probability 1 - alpha.
     """

@@ -19,7 +19,7 @@ TESTS = 16
 ALPHA = FALSE_ALARM / TESTS
 
 
-def judged(
+def evaluated(
     game: str, view: str, theory: Theory, scores: Scores, clean: Scores, *, independent: bool
 ) -> GameResult:
     """Scores against a claim, by every method that applies; `clean`: the scores, had there been no noise.

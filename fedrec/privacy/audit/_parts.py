@@ -1,4 +1,4 @@
-"""Single parts of the mechanism under attack: its noise, a round of one user or nobody, and the bound on one user.
+"""Single parts of the mechanism under attack: its noise, a round of one user or no one, and the bound on one user.
 
 They find what a direction in a whole run does not see: noise that is the same twice, a release without noise where
 there is nothing to hide, a bound that only some users break.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedrec.core.updates import Layout, UpdateSum
 from fedrec.privacy.audit._bounds import Scores
 from fedrec.privacy.audit._canaries import spread, stacked
-from fedrec.privacy.audit._evaluation import ALPHA, judged
+from fedrec.privacy.audit._evaluation import ALPHA, evaluated
 from fedrec.privacy.audit._pipeline import Learner, Pipeline
 from fedrec.privacy.audit._runs import BUDGET, COMPARED, TOO_LONG, Watch
 from fedrec.privacy.audit._theory import Theory, correlation_lower, noise_upper
@@ -60,7 +60,7 @@ def noise(plan: PrivacyPlan, watch: Watch) -> GameResult:
 
 
 def lone_user(pipe: Pipeline, learner: Learner, rng: np.random.Generator) -> GameResult:
-    """One canary among nobody (or among users who contribute nothing): released or not, with it or without."""
+    """One canary among no one (or among users who contribute nothing): released or not, with it or without."""
     layout, plan = learner.layout(1), pipe.plan
     trials = int(np.clip(BUDGET // 2 // layout.size, 60, 400))
     line = spread(layout, rng, 1.0)
@@ -84,16 +84,16 @@ def lone_user(pipe: Pipeline, learner: Learner, rng: np.random.Generator) -> Gam
         if not here:
             squares, values = squares + float(flat @ flat), values + len(flat)
     theory = Theory.lone(plan)
-    view = "a round of one or nobody" if quiet == 0 else "a cohort of zeros"
+    view = "a round of one or no one" if quiet == 0 else "a cohort of zeros"
     if refused[0] and refused[1] and not inside and not outside:
         return GameResult("lone user", view, theory.epsilon, {}, trials, note="nothing is ever released")
     if not outside or not inside:
         note = "whether something is released depends on one user"
         return GameResult("lone user", view, theory.epsilon, {"release": math.inf}, trials, note=note)
     scores = Scores(np.array(inside), np.array(outside))
-    found = judged("lone user", view, theory, scores, scores.perfect(), independent=True)
+    found = evaluated("lone user", view, theory, scores, scores.perfect(), independent=True)
     scale = noise_upper(squares, int(values), ALPHA) / std
-    lower = {**found.lower, "noise of nobody": theory.epsilon_at(scale)}
+    lower = {**found.lower, "noise of no one": theory.epsilon_at(scale)}
     return GameResult(
         found.game, view, theory.epsilon, lower, trials, found.reach, found.estimate, found.interval
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedrec.core.updates import UpdateSum
 from fedrec.privacy.audit._bounds import Scores
 from fedrec.privacy.audit._canaries import Directions
-from fedrec.privacy.audit._evaluation import judged
+from fedrec.privacy.audit._evaluation import evaluated
 from fedrec.privacy.audit._pipeline import Learner, Pipeline
 from fedrec.privacy.audit._theory import Theory
 from fedrec.privacy.audit.report import GameResult
@@ -97,14 +97,14 @@ def directions(
     theory = Theory.of(pipe.plan, rounds)
     view = "every message" if local else "every round"
     scores, clean = Scores.split(watch.scores, included), Scores.split(watch.clean, included)
-    out = [judged("directions", view, theory, scores, clean, independent=True)]
+    out = [evaluated("directions", view, theory, scores, clean, independent=True)]
     seen = _change_along(learner, known, rounds)
     if seen is not None:
         _train_clean(pipe, learner, known, joins)
         quiet = _change_along(learner, known, rounds)
         clean = Scores.split(np.zeros(count) if quiet is None else quiet, included)
         scores = Scores.split(seen, included)
-        out.append(judged("directions", "final model", theory, scores, clean, independent=False))
+        out.append(evaluated("directions", "final model", theory, scores, clean, independent=False))
     if not local:
         watch.noise.append(_once_more(pipe, learner))
     return out, watch
@@ -200,7 +200,7 @@ def planted(pipe: Pipeline, learner: Learner, rng: np.random.Generator) -> GameR
         watch.see(products, quiet, factor * norms, pipe.planned_std(round_))
         learner.apply(pipe.applied(flat, layout, round_))
     scores, quietly = Scores.split(watch.scores, included), Scores.split(watch.clean, included)
-    return judged("planted", "every round", Theory.of(plan, rounds), scores, quietly, independent=False)
+    return evaluated("planted", "every round", Theory.of(plan, rounds), scores, quietly, independent=False)
 
 
 def _train_clean(

@@ -97,7 +97,7 @@ class Theory:
     def scales_of_effect(self, found: Effect) -> tuple[float, float, float]:
         """The noise scale that a distance of means speaks for, the most that it allows, and the least.
 
-        Somebody who takes part with probability q in each round moves the mean by q times mu.
+        Someone who takes part with probability q in each round moves the mean by q times mu.
         """
         return tuple(  # type: ignore[return-value]
             self.sampling_rate * self.mu / d if d > 0 else math.inf

@@ -97,7 +97,7 @@ def reused_seed() -> Iterator[None]:
 
 @contextmanager
 def skipped_empty_round() -> Iterator[None]:
-    """Where there is nothing to hide, there is no noise: a sum of nobody, a contribution of zero."""
+    """Where there is nothing to hide, there is no noise: a sum of no one, a contribution of zero."""
     with ExitStack() as stack:
         stack.enter_context(_method(Central, "release", _unless_zero(Central.release)))
         for kind in (Distributed, Local):

@@ -3,7 +3,7 @@
     directions    canaries of random directions in a whole run: every round's release, and the final model
     planted       users with rare items among the real users, known to the attacker: every round's release
     noise         what is left of releases without what went in: too small, or alike in two rounds?
-    lone user     one user or nobody in a round: does a release of nobody carry the noise, too?
+    lone user     one user or no one in a round: does a release of no one carry the noise, too?
     bound         how far one user moves the sum: too long, too long in every block, with many examples, broken
 
 The attacker knows everything but who of the canaries is in, the real users' clean sums included. The first two and

@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.recommenders.closed_form.profiles import matrix, merged, profile, recency
 
@@ -54,11 +54,11 @@ class GramRecommender(Recommender):
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:
         return {}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         return Updates({"gram": Gram(*merged(batch, self._profile(batch)))}, len(batch)), {}
 

@@ -1,13 +1,13 @@
-"""Content: what an item says about itself, and a federated map from what somebody liked to what that person may like.
+"""Content: what an item says about itself, and a federated map from what someone liked to what that user may like.
 
-Items are frozen public vectors f_i (an encoder's of title, genres and description; images; anything). A person's
+Items are frozen public vectors f_i (an encoder's of title, genres and description; images; anything). A user's
 profile is p_u = Σ_i f_i over the own history, and every item is scored as p_u M f_i. M is the ridge solution of min
 Σ_u |x_u - F Mᵀ p_u|², a linear autoencoder (as EASE, Steck 2019, WWW) that sees items through their vectors alone:
 
     M = (P + λ I)⁻¹ P (FᵀF + μ I)⁻¹   with P = Σ_u p_u p_uᵀ
 
 so a user sends p_u p_uᵀ once, whose size does not grow with the catalogue, and federated and centralised model are
-the same. Items that nobody has seen are scored like all others, and so is a person of whom nobody has learned.
+the same. Items that no one has seen are scored like all others, and so is a user of whom no one has learned.
 Before any training M is the identity: similarity of texts, which is zero-shot recommendation.
 
 Letters: U users, I items, F width of the public vectors, N interactions of a batch.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.neural.item_features import FEATURES, required_features
 from fedrec.recommenders.closed_form._gram import GramConfig
@@ -62,11 +62,11 @@ class Content(Recommender):
         given = required_features(self.kind, features, n_items, self.config.features)
         return {FEATURES: given, "map": np.eye(self.config.features, dtype=np.float32)}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         weights = profile(batch, self.config.training_half_life, self.config.activity_exponent)
         profiles = self._profiles(shared, batch, weights)

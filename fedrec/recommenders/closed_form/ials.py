@@ -26,7 +26,7 @@ from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.randomness import Purpose, key, normal, user_keys
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import Block, BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
 from fedrec.recommenders.closed_form.profiles import merged, recency
@@ -81,11 +81,11 @@ class Ials(Recommender):
         keys = user_keys(key(seed, Purpose.INIT_SHARED), np.arange(n_items))
         return _with_gramian(normal(keys, d) * (self.config.init_scale / np.sqrt(d)))
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         weight = recency(batch, self.config.training_half_life)
         users = self._solve_users(shared, batch, weight)

@@ -1,6 +1,6 @@
 """A graph recommender whose user-item edges never leave the device.
 
-The graph is between items: what people have in common, summed over people. With G = Σ_u x_u x_uᵀ of the users'
+The graph is between items: what users have in common, summed over users. With G = Σ_u x_u x_uᵀ of the users'
 profiles its adjacency is A = D^-1/2 (G - diag G) D^-1/2, D the sums of the rows; its largest eigenvalue is 1. Then
 
     e_i = 1/(L+1) Σ_l (A^l V)_i             V [I, d]: the d largest eigenvectors

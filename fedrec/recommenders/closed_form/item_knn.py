@@ -46,7 +46,7 @@ class ItemKnn(GramRecommender):
 
     def solve(self, gram: NDArray[np.float64]) -> State:
         """neighbour [I, k] and similarity [I, k]: row j holds the items whose presence speaks for j."""
-        # A sum to which noise was added may say that somebody owns less than nothing.
+        # A sum to which noise was added may say that someone owns less than nothing.
         norm = np.sqrt(np.maximum(np.diag(gram), 0.0))
         cosine = gram / (np.outer(norm, norm) + self.config.shrinkage + np.finfo(np.float64).tiny)
         np.fill_diagonal(cosine, 0.0)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fedrec.core.contributions import distinct, newest
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 
 
@@ -44,11 +44,11 @@ class Popularity(Recommender):
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         own = newest(distinct(batch), self.config.max_items)
         return Updates({"count": Rows(own.indptr, own.item, np.ones(len(own.item)))}, len(batch)), {}

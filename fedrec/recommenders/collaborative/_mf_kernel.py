@@ -70,7 +70,7 @@ def train_in_place(
     reg: float,
     batch_size: int,
 ) -> None:
-    """The centralised twin: users in the given order on one table, every step seen by the next."""
+    """The centralised baseline: users in the given order on one table, every step seen by the next."""
     scores = np.empty((batch_size, slot.shape[1]), dtype=np.float32)
     grad = np.empty(item_table.shape[1], dtype=np.float32)
     for u in order:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.randomness import Purpose, key, normal, user_keys
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 from fedrec.neural.device_optimizer import DeviceOptimizer
 from fedrec.neural.example_gradients import PublicKey, uniform_rows
@@ -92,11 +92,11 @@ class MatrixFactorisation(Recommender):
     def init_local(self, users: IntArray, seed: int) -> State:  # noqa: D102
         return {"user_vector": self._vectors(key(seed, Purpose.INIT_LOCAL), users)}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.unique(self._views(batch, key, n_items, self.config.local_epochs).row)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         views = self._views(batch, key, len(shared["item_bias"]), self.config.local_epochs)
         if self.config.backend == "torch":
@@ -119,7 +119,7 @@ class MatrixFactorisation(Recommender):
     def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
         users = self._vectors(key(0, Purpose.INIT_LOCAL), batch.user)
         for epoch in range(self.config.fold_in_epochs):
-            views = self._views(batch, RoundKey(0, epoch), len(shared["item_bias"]), 1)
+            views = self._views(batch, RoundSeed(0, epoch), len(shared["item_bias"]), 1)
             self._run_kernel(shared, users, views)
         return {"user_vector": users}
 
@@ -140,7 +140,7 @@ class MatrixFactorisation(Recommender):
         kind = mf_kernel.BCE if c.loss == "bce" else mf_kernel.BPR
         for epoch in range(1, rounds + 1):
             order = np.argsort(user_keys(key(seed, Purpose.COHORT, epoch), batch.user), kind="stable")
-            views = self._views(batch, RoundKey(seed, epoch), train.n_items, 1)
+            views = self._views(batch, RoundSeed(seed, epoch), train.n_items, 1)
             mf_kernel.train_in_place(
                 order, views.row_ptr, views.row, views.example_ptr, views.slot, shared["item_table"],
                 shared["item_bias"], users, kind, c.learning_rate, c.reg, c.batch_size,
@@ -148,7 +148,7 @@ class MatrixFactorisation(Recommender):
             shared["item_table"] *= np.float32(1.0 - c.learning_rate * c.reg)
         return shared, {"user_vector": users}
 
-    def _views(self, batch: UserBatch, round_key: RoundKey, n_items: int, epochs: int) -> LocalViews:
+    def _views(self, batch: UserBatch, round_key: RoundSeed, n_items: int, epochs: int) -> LocalViews:
         return build_views(batch, round_key.seed, round_key.round, n_items, self.config.negatives, epochs)
 
     def _run_kernel(

@@ -3,7 +3,7 @@
 Liang et al. 2018, "Variational autoencoders for collaborative filtering" (WWW). A user's items, normalised and
 thinned by dropout, go through tanh layers to the mean and variance of a latent vector; a sample of it goes back to
 a softmax over the catalogue. The weight of the Kullback-Leibler term rises over the first rounds to `kl_weight`.
-Nothing is personal: a person's latent vector is computed from the history on the device.
+Nothing is personal: a user's latent vector is computed from the history on the device.
 
 Letters: K users, L items of the longest history, I items, h width of the hidden layers, d latent size.
 """
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, absorb, key, normal, user_keys
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.dropout import dropout_masks
@@ -80,7 +80,7 @@ class MultVae(NeuralRecommender):
         )
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         return _Reconstruct.prepare(self, batch, key), None
 
@@ -134,7 +134,7 @@ class _Reconstruct:
         return np.asarray(self.own.real.sum(axis=1) * self.steps, dtype=np.float64)
 
     @classmethod
-    def prepare(cls, model: MultVae, batch: UserBatch, key_: RoundKey) -> _Reconstruct:
+    def prepare(cls, model: MultVae, batch: UserBatch, key_: RoundSeed) -> _Reconstruct:
         c = model.config
         own = windows_of(batch, c.max_history)
         weights, noise = [], []

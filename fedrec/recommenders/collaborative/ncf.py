@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.device_optimizer import DeviceOptimizer
@@ -89,7 +89,7 @@ class Ncf(NeuralRecommender):
         return out
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         from fedrec.neural.example_groups import GroupWork
 

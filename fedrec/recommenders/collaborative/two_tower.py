@@ -3,7 +3,7 @@
 Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations" (RecSys). The item
 tower is an embedding plus a projection of public features, so that an item of which little is known leans on what
 it is. The user tower pools the vectors of the history with learned attention, in which only age and content of an
-event count, and passes them through a small network: a person is a function of the history, nothing personal is
+event count, and passes them through a small network: a user is a function of the history, nothing personal is
 stored, and whoever comes new is served at once.
 
 Letters: K users, L positions, S rows, F width of the public features, d embedding size.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import causal, layer_norm, linear, linear_parameters, norm_parameters
 from fedrec.neural.item_features import required_features, row_features
@@ -87,7 +87,7 @@ class TwoTower(SequenceRecommender):
         return pooled + linear(params, "out", hidden)
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         work, touched = super().work(batch, key, n_items, shared)
         if not self.config.features or not shared:

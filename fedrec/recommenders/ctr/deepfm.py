@@ -1,9 +1,9 @@
-"""DeepFM, federated: a ranker over who asks, when, and what is asked about; what is known of the person stays there.
+"""DeepFM, federated: a ranker over who asks, when, and what is asked about; what is known of the user stays there.
 
 Guo et al. 2017, "DeepFM: a factorization-machine based neural network for CTR prediction" (IJCAI). Every field is a
 vector of d values; the score is a bias, the inner products of all pairs of fields (Rendle 2010, "Factorization
 machines", ICDM) and a small network over all of them. Fields of an item are its embedding and its public features.
-Fields of a person are made on the device and never leave it: the mean of the embeddings and of the public features of
+Fields of a user are made on the device and never leave it: the mean of the embeddings and of the public features of
 what was chosen before, how much that was, the hour and the day of the week. Where ratings are learned, these means
 weigh what was rated by how it was rated, and the mean of the earlier ratings is a field of its own. Each training
 example sees the past of its own moment alone, so that no event explains itself.
@@ -12,7 +12,7 @@ The target is a click (an interaction against n sampled others) or a rating, sca
 binary cross-entropy, so that the score is the logit of a probability or of an expected share of the full rating.
 
 Letters: K users, G groups, W items of a group (a positive and n negatives), S rows, F width of the public features,
-d embedding size, P fields of a person, Q of an item.
+d embedding size, P fields of a user, Q of an item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from fedrec.core.contributions import distinct
 from fedrec.core.interactions import FloatArray, IntArray, UserBatch
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.context_features import ACTIVITY, Past, activity, day, grid, hour
@@ -121,7 +121,7 @@ class DeepFm(NeuralRecommender):
         return super().init_shared(n_items, seed, given)
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         import torch
 
@@ -144,11 +144,11 @@ class DeepFm(NeuralRecommender):
                 vectors.append(row_features(shared, work.touched, len(batch)) if c.features else None)
             logits = self._logits(params, vectors[0], past, slots)
             each = _cross_entropy(logits, shares.gather(1, place) if rated else None)
-            # The mean over the person's examples: everybody's history counts alike.
+            # The mean over the user's examples: everyone's history counts alike.
             total: Tensor = (each * mask).sum(1) / mask.sum(1).clamp(min=1)
             return total
 
-        # Whole passes: a step is the mean over all that the person has.
+        # Whole passes: a step is the mean over all that the user has.
         work = GroupWork(objective, views, np.diff(views.example_ptr) // c.local_epochs)
         return work, work.touched
 
@@ -186,7 +186,7 @@ class DeepFm(NeuralRecommender):
 
         Args:
             shared: the model.
-            batch: everybody's history.
+            batch: everyone's history.
             items: of each user.
             time: [U] seconds since 1970 when they are asked; None: when the latest event was.
         """
@@ -237,11 +237,11 @@ class DeepFm(NeuralRecommender):
         """
         import torch
 
-        person = torch.stack(self._person(params, vectors, past), dim=2)
+        user = torch.stack(self._user(params, vectors, past), dim=2)
         item, bias = self._items(params, vectors, slots)
         users, groups, width = slots.shape
         # [K, G, W, P + Q, d]
-        both = torch.cat([person.unsqueeze(2).expand(-1, -1, width, -1, -1), item], dim=3)
+        both = torch.cat([user.unsqueeze(2).expand(-1, -1, width, -1, -1), item], dim=3)
         pairs = (both.sum(3).square() - both.square().sum(3)).sum(-1) / 2
         x = both.reshape(users, groups * width, -1)
         for position in range(len(self.config.layers)):
@@ -253,7 +253,7 @@ class DeepFm(NeuralRecommender):
             level = level + torch.bmm(rating, params["level_bias"]).squeeze(2)
         return pairs + deep + bias + level.unsqueeze(2)
 
-    def _person(self, params: Params, vectors: Tensor | None, past: Past) -> list[Tensor]:
+    def _user(self, params: Params, vectors: Tensor | None, past: Past) -> list[Tensor]:
         """P fields [K, G, d] of the moments."""
         import torch
 

@@ -27,7 +27,7 @@ from fedrec.core.contributions import UNIT, distinct, equal_weights, newest, res
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.randomness import Purpose, key, normal, user_keys
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
 from fedrec.recommenders.closed_form.profiles import recency
@@ -124,11 +124,11 @@ class DpIals(Recommender):
         table = normal(user_keys(key(seed, Purpose.INIT_SHARED), np.arange(k)), d) / np.sqrt(d)
         return {"item_table": table.astype(np.float32)}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.arange(n_items)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self.config.histogram_items)
@@ -213,7 +213,7 @@ class DpIals(Recommender):
     ) -> tuple[State, State]:
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
         for number in range(1, rounds + 1):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundKey(seed, number))
+            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
             blocks = self.layout(train.n_items, number).zeros()
             updates.add_into(blocks, np.ones(len(batch)))
             shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))

@@ -1,6 +1,6 @@
 """The graph recommender whose item-item graph hides every user.
 
-The sums are those of `private_gram`: a noisy histogram chooses k items, a noisy sum of what people had
+The sums are those of `private_gram`: a noisy histogram chooses k items, a noisy sum of what users had
 close together in time is denoised. Everything after is `closed_form.item_graph`, which sees nothing but that sum:
 what noise alone would reach is gone before the graph is made, so embeddings and edges are made of signal.
 

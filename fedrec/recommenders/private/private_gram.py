@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 from fedrec.core.contributions import distinct, equal_weights, newest, restrict, selected_state, spread
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.kernels import near_pairs_into
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 from fedrec.recommenders.closed_form.profiles import matrix, recency
 
@@ -147,11 +147,11 @@ class PrivateGram(Recommender):
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
         return {}
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self._statistic.histogram_items)
@@ -187,7 +187,7 @@ class PrivateGram(Recommender):
     ) -> tuple[State, State]:
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
         for number in (1, 2):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundKey(seed, number))
+            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
             blocks = self.layout(train.n_items, number).zeros()
             updates.add_into(blocks, np.ones(len(batch)))
             shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, absorb, key, uniform, user_keys
-from fedrec.core.recommender import RoundKey
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.neural.attention import (
     attention_block,
@@ -80,7 +80,7 @@ class Bert4Rec(SequenceRecommender):
             x = attention_block(params, f"block{block}", x, allowed, self.config.heads, own)
         return layer_norm(params, "last", x)
 
-    def lesson(self, window: Windows, batch: UserBatch, key_: RoundKey, epoch: int) -> Lesson:  # noqa: D102
+    def lesson(self, window: Windows, batch: UserBatch, key_: RoundSeed, epoch: int) -> Lesson:  # noqa: D102
         keys = user_keys(key(key_.seed, Purpose.MASK, key_.round), batch.user)
         draws = uniform(absorb(keys, np.full(len(keys), epoch, dtype=np.uint64)), window.length + 1)
         # Counted from the end, so that padding in front changes nothing.

@@ -4,7 +4,7 @@ Item i is v_i = f_i W with f_i an encoder's vector of its text (or any other pub
 leading directions of all f, is public and fixed, A B is a low-rank adapter (Hu et al. 2022, "LoRA", ICLR) that is
 trained federatedly. Attention (Kang and McAuley 2018) or an LSTM over the history's vectors gives h, and h · v_i the
 score. There is no parameter of any single item: an update has the same few thousand numbers for any catalogue, and an
-item that nobody has seen yet is scored like all others.
+item that no one has seen yet is scored like all others.
 
 Letters: K users, L positions, S rows, F width of the public vectors, d embedding size, r rank.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import (
     attention_block,
@@ -100,7 +100,7 @@ class TextSequence(SequenceRecommender):
         return layer_norm(params, "last", x)
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         work, touched = super().work(batch, key, n_items, shared)
         if not shared:
@@ -117,7 +117,7 @@ class TextSequence(SequenceRecommender):
         import torch
 
         fixed = torch.from_numpy(projection)
-        if vectors.stride(0) == 0:  # everybody has all rows
+        if vectors.stride(0) == 0:  # everyone has all rows
             own = fixed + torch.bmm(params["adapter/a"], params["adapter/b"])
             table = torch.matmul(vectors[0], own)
         else:

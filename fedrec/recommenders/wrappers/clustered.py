@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundKey, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import Block, Layout, State, Updates, UpdateSum
 from fedrec.neural import user_clusters as clusters
 from fedrec.neural.item_features import FEATURES, required_features
@@ -124,14 +124,14 @@ class Clustered(Recommender):
         each = self._base.layout(n_items, round_ - c.cluster_rounds).blocks
         return Layout({name: replace(spec, shape=(c.clusters, *spec.shape)) for name, spec in each.items()})
 
-    def touched_rows(self, batch: UserBatch, key: RoundKey, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         own = np.unique(batch.item)
         if key.round <= self.config.cluster_rounds:
             return own
         return np.union1d(own, self._base.touched_rows(batch, self._later(key), n_items))
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         if key.round <= self.config.cluster_rounds:
             taste = clusters.tastes(shared[FEATURES], batch)
@@ -155,7 +155,7 @@ class Clustered(Recommender):
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         found = Clusters.of(shared)
-        # By what was summed, not by how often: a round in which nobody took part is lost.
+        # By what was summed, not by how often: a round in which no one took part is lost.
         if set(total.blocks) == set(clusters.layout(self.config.clusters, self.config.features).blocks):
             return shared | clusters.moved(found, total).state(), server
         share = found.size / max(float(found.size.sum()), 1e-9)
@@ -196,17 +196,19 @@ class Clustered(Recommender):
     ) -> tuple[State, State]:
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed, features)
         for number in range(1, self.config.cluster_rounds + 1):
-            shared, _ = self._step(shared, {}, batch, RoundKey(seed, number))
+            shared, _ = self._step(shared, {}, batch, RoundSeed(seed, number))
         if self._base.fixed_rounds is not None:
             for number in range(1, self._base.fixed_rounds + 1):
-                shared, _ = self._step(shared, {}, batch, RoundKey(seed, self.config.cluster_rounds + number))
+                shared, _ = self._step(
+                    shared, {}, batch, RoundSeed(seed, self.config.cluster_rounds + number)
+                )
             return shared, {}
         return self._fit_each(shared, train, batch, seed, rounds)
 
     def _fit_each(
         self, shared: State, train: Interactions, batch: UserBatch, seed: int, rounds: int
     ) -> tuple[State, State]:
-        """The base's own twin on each cluster; where everything is in one place, nothing is pooled."""
+        """The base's own baseline on each cluster; where everything is in one place, nothing is pooled."""
         fitted = {
             c: self._base.fit(train.select(np.isin(train.user, users)), seed, rounds)
             for c, users in self._members(shared, batch)
@@ -218,7 +220,7 @@ class Clustered(Recommender):
         )
         return shared | _stacked(each), local
 
-    def _step(self, shared: State, server: State, batch: UserBatch, key: RoundKey) -> tuple[State, State]:
+    def _step(self, shared: State, server: State, batch: UserBatch, key: RoundSeed) -> tuple[State, State]:
         updates, _ = self.compute_updates(shared, {}, batch, key)
         blocks = self.layout(len(shared[FEATURES]), key.round).zeros()
         updates.add_into(blocks, np.ones(len(batch)))
@@ -226,8 +228,8 @@ class Clustered(Recommender):
 
     # ---------------------------------------------------------------------------------------------------
 
-    def _later(self, key: RoundKey) -> RoundKey:
-        return RoundKey(key.seed, key.round - self.config.cluster_rounds)
+    def _later(self, key: RoundSeed) -> RoundSeed:
+        return RoundSeed(key.seed, key.round - self.config.cluster_rounds)
 
     def _members(self, shared: State, batch: UserBatch) -> Iterator[tuple[int, IntArray]]:
         """Clusters that have users of a batch, and the users' places in it."""

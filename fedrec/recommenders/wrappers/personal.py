@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import State, Updates, UpdateSum
 from fedrec.neural.device_optimizer import DeviceOptimizer
 from fedrec.neural.head import head_parameters
@@ -85,7 +85,7 @@ class Personalised(NeuralRecommender):
         return super().init_local(users, seed)
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         return self._base.work(batch, key, n_items, shared)
 
@@ -95,7 +95,7 @@ class Personalised(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         match self._personal.level:
             case "fedper":
@@ -118,7 +118,7 @@ class Personalised(NeuralRecommender):
         return updates, local if self._keeps else {}
 
     def minibatch(  # noqa: D102
-        self, shared: State, server: State, local: State, rows: IntArray, batch: UserBatch, key: RoundKey
+        self, shared: State, server: State, local: State, rows: IntArray, batch: UserBatch, key: RoundSeed
     ) -> tuple[State, State]:
         if self._personal.level == "fedper":
             return super().minibatch(shared, server, local, rows, batch, key)
@@ -156,7 +156,7 @@ class Personalised(NeuralRecommender):
         return self.learn_local(shared, self._untrained(batch.user, 0), batch, self._personal.device)
 
     def _mixed_scores(self, shared: State, batch: UserBatch) -> Scores:
-        latest = np.minimum(self._personal.judged, batch.counts // 4)
+        latest = np.minimum(self._personal.evaluated, batch.counts // 4)
         own = self._reconstruct(shared, _without_latest(batch, latest))
         weights = np.array(self._personal.weights, dtype=np.float32)
         loss = np.zeros((len(weights), len(batch)))

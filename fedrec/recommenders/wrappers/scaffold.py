@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import Interactions, UserBatch
-from fedrec.core.recommender import RoundKey, Scores
+from fedrec.core.recommender import RoundSeed, Scores
 from fedrec.core.updates import Dense, State, Updates, UpdateSum
 from fedrec.neural.recommender import NeuralRecommender, Parameter
 from fedrec.neural.wrapper_settings import Scaffold
@@ -66,7 +66,7 @@ class Scaffolded(NeuralRecommender):
             )
         two = np.array([0, 1]) % self._settings.items
         probe = UserBatch(np.array([0]), np.array([0, 2]), two, np.ones(2, dtype=np.float32))
-        if self._base.work(probe, RoundKey(0, 1), self._settings.items, {})[1] is not None:
+        if self._base.work(probe, RoundSeed(0, 1), self._settings.items, {})[1] is not None:
             raise ConfigError(
                 f"model.scaffold corrects every row of a table, but model {self._base.kind!r} touches some: use "
                 "a loss over the whole catalogue (loss = 'full')"
@@ -95,7 +95,7 @@ class Scaffolded(NeuralRecommender):
         return self._base.init_server(shared)
 
     def work(  # noqa: D102
-        self, batch: UserBatch, key: RoundKey, n_items: int, shared: State
+        self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         return self._base.work(batch, key, n_items, shared)
 
@@ -105,7 +105,7 @@ class Scaffolded(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundKey
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
     ) -> tuple[Updates, State]:
         import torch
 

@@ -26,7 +26,7 @@ class Record:
         node_ids: the nodes' ids at Flower.
         pids: process id of each part.
         started: when each part was started, in seconds since 1970.
-        external: nodes are devices of other people, which start themselves.
+        external: nodes are devices of other users, which start themselves.
     """
 
     mark: str

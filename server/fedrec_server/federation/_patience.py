@@ -1,4 +1,4 @@
-"""Waiting for an answer on behalf of somebody who would ask again only after a long sleep.
+"""Waiting for an answer on behalf of someone who would ask again only after a long sleep.
 
 Many wait at once, and messages come to all of them within a moment, often soon after the last ones: as soon as one
 is answered the others look at once, and the longer nothing has come the fewer looks are spent. The looks per second
@@ -48,7 +48,7 @@ class Patience:
         Args:
             ask: may be called many times.
             is_answer: whether it is worth passing on before the time is over.
-            is_gone: a message must not be fetched for somebody who will not get it.
+            is_gone: a message must not be fetched for someone who will not get it.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + self._hold_seconds

@@ -166,7 +166,7 @@ class Federation:
     # Nodes ---------------------------------------------------------------------------------------------
 
     def kill_node(self, k: int) -> None:
-        """End a node as a power cut does: its processes get SIGKILL, nobody is told."""
+        """End a node as a power cut does: its processes get SIGKILL, no one is told."""
         self._kill(f"node-{k}")
 
     def restart_node(self, k: int, *, wait: bool = True) -> None:

@@ -180,7 +180,7 @@ class GridExchange:
 
 
 def record_maker(request: Request) -> Callable[[], RecordDict]:
-    """Makes the records of a request anew for each node; the bytes, which nobody can change, are shared.
+    """Makes the records of a request anew for each node; the bytes, which no one can change, are shared.
 
     Flower carries each record and each array as objects of their own: small arrays join the header.
     """

@@ -1,7 +1,7 @@
 """Keys and certificates: a private CA, server certificates, one key per node; for the model service also for apps.
 
 P-384 throughout, the strongest curve that Flower's node authentication takes. Private files are readable by
-their owner only. A CA's own key is forgotten at once: nobody can make another certificate that would be believed;
+their owner only. A CA's own key is forgotten at once: no one can make another certificate that would be believed;
 rotating means making new ones. Out of scope: revocation.
 """
 
@@ -56,7 +56,7 @@ def make_service_certificates(
 
     Args:
         folder: for `ca.crt`, `server.pem`, `server.key` (of the server), `apps.crt` (whom the server believes),
-            `app.pem`, `app.key` (that go into the app: they tell apps apart, not people).
+            `app.pem`, `app.key` (that go into the app: they tell apps apart, not users).
         hosts: names or addresses of the server, beside localhost.
         validity: None: 90 days from now.
 

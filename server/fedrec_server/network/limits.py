@@ -30,7 +30,7 @@ class Limits:
         unauthenticated_per_address: of these, that have made no call.
         opened_per_second, opened_burst: new connections of one address.
         expected_devices: that check in.
-        check_ins_per_second: of all devices together; paces them: everybody comes once per
+        check_ins_per_second: of all devices together; paces them: everyone comes once per
             expected_devices / check_ins_per_second seconds.
         min_retry_seconds: but not sooner.
         handshake_seconds, message_seconds: until a connection is a good one, until the message of a call has come.
@@ -106,7 +106,7 @@ class Buckets:
 
 
 class Places:
-    """So many at once, of one key and of all; nobody waits."""
+    """So many at once, of one key and of all; no one waits."""
 
     def __init__(self, per_key: int, total: int) -> None:
         self._per_key, self._total = per_key, total

@@ -43,7 +43,7 @@ DONE = "done"
 
 @dataclass(frozen=True)
 class Enrolled:
-    """A device on the roster: its two public keys, and how many people use it."""
+    """A device on the roster: its two public keys, and how many users use it."""
 
     identity: str
     node_key: str
@@ -118,7 +118,7 @@ class CampaignBook:
             raise RegistryError(f"{path} cannot be read ({error}): restore it from a backup") from error
 
     def roster(self, campaign: str) -> list[Enrolled]:
-        """Everybody who enrolled, in order; a line that a crash cut off was never acknowledged."""
+        """Everyone who enrolled, in order; a line that a crash cut off was never acknowledged."""
         path = self.folder(campaign) / ENROLMENTS
         if not path.exists():
             return []
@@ -174,7 +174,7 @@ class CampaignBook:
         return max(found, default=(0, ""))[1]
 
     def enrol(self, campaign: str, identity: bytes, node_key: str, users: int) -> None:
-        """See `Campaigns`; keys that are none would end the campaign for everybody when it begins."""
+        """See `Campaigns`; keys that are none would end the campaign for everyone when it begins."""
         device = Enrolled(_checked(identity), _one_form(node_key), users)
         with self._alone(campaign):
             state, roster = self.state(campaign), self.roster(campaign)

@@ -1,7 +1,7 @@
 """Who did what to a registry, when: one JSON line each, only ever appended.
 
 A crash can cut the last line short; what is cut was never acknowledged, and the next entry takes its place.
-Out of scope: proof against somebody who may write the file.
+Out of scope: proof against someone who may write the file.
 """
 
 from __future__ import annotations

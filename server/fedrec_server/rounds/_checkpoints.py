@@ -111,7 +111,7 @@ class Checkpoints:
         self._on_event(record)
 
     def _save_charged(self, private: PrivateRounds, standing: Standing, record: Event) -> None:
-        """Stage the new model, charge for it, and only then let anybody see it; the record lies with it."""
+        """Stage the new model, charge for it, and only then let anyone see it; the record lies with it."""
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
         write_arrays(self._staged, standing.arrays(), header)

@@ -132,7 +132,7 @@ def format_of(terms: SecaggTerms, question: Question) -> SumFormat:
 
 
 def read_sum(question: Question, form: SumFormat, total: NDArray[Any], users: int) -> Any:
-    """What `Question.read` makes of a sum of residues over nodes that host `users` people."""
+    """What `Question.read` makes of a sum of residues over nodes that host `users` users."""
     arrays, numbers = form.decode(total)
     request = question.request
     meta: dict[str, Scalar] = {

@@ -55,7 +55,7 @@ class MetricsRound:
     def question(self, shared: State) -> Question:
         """What every node is asked of the final model."""
         example = self._mechanism.zero(self._alone.parameters)
-        request = Request("evaluate", self._plan.charges, "final", shared)
+        request = Request("evaluate", self._plan.charges, "refit", shared)
         return Question(request, self._read, {self._name: example}, (), lambda summed: self.noised([summed]))
 
     def earlier(self) -> dict[str, Any] | None:
@@ -146,9 +146,9 @@ class MetricsRound:
 
 
 def noise_of(alone: PrivacyPlan, users: int) -> float:
-    """Standard deviation of the noise on each value of a sum over `users` people, by a plan of one round.
+    """Standard deviation of the noise on each value of a sum over `users` users, by a plan of one round.
 
-    Shares on devices, and full noise on each of them, add up with the people who answered.
+    Shares on devices, and full noise on each of them, add up with the users who answered.
     """
     planned = alone.noise_std(1)
     return planned if alone.trust == "central" else planned * math.sqrt(users / alone.denominator)

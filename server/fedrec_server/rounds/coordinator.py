@@ -1,8 +1,8 @@
 """The coordinator: runs rounds over an exchange, keeps the model, survives being killed.
 
 It knows no Flower and no data. Each round is: broadcast the shared state, collect what nodes answer (each reply, or
-under secure aggregation their sum alone), apply, checkpoint. While "select" runs, the validation part chooses the
-number of rounds; "final" starts anew, learns from training and validation part together for that many rounds, and the
+under secure aggregation their sum alone), apply, checkpoint. While "tuning" runs, the validation part chooses the
+number of rounds; "refit" starts anew, learns from training and validation part together for that many rounds, and the
 test part is looked at once.
 
 A killed coordinator, opened again on its folder, goes on after its last checkpoint and ends with the bits of an
@@ -99,7 +99,7 @@ class Coordinator:
         if self._private is not None and not self._progress.done:
             self._private.reserve()
         while not self._progress.done:
-            # Killed while the last round was being judged, it has no rounds left.
+            # Killed while the last round was being evaluated, it has no rounds left.
             if not self._phase_is_over():
                 self._round()
             if self._phase_is_over():
@@ -148,8 +148,8 @@ class Coordinator:
         progress.totals["seconds"] += record["seconds"]
         progress.totals["bytes_up"] += record["bytes_up_per_user"]
         progress.totals["bytes_down"] += record["bytes_down_per_user"]
-        if self._is_judged(number):
-            record["validation"] = self._judge()
+        if self._is_evaluated(number):
+            record["validation"] = self._evaluate_and_record()
         self._checkpoints.save_round(self._standing, record, checkpoint=keep)
 
     def _rows(self, number: int) -> IntArray | None:
@@ -258,7 +258,7 @@ class Coordinator:
             )
 
     def _sizes(self, layout: Layout, answers: Answers) -> Event:
-        """What one round costs somebody who is alone on a node."""
+        """What one round costs someone who is alone on a node."""
         compression = self.task.settings.compression or Compression()
         plain = compression.payload(layout.size) if self._private is None else 8 * layout.size
         return {
@@ -271,17 +271,17 @@ class Coordinator:
     def _last_round(self) -> int:
         if self._recommender.fixed_rounds is not None:
             return self._recommender.fixed_rounds
-        chosen = self._progress.best_round if self._progress.phase == "final" else 0
+        chosen = self._progress.best_round if self._progress.phase == "refit" else 0
         return chosen or self.task.rounds.rounds
 
     def _phase_is_over(self) -> bool:
         progress, patience = self._progress, self.task.rounds.patience
-        tired = progress.phase == "select" and patience is not None and progress.stale >= patience
+        tired = progress.phase == "tuning" and patience is not None and progress.stale >= patience
         return progress.round >= self._last_round() or tired
 
     def _end_phase(self) -> None:
-        if self._progress.phase == "select":
-            self._progress = replace(self._progress, phase="final", round=0)
+        if self._progress.phase == "tuning":
+            self._progress = replace(self._progress, phase="refit", round=0)
             self._shared, self._server = self._fresh()
         else:
             self._finish()
@@ -307,11 +307,11 @@ class Coordinator:
         write_json(self._folder / "result.json", result)
         progress.done = True
 
-    def _is_judged(self, number: int) -> bool:
-        select = self._progress.phase == "select"
+    def _is_evaluated(self, number: int) -> bool:
+        select = self._progress.phase == "tuning"
         return select and (number % self.task.rounds.evaluate_every == 0 or number == self._last_round())
 
-    def _judge(self) -> dict[str, Any]:
+    def _evaluate_and_record(self) -> dict[str, Any]:
         """Validation metrics of this round; remembers the best round. Metrics that are lost choose nothing."""
         progress = self._progress
         try:
@@ -327,7 +327,7 @@ class Coordinator:
 
     def _evaluate(self) -> MetricSums:
         request = Request("evaluate", self._progress.round, self._progress.phase, self._shared)
-        final = self._progress.phase == "final"
+        final = self._progress.phase == "refit"
         like = MetricSums.empty(
             self.task.evaluation if final else self.task.evaluation.quick(), self.task.n_items
         )
@@ -400,7 +400,7 @@ class Coordinator:
 
     def _beginning(self) -> Standing:
         free = self._recommender.fixed_rounds is None and self._private is None
-        progress = Progress("select" if self.task.has_validation and free else "final")
+        progress = Progress("tuning" if self.task.has_validation and free else "refit")
         progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
         return Standing(*self._fresh(), progress)
 

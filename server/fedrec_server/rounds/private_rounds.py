@@ -25,7 +25,7 @@ from fedrec.privacy.mechanisms import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 
-#: Who is charged on the server: everybody, whether or not somebody took part in a round.
+#: Who is charged on the server: everyone, whether or not someone took part in a round.
 SUBJECT = "each of the users of the federation"
 #: Room for rounding in a sum whose norm is at the bound.
 NORM_SLACK = 1.0 + 1e-9

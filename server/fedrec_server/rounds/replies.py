@@ -36,7 +36,7 @@ class Host:
     """A node that said hello.
 
     Attributes:
-        users: how many people it hosts.
+        users: how many users it hosts.
         name: by which it knows itself.
         place: in the roster of secure aggregation, or None.
     """
@@ -83,7 +83,7 @@ def read_update(
         layout: of the round.
         hosted_users: most users that can be behind it.
         clip_norm: C, or None.
-        bits: in which a node that hosts one person may send values; None: none but floats.
+        bits: in which a node that hosts one user may send values; None: none but floats.
         summed: the devices saw to the bound; rounding can take their sum past it.
 
     Raises:

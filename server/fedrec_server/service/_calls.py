@@ -2,9 +2,9 @@
 
 Every method is taken as a stream of bytes, and its one message is read and parsed here, under a time limit. Left to
 gRPC, a caller that begins a call and sends nothing would hold a thread for good, and a message that cannot be parsed
-the stream of its call: a few dozen of either, and nobody else is served. (gRPC's asyncio server, which needs no
-threads for this, ends altogether when somebody asks for a path that is not UTF-8, as of grpcio 1.85.)
-Whatever goes wrong inside is logged and told to nobody. Out of scope: what is answered (`handlers`).
+the stream of its call: a few dozen of either, and no one else is served. (gRPC's asyncio server, which needs no
+threads for this, ends altogether when someone asks for a path that is not UTF-8, as of grpcio 1.85.)
+Whatever goes wrong inside is logged and told to no one. Out of scope: what is answered (`handlers`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts and stops the service: TLS with certificates of both sides, health, no reflection, bounded everything.
 
-Devices show the certificate of their app, which tells apps apart and not people. Without TLS it serves on loopback
+Devices show the certificate of their app, which tells apps apart and not users. Without TLS it serves on loopback
 only, and says so. Out of scope: calls (`calls`), what is answered (`handlers`).
 """
 
@@ -47,7 +47,7 @@ class Certificates:
 
     Attributes:
         certificate, key: of this server.
-        apps: certificate authority of the apps that may ask; None: anybody may (the operator must say so).
+        apps: certificate authority of the apps that may ask; None: anyone may (the operator must say so).
     """
 
     certificate: Path
@@ -166,12 +166,12 @@ def _credentials(certificates: Certificates | None, host: str) -> Any:
             raise ServiceError(
                 f"no TLS on {host}: give certificates (`fedrec certs init`), or serve on 127.0.0.1"
             )
-        log.warning("NO TLS: anybody on this machine can read and change what is sent")
+        log.warning("NO TLS: anyone on this machine can read and change what is sent")
         return None
     pair = (_read(certificates.key), _read(certificates.certificate))
     apps = _read(certificates.apps) if certificates.apps else None
     if apps is None:
-        log.warning("NO CLIENT CERTIFICATES: anybody who can reach this port may ask")
+        log.warning("NO CLIENT CERTIFICATES: anyone who can reach this port may ask")
     _warn_of_end(certificates)
     return grpc.ssl_server_credentials([pair], apps, require_client_auth=apps is not None)
 
@@ -181,7 +181,7 @@ def _warn_of_end(certificates: Certificates) -> None:
         left = days_left(path)
         if left < WARN_DAYS:
             log.warning(
-                "%s holds for %.0f more days, then nobody is served: make new ones in time", path, left
+                "%s holds for %.0f more days, then no one is served: make new ones in time", path, left
             )
 
 

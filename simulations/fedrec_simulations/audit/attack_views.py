@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.core.interactions import IntArray, UserBatch
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.data.split import Split
 from fedrec.privacy.attacks import Floats
@@ -73,13 +73,13 @@ class Target:
 def planner_of(privacy: object, target: Target) -> Planner | None:
     """How a configuration's privacy is planned for the users of an experiment; None where it has none.
 
-    Noise, sampling and clipping are those of the configuration with everybody taking part. delta is that of the
+    Noise, sampling and clipping are those of the configuration with everyone taking part. delta is that of the
     whole data set, so that a cohort of a hundred is not let off with the delta of a hundred users.
     """
     if not isinstance(privacy, PrivacySettings):
         return None
-    recommender, everybody = target.recommender, len(target.batch)
-    delta = privacy.delta or (privacy.population or everybody) ** -1.1
+    recommender, everyone = target.recommender, len(target.batch)
+    delta = privacy.delta or (privacy.population or everyone) ** -1.1
     # What is asked here is what leaks, not whether the model would be any good; and noise is never seeded.
     fixed = {"delta": delta, "population": None, "adaptive": None, "noise_seed": None, "force": True}
     settings = privacy.model_copy(update=fixed)
@@ -93,7 +93,7 @@ def planner_of(privacy: object, target: Target) -> Planner | None:
 
 
 def train(target: Target, users: IntArray, plan: PrivacyPlan | None) -> State:
-    """Shared state after all rounds with the given users (rows of the batch), everybody in every round."""
+    """Shared state after all rounds with the given users (rows of the batch), everyone in every round."""
     recommender, batch = target.recommender, target.batch.take(users)
     shared = recommender.init_shared(target.n_items, target.seed)
     server, local = recommender.init_server(shared), recommender.init_local(batch.user, target.seed)
@@ -114,7 +114,7 @@ def _round(
     noise: NoiseSource,
 ) -> tuple[UpdateSum, State]:
     """What the coordinator gets to see of a round, and the users' new local state."""
-    key = RoundKey(target.seed, round_)
+    key = RoundSeed(target.seed, round_)
     if plan is not None and plan.unit == "interaction":
         return train_interactions(target.recommender, shared, local, batch, key, plan, noise, target.n_items)
     layout = target.recommender.layout(target.n_items, round_)
@@ -179,7 +179,7 @@ def readable(message: Contribution, plan: PrivacyPlan) -> Floats:
 def _trained(target: Target, shared: State, one: IntArray, plan: PrivacyPlan, noise: NoiseSource) -> Floats:
     batch = target.batch.take(one)
     local = target.recommender.init_local(batch.user, target.seed)
-    key = RoundKey(target.seed, 1)
+    key = RoundSeed(target.seed, 1)
     total, _ = train_interactions(target.recommender, shared, local, batch, key, plan, noise, target.n_items)
     return _flat(total, target.recommender.layout(target.n_items, 1))
 
@@ -190,7 +190,7 @@ def summed(target: Target, shared: State, users: IntArray, clip: float | None) -
     total = UpdateSum(layout.zeros())
     for _, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         local = target.recommender.init_local(piece.user, target.seed)
-        updates, _ = target.recommender.compute_updates(shared, local, piece, RoundKey(target.seed, 1))
+        updates, _ = target.recommender.compute_updates(shared, local, piece, RoundSeed(target.seed, 1))
         add_clipped(total, updates, clip)
     return _flat(total, layout)
 

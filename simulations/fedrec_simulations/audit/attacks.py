@@ -1,6 +1,6 @@
 """Attacks on a configuration: what leaks from one message, from a sum, from a noised sum and from the model.
 
-Users of the training part are divided at random: a cohort whose updates are summed, as many outsiders, and everybody
+Users of the training part are divided at random: a cohort whose updates are summed, as many outsiders, and everyone
 else, from whom the attacker knows what is usual. The updates, the clipping, the mechanism and the model are the real
 ones. A second experiment trains on half of the users and asks of both halves.
 
@@ -109,7 +109,7 @@ def attack_model(target: Target, planner: Planner | None, cohort: int) -> list[R
     """Attacks on the shared state after training on half of the users.
 
     The attacker knows all but one of a user's items and compares that one with an item as popular. A good model does
-    this well for anybody; what it does better for those it was trained on is what it leaks, which is
+    this well for anyone; what it does better for those it was trained on is what it leaks, which is
     the attack on membership.
     """
     rng = np.random.default_rng(target.seed + 1)
@@ -156,7 +156,7 @@ def _interactions(target: Target, users: IntArray, evidence: list[Floats]) -> Me
 def _membership(
     target: Target, shared: State, users: IntArray, seen: list[Floats], clip: float | None
 ) -> Measured:
-    """Was the user in the sum? By the user's own update, against what the sum would be of people like all others."""
+    """Was the user in the sum? By the user's own update, against what the sum would be of users like all others."""
     others = np.setdiff1d(np.arange(len(target.batch)), users)
     size = len(users) // 2
     expected = summed(target, shared, others, clip) * (size / len(others))

@@ -4,7 +4,7 @@ The plan is the one that the configuration would run with on all its users: nois
 configured. Only the users among whom the canaries are planted, and the catalogue, are fewer.
 
 Letters: U users, I items, M canaries.
-Out of scope: what is played and how it is judged (`fedrec.privacy.audit`).
+Out of scope: what is played and how it is evaluated (`fedrec.privacy.audit`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedrec.core.contributions import restrict
 from fedrec.core.errors import ConfigError
 from fedrec.core.files import write_json
 from fedrec.core.interactions import IntArray, UserBatch
-from fedrec.core.recommender import Recommender, RoundKey
+from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import Layout, State, Updates, UpdateSum
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit.bugs import BUGS, inject
@@ -92,7 +92,7 @@ class Training:
     def clean_sum(self, round_: int) -> UpdateSum:
         """The clipped sum of this round's cohort of real users."""
         rate = self._plan.sampling_rate
-        joins = in_cohort(self._batch.user, rate, RoundKey(self._seed, round_))
+        joins = in_cohort(self._batch.user, rate, RoundSeed(self._seed, round_))
         total, self._local = self._trained(self._batch, self._local, joins, round_)
         return total
 
@@ -102,7 +102,7 @@ class Training:
 
     def planted_updates(self, round_: int) -> Updates:
         """What every planted user would send, not clipped."""
-        key = RoundKey(self._seed, round_)
+        key = RoundSeed(self._seed, round_)
         return self._recommender.compute_updates(self._shared, _copied(self._rare_local), self._rare, key)[0]
 
     def apply(self, total: UpdateSum) -> None:
@@ -121,7 +121,7 @@ class Training:
     ) -> tuple[UpdateSum, State]:
         rows = np.flatnonzero(joins & (batch.counts > 0))
         mine = {name: values[rows] for name, values in local.items()}
-        key, clip = RoundKey(self._seed, round_), self._plan.clip_norm
+        key, clip = RoundSeed(self._seed, round_), self._plan.clip_norm
         total, changed = train_users(
             self._recommender, self._shared, mine, batch.take(rows), key, clip, self._n_items
         )

@@ -1,4 +1,4 @@
-"""What a command answers: one JSON document and the same thing for people to read.
+"""What a command answers: one JSON document and the same thing for users to read.
 
 Commands compute and return; only `main` prints to stdout. Progress, warnings and hints go to stderr through
 `notice`, so that stdout stays one document with --json. Out of scope: errors (exceptions, see `fedrec.core.errors`).

@@ -85,7 +85,7 @@ def _print(answer: Answer, as_json: bool) -> int:
         return answer.exit_code
     console = Console(highlight=False)
     if not console.is_terminal:
-        # Nobody's window: lines are as long as they are, so that they can be searched and cut.
+        # No one's window: lines are as long as they are, so that they can be searched and cut.
         console = Console(highlight=False, width=160)
     for part in answer.view:
         console.print(part, soft_wrap=isinstance(part, str))

@@ -14,7 +14,7 @@ from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 
-app = typer.Typer(help="Training campaigns: devices of people enrol, train together, get the new model.")
+app = typer.Typer(help="Training campaigns: devices of users enrol, train together, get the new model.")
 Folder = Annotated[Path, typer.Option("--campaigns", help="Folder of all campaigns, as the service has it.")]
 HERE = Path("campaigns")
 

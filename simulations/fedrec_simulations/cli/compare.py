@@ -20,7 +20,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("comparison.html"),
     json_: JsonFlag = False,
 ) -> Answer:
-    """Compare runs that were judged on the same held-out items."""
+    """Compare runs that were evaluated on the same held-out items."""
     from fedrec_simulations.report.page import write_page
 
     summaries = side_by_side([Summary(RunFolder.open(path)) for path in runs])

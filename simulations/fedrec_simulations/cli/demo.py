@@ -1,5 +1,5 @@
 """`fedrec demo`: real, bundled data; six federated recommenders, one of them private, and their
-twins; titles for one person.
+baselines; titles for one shown_user.
 
 About a minute on two cores. Out of scope: getting the most out of a model (`simulations/experiments`, `fedrec tune`).
 """
@@ -18,14 +18,14 @@ from rich.markup import escape
 from fedrec.core.errors import RunError
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag, read_config
-from fedrec_simulations.cli.recommend import view as view_person
+from fedrec_simulations.cli.recommend import view as view_user
 from fedrec_simulations.cli.running import drive, lay_out
-from fedrec_simulations.experiments.baseline import fit_twin
+from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.prepare import Prepared, prepare
 from fedrec_simulations.report.examples import recommend, typical_users
-from fedrec_simulations.report.summary import Summary, side_by_side, write_twin
+from fedrec_simulations.report.summary import Summary, side_by_side, write_baseline
 from fedrec_simulations.report.tables import COLUMNS, comparison, notes
 
 MARK = "demo.txt"
@@ -47,7 +47,7 @@ def demo(
         Path, typer.Option(help="Folder for the runs and the report; an earlier demo in it is replaced.")
     ] = Path("runs/demo"),
     user: Annotated[
-        str | None, typer.Option(help="To whom titles are recommended; somebody typical by default.")
+        str | None, typer.Option(help="To whom titles are recommended; someone typical by default.")
     ] = None,
     json_: JsonFlag = False,
 ) -> Answer:
@@ -68,21 +68,23 @@ def demo(
         runs.append(run)
     runs = side_by_side(runs)
     shown = next(run for run in runs if run.config.name == SHOWN)
-    person = recommend(shown.run, user or typical_users(shown.run)[1], n=10)
+    shown_user = recommend(shown.run, user or typical_users(shown.run)[1], n=10)
     page = write_page(out / "report.html", runs, examples_of=shown)
     seconds = time.perf_counter() - started
     document = {
         "runs": [run.as_dict() for run in runs],
-        "example": {"run": shown.run.path} | person.as_dict(),
+        "example": {"run": shown.run.path} | shown_user.as_dict(),
         "report": page,
         "seconds": seconds,
     }
     results = table(
-        "on the film that each person rated last, held out from training", ("run", *COLUMNS), comparison(runs)
+        "on the film that each user rated last, held out from training", ("run", *COLUMNS), comparison(runs)
     )
-    view: list[RenderableType] = [results, *notes(runs), "", *view_person(person), ""]
+    view: list[RenderableType] = [results, *notes(runs), "", *view_user(shown_user), ""]
     view.append(f"report: {escape(str(page))}   ({seconds:.0f} s)")
-    view.append(f"go on: fedrec recommend {escape(str(shown.run.path))} --user {escape(person.user)} --n 20")
+    view.append(
+        f"go on: fedrec recommend {escape(str(shown.run.path))} --user {escape(shown_user.user)} --n 20"
+    )
     return Answer(document, view)
 
 
@@ -91,18 +93,18 @@ def _introduce(prepared: Prepared) -> None:
     sizes = prepared.description["split"]
     total = sum(part["interactions"] for part in sizes.values() if isinstance(part, dict))
     notice(
-        f"MovieTweetings: {train.n_users:,} people, {train.n_items:,} films, {total:,} ratings; last film held out"
+        f"MovieTweetings: {train.n_users:,} users, {train.n_items:,} films, {total:,} ratings; last film held out"
     )
 
 
 def _one(folder: Path, config: Config, prepared: Prepared) -> Summary | None:
-    """A run and its centralised twin; None if interrupted."""
-    notice(f"{config.name}: federated, then its centralised twin", "bold")
+    """A run and its centralised baseline; None if interrupted."""
+    notice(f"{config.name}: federated, then its centralised baseline", "bold")
     run = lay_out(config, prepared, folder, "in-process")
     if not drive(run, "in-process").finished:
         return None
     categories, features = category_matrix(prepared.catalog), prepared.catalog.features
-    write_twin(run, fit_twin(config, prepared.split, categories, features))
+    write_baseline(run, fit_baseline(config, prepared.split, categories, features))
     return Summary(run)
 
 

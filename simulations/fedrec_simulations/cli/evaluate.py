@@ -1,4 +1,4 @@
-"""`fedrec evaluate`: judge a finished run again on the data in its folder, or hand its rankings on."""
+"""`fedrec evaluate`: evaluate a finished run again on the data in its folder, or hand its rankings on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedrec.evaluation.report import EvaluationReport
 from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
-from fedrec_simulations.engines.held_data import judge_held
-from fedrec_simulations.experiments.baseline import Twin, fit_twin
+from fedrec_simulations.engines.held_data import evaluate_held
+from fedrec_simulations.experiments.baseline import Baseline, fit_baseline
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.experiments.sections import NoPrivacy
-from fedrec_simulations.report.summary import Summary, write_twin
+from fedrec_simulations.report.summary import Summary, write_baseline
 from fedrec_simulations.report.tables import notes
 
 
@@ -31,35 +31,38 @@ def evaluate(
         typer.Option(metavar="OUT.csv", help="Write user,item,rank of unseen items for every user."),
     ] = None,
     top: Annotated[str, typer.Option(metavar="N|all", help="Length of the ranking of each user.")] = "100",
-    twin: Annotated[
-        bool, typer.Option("--twin", help="Train and judge the centralised twin, too, and keep its result.")
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline", help="Train and evaluate the centralised baseline, too, and keep its result."
+        ),
     ] = False,
     json_: JsonFlag = False,
 ) -> Answer:
-    """Judge the final model on the test part, or write its rankings for others to judge."""
+    """Evaluate the final model on the test part, or write its rankings for others to evaluate."""
     length = _length(top)
     folder = RunFolder.open(run)
     config = folder.config
     private = not isinstance(config.privacy, NoPrivacy)
     has_test = folder.split.test is not None if private else folder.result.get("test") is not None
-    if not has_test and (rankings is None or twin):
+    if not has_test and (rankings is None or baseline):
         raise DataError(
-            f"run {run} has no test part, so nothing can be judged here: write its rankings for whoever holds "
+            f"run {run} has no test part, so nothing can be evaluated here: write its rankings for whoever holds "
             "it, with --rankings OUT.csv"
         )
     warn(config.warnings())
     document: dict[str, Any] = {"run": run}
     view: list[RenderableType] = []
     if has_test and not (private and rankings is not None and not config.evaluation.held_data):
-        report = judge_held(folder)
+        report = evaluate_held(folder)
         document["held_data" if private else "test"] = report.as_dict()
         view += _view(config.name, report)
         view += notes([Summary(folder)]) if private else []
-    if twin:
-        found = fit_twin(config, folder.split, category_matrix(folder.catalog), folder.features)
-        write_twin(folder, found)
-        document["twin"] = found.as_dict()
-        view += _twin_view(found)
+    if baseline:
+        found = fit_baseline(config, folder.split, category_matrix(folder.catalog), folder.features)
+        write_baseline(folder, found)
+        document["baseline"] = found.as_dict()
+        view += _baseline_view(found)
     if rankings is not None:
         users, rows = write_rankings(folder, rankings, length)
         document["rankings"] = {"file": rankings, "users": users, "rows": rows}
@@ -105,8 +108,12 @@ def _view(name: str, report: EvaluationReport) -> list[RenderableType]:
     return out
 
 
-def _twin_view(twin: Twin) -> list[RenderableType]:
-    rows = [[name, f"{value:.4f}"] for name, value in twin.report.values().items()]
+def _baseline_view(baseline: Baseline) -> list[RenderableType]:
+    rows = [[name, f"{value:.4f}"] for name, value in baseline.report.values().items()]
     return [
-        table(f"centralised twin ({twin.epochs} epochs, {twin.fit_seconds:.1f} s)", ["metric", "value"], rows)
+        table(
+            f"centralised baseline ({baseline.epochs} epochs, {baseline.fit_seconds:.1f} s)",
+            ["metric", "value"],
+            rows,
+        )
     ]

@@ -108,7 +108,7 @@ def _limits(local_steps: int, batch_rate: float, max_interactions: int) -> Inter
     )
 
 
-def _answer(found: PrivacyPlan, judged: Feasibility) -> Answer:
+def _answer(found: PrivacyPlan, evaluated: Feasibility) -> Answer:
     costs = summary(found.releases(), found.delta)
     warnings = found.warnings()
     warn(warnings)
@@ -117,9 +117,9 @@ def _answer(found: PrivacyPlan, judged: Feasibility) -> Answer:
         "plan": found.model_dump(mode="json"),
         "noise_multiplier": found.noise_multipliers[0],
         "epsilon": {**costs, "kept": found.epsilon(), "whole_user": whole},
-        "noise_to_clip": judged.ratio,
-        "verdict": judged.verdict,
-        "advice": list(judged.advice),
+        "noise_to_clip": evaluated.ratio,
+        "verdict": evaluated.verdict,
+        "advice": list(evaluated.advice),
         "warnings": warnings,
     }
     rows = [[name, "-" if value is None else f"{value:.4g}"] for name, value in _costs(found, costs, whole)]
@@ -130,9 +130,9 @@ def _answer(found: PrivacyPlan, judged: Feasibility) -> Answer:
             _facts(found),
         ),
         table(f"epsilon at delta {found.delta:.3g}", ["accountant", "epsilon"], rows),
-        f"noise-to-clip ratio of a round: {judged.ratio:.3g}  "
-        f"[{_COLOURS[judged.verdict]}]{judged.verdict}[/]: {_meaning(judged)}",
-        *(f"  what helps: {escape(line)}" for line in judged.advice),
+        f"noise-to-clip ratio of a round: {evaluated.ratio:.3g}  "
+        f"[{_COLOURS[evaluated.verdict]}]{evaluated.verdict}[/]: {_meaning(evaluated)}",
+        *(f"  what helps: {escape(line)}" for line in evaluated.advice),
     ]
     return Answer(document, view)
 
@@ -172,9 +172,9 @@ def _costs(
     return rows
 
 
-def _meaning(judged: Feasibility) -> str:
-    if judged.verdict == "can learn":
+def _meaning(evaluated: Feasibility) -> str:
+    if evaluated.verdict == "can learn":
         return f"below {EASY:g}, the mean update stands out of the noise"
-    if judged.verdict == "hard":
+    if evaluated.verdict == "hard":
         return "the mean update, usually far below the clip norm, is hard to see in the noise"
     return f"above {LOST:g}, a gradient drowns; counts and closed forms may bear it"

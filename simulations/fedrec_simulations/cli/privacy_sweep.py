@@ -47,10 +47,10 @@ def sweep(
     base = base_config(spec, str(source))
     # Every cell is checked before data is read: bounds of groups decide nothing about that.
     cells(spec, folder, (1, 2), str(source))
-    place = prepare_sweep(folder, base, spec.sweep.judge)
+    place = prepare_sweep(folder, base, spec.sweep.evaluate)
     data = read_data(place)
     todo = cells(spec, place, data.group_bounds, str(source))
-    warn([f"{CAVEAT}: these runs protect nobody, they show what protection costs"])
+    warn([f"{CAVEAT}: these runs protect no one, they show what protection costs"])
     results = _run(folder, todo, jobs or os.cpu_count() or 1)
     return _answer(folder, spec, todo, results, data)
 

@@ -16,7 +16,7 @@ from fedrec_simulations.report.units import duration
 
 #: Seconds between two lines where stderr is no terminal.
 LINE_SECONDS = 5.0
-PHASES = {"select": "choosing rounds", "final": "final training"}
+PHASES = {"tuning": "choosing rounds", "refit": "final training"}
 
 
 class RoundProgress:
@@ -75,13 +75,13 @@ class RoundProgress:
             self._best = (value, int(event["round"]))
 
     def _total(self, phase: str) -> int:
-        return (self._best[1] or self._rounds) if phase == "final" else self._rounds
+        return (self._best[1] or self._rounds) if phase == "refit" else self._rounds
 
     def _left(self, event: Mapping[str, Any]) -> float:
         """Seconds left at most: patience may end the choice of rounds earlier."""
         rounds = self._total(event["phase"]) - int(event["round"])
-        if event["phase"] == "select":
-            rounds += self._total("final")
+        if event["phase"] == "tuning":
+            rounds += self._total("refit")
         recent = self._seconds[-20:]
         return rounds * sum(recent) / len(recent)
 

@@ -1,7 +1,7 @@
 """Rankings of a finished run for whoever wants to score it: `user,item,rank` in the data set's own ids.
 
-Each node makes the lists of the people it hosts from its own local state. What a person had, in training or
-validation part, is not ranked. Out of scope: judging.
+Each node makes the lists of the users it hosts from its own local state. What a user had, in training or
+validation part, is not ranked. Out of scope: evaluating.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _lists(run: RunFolder, top: int | None) -> Iterator[tuple[list[str], list[st
     recommender = build(run.config.model)
     for folder in run.node_folders():
         shard = load_shard(folder / "shard.npz")
-        state = open_node(folder).local_state(model, "final", rounds)
-        history = shard.batch(shard.history("final"))
+        state = open_node(folder).local_state(model, "refit", rounds)
+        history = shard.batch(shard.history("refit"))
         users, items = _fields(shard.train.user_ids), _fields(shard.train.item_ids)
         step = max(1, min(256, CHUNK_SCORES // max(len(items), 1)))
         for start in range(0, len(history), step):

@@ -1,4 +1,4 @@
-"""`fedrec recommend`: titles for one person, from the state on the person's node."""
+"""`fedrec recommend`: titles for one user, from the state on the user's node."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedrec_simulations.report.examples import recommend as recommend_to
 
 def recommend(
     run: RunArgument,
-    user: Annotated[str, typer.Option(help="The person, in the data set's own ids.", show_default=False)],
+    user: Annotated[str, typer.Option(help="The user, in the data set's own ids.", show_default=False)],
     n: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
     json_: JsonFlag = False,
 ) -> Answer:
-    """Recommend to one person of a finished run, from local state only."""
+    """Recommend to one user of a finished run, from local state only."""
     folder = RunFolder.open(run)
     example = recommend_to(folder, user, n)
     warn(folder.config.warnings())
@@ -29,7 +29,7 @@ def recommend(
 
 
 def view(example: Example) -> list[RenderableType]:
-    """The person's latest items and the list."""
+    """The user's latest items and the list."""
     latest = "; ".join(escape(line.title) for line in example.latest) or "nothing"
     rows = [
         [

@@ -32,7 +32,7 @@ def default_folder(config: Config) -> Path:
 def lay_out(
     config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None
 ) -> RunFolder:
-    """A new run folder for an engine; in process one node hosts everybody, unless their sum is to be secure."""
+    """A new run folder for an engine; in process one node hosts everyone, unless their sum is to be secure."""
     refuse_elsewhere(config, engine)
     alone = engine == "in-process" and config.privacy.aggregator != "secagg"
     count = nodes or (1 if alone else config.federation.nodes)

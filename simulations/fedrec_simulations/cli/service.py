@@ -53,7 +53,7 @@ def start(
     json_: JsonFlag = False,
 ) -> Answer:
     """Serve the champions (and canaries) of some populations until Ctrl-C."""
-    # gRPC writes a line for every refused handshake: anybody who reaches the port could fill the disk.
+    # gRPC writes a line for every refused handshake: anyone who reaches the port could fill the disk.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fedrec.core.errors import ConfigError
     from fedrec_server.network.limits import Limits
@@ -93,7 +93,7 @@ def start(
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
         if keys is None:
             notice("no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week")
-        # Looked at often: a signal may reach a thread of gRPC, and then wakes nobody here.
+        # Looked at often: a signal may reach a thread of gRPC, and then wakes no one here.
         while not stop.asked and not service.wait(LOOK_SECONDS):
             pass
     return Answer({"stopped": True}, ["stopped"])

@@ -49,7 +49,7 @@ def train(
     ] = None,
     items_file: Annotated[
         Path | None,
-        typer.Option("--items", metavar="FILE", help="Column item: items nobody interacted with yet."),
+        typer.Option("--items", metavar="FILE", help="Column item: items no one interacted with yet."),
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write RUN/report.html.")] = True,
     json_: JsonFlag = False,
@@ -116,7 +116,7 @@ def view(summary: Summary, page: Path | None) -> list[RenderableType]:
         ]
     elif summary.result.get("test") is None and summary.held is None:
         view = [
-            f"trained for {summary.result['rounds']} rounds; there is no test part here, so nothing was judged.",
+            f"trained for {summary.result['rounds']} rounds; there is no test part here, so nothing was evaluated.",
             f"Rankings for whoever holds it: fedrec evaluate {run} --rankings rankings.csv --top 100",
         ]
     else:

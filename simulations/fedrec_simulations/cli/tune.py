@@ -1,4 +1,4 @@
-"""`fedrec tune`: a grid of hyper-parameters, judged on the validation part only."""
+"""`fedrec tune`: a grid of hyper-parameters, evaluated on the validation part only."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
 from fedrec_simulations.experiments.sections import NoPrivacy
 
 
-def judge_held(run: RunFolder) -> EvaluationReport:
-    """The final model on the test part of everybody in a run folder; raises what `held_sums` raises."""
+def evaluate_held(run: RunFolder) -> EvaluationReport:
+    """The final model on the test part of everyone in a run folder; raises what `held_sums` raises."""
     return build_report(held_sums(run))
 
 
@@ -60,7 +60,7 @@ def held_sums(run: RunFolder, shared: State | None = None, rounds: int | None = 
     model = run.model if shared is None else shared
     last = int(run.result["rounds"]) if rounds is None else rounds
     return functools.reduce(
-        MetricSums.merge, (_judge(config, folder, model, last) for folder in run.node_folders())
+        MetricSums.merge, (_evaluate(config, folder, model, last) for folder in run.node_folders())
     )
 
 
@@ -79,7 +79,7 @@ def refuse_elsewhere(config: Config, engine: str) -> None:
 
 def write_held(run: RunFolder) -> dict[str, Any]:
     """Measure and write `held_data.json`; what it says."""
-    made = {"note": HELD_DATA, "test": judge_held(run).as_dict()}
+    made = {"note": HELD_DATA, "test": evaluate_held(run).as_dict()}
     write_json(run.path / HELD_FILE, made)
     return made
 
@@ -89,8 +89,8 @@ def _engine(run: RunFolder) -> str:
     return str(json.loads(path.read_text())["engine"]) if path.exists() else "in-process"
 
 
-def _judge(config: Config, folder: Path, shared: State, rounds: int) -> MetricSums:
-    """The people of one node, whose shard and personal state lie in this folder."""
+def _evaluate(config: Config, folder: Path, shared: State, rounds: int) -> MetricSums:
+    """The users of one node, whose shard and personal state lie in this folder."""
     split = load_shard(folder / "shard.npz")
     target = split.test
     if target is None:
@@ -99,8 +99,8 @@ def _judge(config: Config, folder: Path, shared: State, rounds: int) -> MetricSu
     return evaluate(
         build(config.model),
         shared,
-        open_node(folder).local_state(shared, "final", rounds),
-        split.batch(split.history("final")),
+        open_node(folder).local_state(shared, "refit", rounds),
+        split.batch(split.history("refit")),
         split.batch(target),
         config.node_evaluation(),
         config.federation.seed,

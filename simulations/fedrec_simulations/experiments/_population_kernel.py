@@ -45,7 +45,7 @@ def _crossing(
 ) -> Any:
     """Where in another history the walk goes on, and the state of the draws; -1 if nowhere.
 
-    Each of `candidates` random owners of the item is judged by the share of the `window` items before it
+    Each of `candidates` random owners of the item is evaluated by the share of the `window` items before it
     that the walk has taken.
     """
     lo, hi = of_item[items[position]], of_item[items[position] + 1]

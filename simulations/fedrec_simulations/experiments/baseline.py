@@ -1,4 +1,4 @@
-"""The centralised twin of a run: the same recommender, data, split and judge, trained where all data lies.
+"""The centralised baseline of a run: the same recommender, data, split and evaluate, trained where all data lies.
 
 It is what the price of federating is measured against. Its number of epochs is chosen on the validation part,
 as the federation's number of rounds is, and it looks at the test part once.
@@ -28,8 +28,8 @@ EPOCHS = (5, 10, 20, 40)
 
 
 @dataclass(frozen=True)
-class Twin:
-    """How the centralised twin did.
+class Baseline:
+    """How the centralised baseline did.
 
     Attributes:
         report: on the test part.
@@ -46,26 +46,26 @@ class Twin:
         return {"test": self.report.as_dict(), "epochs": self.epochs, "fit_seconds": self.fit_seconds}
 
 
-def fit_twin(
+def fit_baseline(
     config: Config,
     split: Split,
     categories: NDArray[np.float32] | None = None,
     features: NDArray[np.float32] | None = None,
-) -> Twin:
-    """Choose epochs, fit on training and validation part, judge on the test part.
+) -> Baseline:
+    """Choose epochs, fit on training and validation part, evaluate on the test part.
 
     Raises:
         DataError: the split has no test part.
     """
     if split.test is None:
-        raise DataError("the split has no test part: the centralised twin cannot be judged")
+        raise DataError("the split has no test part: the centralised baseline cannot be evaluated")
     recommender = build(config.model)
     epochs = _choose(config, recommender, split, features)
     started = time.perf_counter()
-    shared, local = recommender.fit(split.learnable("final"), config.federation.seed, epochs, features)
+    shared, local = recommender.fit(split.learnable("refit"), config.federation.seed, epochs, features)
     seconds = time.perf_counter() - started
-    report = _judge(config, recommender, shared, local, split, "final", config.evaluation, categories)
-    return Twin(report, epochs, seconds)
+    report = _evaluate(config, recommender, shared, local, split, "refit", config.evaluation, categories)
+    return Baseline(report, epochs, seconds)
 
 
 def _choose(
@@ -81,7 +81,7 @@ def _choose(
     for epochs in EPOCHS:
         shared, local = recommender.fit(split.train, config.federation.seed, epochs, features)
         settings = config.evaluation.quick()
-        values = _judge(config, recommender, shared, local, split, "select", settings, None).values()
+        values = _evaluate(config, recommender, shared, local, split, "tuning", settings, None).values()
         best = max(best, (values[config.federation.select_metric], epochs))
     return best[1]
 
@@ -89,7 +89,7 @@ def _choose(
 def _choose_on_the_way(
     config: Config, recommender: NeuralRecommender, split: Split, features: NDArray[np.float32] | None
 ) -> int:
-    """One training run that is judged as often, and given up as soon, as the federation's is, in passes over all."""
+    """One training run that is evaluated as often, and given up as soon, as the federation's is, in epochs."""
     rules, settings = config.federation, config.evaluation.quick()
     every = max(1, round(rules.evaluate_every * rules.sampling_rate))
     last = max(1, round(rules.rounds * rules.sampling_rate))
@@ -98,7 +98,7 @@ def _choose_on_the_way(
     for epoch, (shared, local) in zip(range(1, last + 1), sweeps, strict=False):
         if epoch % every and epoch != last:
             continue
-        values = _judge(config, recommender, shared, local, split, "select", settings, None).values()
+        values = _evaluate(config, recommender, shared, local, split, "tuning", settings, None).values()
         score = values[rules.select_metric]
         stale = 0 if score > best[0] else stale + 1
         best = max(best, (score, epoch), key=lambda entry: entry[0])
@@ -107,7 +107,7 @@ def _choose_on_the_way(
     return best[1]
 
 
-def _judge(
+def _evaluate(
     config: Config,
     recommender: Recommender,
     shared: dict[str, NDArray[Any]],

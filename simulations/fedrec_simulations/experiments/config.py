@@ -63,7 +63,7 @@ class Config(Section):
         if build(self.model).fixed_rounds is not None and self.federation.sampling_rate < 1.0:
             raise ValueError(
                 f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes its "
-                "rounds with everybody; set it to 1"
+                "rounds with everyone; set it to 1"
             )
         if isinstance(self.privacy, PrivacySection) and self.federation.sampling != "poisson":
             raise ValueError(
@@ -114,13 +114,13 @@ class Config(Section):
 
     def _evaluation_fits(self) -> None:
         """Raises ValueError where something cannot be measured."""
-        judged, chosen = self.evaluation.probabilities, self.federation.select_metric
-        if judged and not isinstance(build(self.model), Ranker):
+        evaluated, chosen = self.evaluation.probabilities, self.federation.select_metric
+        if evaluated and not isinstance(build(self.model), Ranker):
             raise ValueError(
                 f"evaluation.probabilities is true and model {self.model.kind!r} gives none: drop it, "
                 "or train 'deepfm'"
             )
-        if chosen.startswith("answers/") and not judged:
+        if chosen.startswith("answers/") and not evaluated:
             raise ValueError(f"federation.select_metric is {chosen!r}: set evaluation.probabilities = true")
 
     def _scaffold_fits(self) -> None:

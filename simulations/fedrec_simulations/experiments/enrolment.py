@@ -1,7 +1,7 @@
 """From a configuration to the terms under which replies leave the nodes, and to the keys that go with them.
 
 Whoever lays out a run folder is the one who enrols its nodes: it makes their identities and writes the roster that
-is pinned on all of them. In a simulation that is this process; where nodes belong to different people, each makes its
+is pinned on all of them. In a simulation that is this process; where nodes belong to different users, each makes its
 own identity and only the public keys meet (how-to "run secure aggregation"). Out of scope: the protocol.
 """
 
@@ -141,7 +141,7 @@ def _device_noise(plan: PrivacyPlan | None) -> float:
 
 
 def _floor(plan: PrivacyPlan | None, users: int) -> float:
-    """Declared users below whom nobody lets a sum out: the noise shares of fewer are less than planned."""
+    """Declared users below whom no one lets a sum out: the noise shares of fewer are less than planned."""
     if plan is None or plan.distributed is None:
         return 0.0
     return plan.distributed.survivors * users

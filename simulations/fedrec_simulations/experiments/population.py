@@ -1,10 +1,10 @@
 """Synthetic populations: many more users who behave like those of a real data set.
 
 A synthetic user walks along the histories of real users. The walk starts at the beginning of one history and takes
-its items in order; now and then it crosses over, at the item just taken, into the history of somebody else
+its items in order; now and then it crosses over, at the item just taken, into the history of someone else
 who has the item, too, preferring one whose neighbourhood of it resembles what the walk has taken so far. Items
 already taken are passed over. So steps from item to item, histories' lengths, the popularity of items and,
-through the preference, the coherence of a taste are those of the real data, while nobody's history is repeated.
+through the preference, the coherence of a taste are those of the real data, while no one's history is repeated.
 
 For studying how quality under differential privacy grows with the population, where real data of that size may
 not be at hand. Such users are *not* private: they are made of pieces of real histories and are as confidential as

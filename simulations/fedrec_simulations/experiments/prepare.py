@@ -58,7 +58,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def prepare_files(config: Config, train: Path, validation: Path | None, items: Path | None) -> Prepared:
-    """A split that somebody else made; its test part lies with them."""
+    """A split that someone else made; its test part lies with them."""
     split = splits.prepared(train, validation, None, items)
     return _prepared(config, split, _catalog_of(config.data, split), None)
 

@@ -1,4 +1,4 @@
-"""A run folder: everything that is needed to repeat, resume, judge and serve a run.
+"""A run folder: everything that is needed to repeat, resume, evaluate and serve a run.
 
 RUN/config.json          the resolved configuration
 RUN/data.json            what the data was, what cleaning removed, the split's rule and sizes
@@ -96,7 +96,7 @@ class RunFolder:
                 f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set it to that"
             )
         # Before anything is written: a plan may be refused.
-        privacy = terms_of(config, split.train.n_users, split.train.n_items, _people(config, prepared))
+        privacy = terms_of(config, split.train.n_users, split.train.n_items, _users(config, prepared))
         if privacy is not None and privacy.plan.metrics is not None and split.test is None:
             raise ConfigError(
                 "privacy.metrics is 'noised' and nothing is held out to be evaluated: set it to 'none'"
@@ -238,7 +238,7 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _people(config: Config, prepared: Prepared) -> str:
+def _users(config: Config, prepared: Prepared) -> str:
     """By what name ledgers know whose data these are; made-up users have no account with the real ones."""
     if isinstance(config.privacy, PrivacySection) and config.privacy.account is not None:
         return config.privacy.account

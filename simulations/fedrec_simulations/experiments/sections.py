@@ -49,7 +49,7 @@ class DataSection(Section):
         items: for name = "file": a table of the items with the columns item and, where there, title, categories
             ("a|b") and text; None: nothing is known of them.
         features: public vectors of the items, for models that read them; None: none.
-        reviews: encoder of what people wrote, for models that read it; the text itself is not kept; None: left out.
+        reviews: encoder of what users wrote, for models that read it; the text itself is not kept; None: left out.
         review_column: for name = "file".
         synthetic: a made-up population fitted to the data, of any size; None: the data themselves.
     """
@@ -78,7 +78,7 @@ class DataSection(Section):
                 "data.ratings keeps every rating and data.min_rating drops some: give one of them"
             )
         if self.reviews is not None and self.synthetic is not None:
-            raise ValueError("data.synthetic makes up people who write nothing: leave data.reviews out")
+            raise ValueError("data.synthetic makes up users who write nothing: leave data.reviews out")
         if self.name == "file" and (self.reviews is None) != (self.review_column is None):
             raise ValueError(
                 "data.reviews (an encoder) and data.review_column belong together: give both, or neither"
@@ -132,8 +132,8 @@ class Aggregation(BaseModel):
 
     Attributes:
         aggregator: "secagg": by secure aggregation, the server sees sums over nodes and nothing else; "sealed":
-            encrypted to the server, which sees every node's reply; "plain": everybody on the way sees it, too.
-        insecure: must be true beside "plain", so that nobody gets there by accident.
+            encrypted to the server, which sees every node's reply; "plain": everyone on the way sees it, too.
+        insecure: must be true beside "plain", so that no one gets there by accident.
     """
 
     aggregator: Literal["secagg", "sealed", "plain"] = "secagg"
@@ -181,7 +181,7 @@ class SecaggSection(Section):
         corrupted: nodes of a neighbourhood that may work with the server.
         neighbours: of a node; None: all up to 100 nodes, above as many as the bounds ask for.
         range_users: for how many users the integers have room; None: for all that are hosted.
-        dense_parameters: a gradient of more values is sent in parts, the same random rows by everybody.
+        dense_parameters: a gradient of more values is sent in parts, the same random rows by everyone.
     """
 
     bits: Literal[16, 32] = 32

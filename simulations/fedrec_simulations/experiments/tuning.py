@@ -29,14 +29,14 @@ from fedrec_simulations.experiments.config import Config
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration, judged on the validation part.
+    """One configuration, evaluated on the validation part.
 
     Attributes:
         overrides: what differs from the configuration given, as `a.b=c`.
         config: the whole configuration.
         rounds: the best number of rounds.
         validation: metrics at that round.
-        seconds: of training and judging.
+        seconds: of training and evaluating.
     """
 
     overrides: tuple[str, ...]
@@ -86,7 +86,7 @@ def run_trials(
     jobs: int = 1,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Judge every configuration, the best first.
+    """Evaluate every configuration, the best first.
 
     Args:
         configs: overrides and the configuration that they lead to; all with one data and split section.
@@ -101,8 +101,8 @@ def run_trials(
         raise ConfigError("tuning was given a test part: pass the split through without_test")
     if any(config.privacy.unit != "none" for _, config in configs):
         raise ConfigError(
-            "tuning trains without noise, so it cannot judge a privacy target: use `fedrec privacy sweep` with "
-            "sweep.judge = 'validation'"
+            "tuning trains without noise, so it cannot evaluate a privacy target: use `fedrec privacy sweep` with "
+            "sweep.evaluate = 'validation'"
         )
     trials = []
     for trial in _results(configs, split, jobs):
@@ -113,16 +113,16 @@ def run_trials(
 
 def _results(configs: Sequence[tuple[tuple[str, ...], Config]], split: Split, jobs: int) -> Iterator[Trial]:
     if jobs == 1 or len(configs) == 1:
-        yield from (judge(overrides, config, split) for overrides, config in configs)
+        yield from (evaluate(overrides, config, split) for overrides, config in configs)
         return
     # Forking a process with compiled kernels' threads may hang it.
     with ProcessPoolExecutor(min(jobs, len(configs)), get_context("spawn")) as pool:
         overrides, each = zip(*configs, strict=True)
-        yield from pool.map(judge, overrides, each, itertools.repeat(split))
+        yield from pool.map(evaluate, overrides, each, itertools.repeat(split))
 
 
-def judge(overrides: tuple[str, ...], config: Config, split: Split) -> Trial:
-    """Train on the training part round by round, judging as the coordinator does while it chooses rounds."""
+def evaluate(overrides: tuple[str, ...], config: Config, split: Split) -> Trial:
+    """Train on the training part round by round, evaluating as the coordinator does while it chooses rounds."""
     started = time.perf_counter()
     best: tuple[float, int, dict[str, float]] = (-1.0, 0, {})
     stale, patience = 0, config.federation.patience
@@ -136,7 +136,7 @@ def judge(overrides: tuple[str, ...], config: Config, split: Split) -> Trial:
 
 
 def _rounds(config: Config, split: Split) -> Iterator[tuple[int, dict[str, float]]]:
-    """Validation metrics of every round that is judged."""
+    """Validation metrics of every round that is evaluated."""
     recommender, rules = build(config.model), config.federation
     n_items, users = split.train.n_items, split.train.n_users
     settings = config.evaluation.quick()
@@ -153,10 +153,10 @@ def _rounds(config: Config, split: Split) -> Iterator[tuple[int, dict[str, float
     server = recommender.init_server(shared)
     last = recommender.fixed_rounds or rules.rounds
     for number in range(1, last + 1):
-        reply = node.handle(Request("train", number, "select", shared, {"persist": False}))
+        reply = node.handle(Request("train", number, "tuning", shared, {"persist": False}))
         total = read_update(reply, recommender.layout(n_items, number), users, rules.clip_norm)
         if total.users:
             shared, server = recommender.apply(shared, server, total)
         if number % rules.evaluate_every == 0 or number == last:
-            answer: dict[str, Any] = node.handle(Request("evaluate", number, "select", shared)).arrays
+            answer: dict[str, Any] = node.handle(Request("evaluate", number, "tuning", shared)).arrays
             yield number, build_report(MetricSums.from_arrays(answer, like, users)).values()

@@ -98,12 +98,12 @@ class Campaign:
         """
         if config.privacy.aggregator != "secagg":
             raise ConfigError(
-                f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because nobody "
+                f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because no one "
                 "should see a device's own update"
             )
         if config.evaluation.held_data:
             raise ConfigError(
-                "evaluation.held_data is true: a campaign's data is on people's devices; drop it"
+                "evaluation.held_data is true: a campaign's data is on users's devices; drop it"
             )
         if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
             raise ConfigError(
@@ -239,8 +239,8 @@ class Campaign:
     def _task(self, devices: list[Enrolled]) -> tuple[Task, Path]:
         """What coordinator and devices agree on, written into a run folder."""
         items = self._item_ids()
-        people = sum(device.users for device in devices)
-        privacy = terms_of(self.config, people, len(items), f"campaign {self.id}")
+        users = sum(device.users for device in devices)
+        privacy = terms_of(self.config, users, len(items), f"campaign {self.id}")
         members = [
             Member(name=str(k), key=device.identity, users=device.users) for k, device in enumerate(devices)
         ]

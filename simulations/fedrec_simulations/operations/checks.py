@@ -63,7 +63,7 @@ def packages(requirements: list[str]) -> list[Check]:
 
 
 def _extra(name: str, requirements: list[Requirement]) -> Check:
-    """One line for the base installation or an extra; nobody needs `dev` and `export` to train."""
+    """One line for the base installation or an extra; no one needs `dev` and `export` to train."""
     wrong: list[str] = []
     right: list[str] = []
     for requirement in {one.name: one for one in requirements}.values():

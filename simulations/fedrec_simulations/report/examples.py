@@ -1,6 +1,6 @@
-"""Example lists for a few people, made on the node that hosts them, from local state only.
+"""Example lists for a few users, made on the node that hosts them, from local state only.
 
-A person's node knows the person's history and local state; the model is what everybody receives. Out of scope:
+A user's node knows the user's history and local state; the model is what everyone receives. Out of scope:
 whole tables of rankings (`cli.rankings`).
 """
 
@@ -19,13 +19,13 @@ from fedrec.recommenders.registry import build
 from fedrec_client.node.node_folder import open_node
 from fedrec_simulations.experiments.run_folder import RunFolder
 
-#: Where in the order of history lengths the example people stand.
+#: Where in the order of history lengths the example users stand.
 QUANTILES = (0.25, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One item of a list; `held_out`: the person really chose it, and training never saw that."""
+    """One item of a list; `held_out`: the user really chose it, and training never saw that."""
 
     item: str
     title: str
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Example:
-    """What a person had last (newest first) and is recommended (best first)."""
+    """What a user had last (newest first) and is recommended (best first)."""
 
     user: str
     node: str
@@ -64,10 +64,10 @@ class Example:
 
 
 def recommend(run: RunFolder, user: str, n: int, latest: int = 5) -> Example:
-    """The list of one person, in the data set's own ids.
+    """The list of one user, in the data set's own ids.
 
     Raises:
-        DataError: nobody of that id takes part in the run.
+        DataError: no one of that id takes part in the run.
         RunError: the run is not finished.
     """
     rounds = int(run.result["rounds"])
@@ -76,7 +76,7 @@ def recommend(run: RunFolder, user: str, n: int, latest: int = 5) -> Example:
         shard = load_shard(folder / "shard.npz")
         where = np.flatnonzero(shard.train.user_ids == user)
         if len(where):
-            state = open_node(folder).local_state(run.model, "final", rounds)
+            state = open_node(folder).local_state(run.model, "refit", rounds)
             return _example(run, folder.name, shard, state, int(where[0]), n, latest)
         some += shard.train.user_ids[:3].tolist()
     raise DataError(
@@ -85,8 +85,8 @@ def recommend(run: RunFolder, user: str, n: int, latest: int = 5) -> Example:
 
 
 def typical_users(run: RunFolder) -> list[str]:
-    """A few people with short, middling and long histories; always the same ones."""
-    history = run.split.history("final")
+    """A few users with short, middling and long histories; always the same ones."""
+    history = run.split.history("refit")
     order = np.argsort(history.counts, kind="stable")
     order = order[history.counts[order] > 0]
     picks = dict.fromkeys(int(order[int(q * (len(order) - 1))]) for q in QUANTILES) if len(order) else {}
@@ -96,7 +96,7 @@ def typical_users(run: RunFolder) -> list[str]:
 def _example(
     run: RunFolder, node: str, shard: Split, state: dict[str, Any], user: int, n: int, latest: int
 ) -> Example:
-    catalog, history = run.catalog, shard.history("final")
+    catalog, history = run.catalog, shard.history("refit")
     mine = shard.batch(history).take(np.array([user]))
     local = {name: values[[user]] for name, values in state.items()}
     items, scores = top_n(build(run.config.model).score(run.model, local, mine), n, mine)

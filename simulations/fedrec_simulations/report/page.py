@@ -20,14 +20,14 @@ from fedrec_simulations.report.tables import COLUMNS, DASH, HELD_ROW, bounds, co
 from fedrec_simulations.report.units import size
 
 LISTS = {
-    "coverage": "share of the catalogue that is recommended to anybody",
+    "coverage": "share of the catalogue that is recommended to anyone",
     "novelty": "mean surprise of a recommended item, in bits",
     "gini": "how unevenly recommendations spread over items: 0 even, 1 all on one",
     "diversity": "mean distance of the categories within a list: 0 alike, 1 nothing in common",
 }
 ANSWERS = {
     "auc": "chance that something that happened was called more likely than something that did not; "
-    "auc_within: of one person, and the mean over people",
+    "auc_within: of one shown, and the mean over users",
     "log_loss": "mean surprise by what happened, in nats; likelihood is exp(-log_loss)",
     "rmse": "root of the mean squared error of probabilities",
     "calibration": "mean distance of what was said from how often it happened, in 15 classes",
@@ -43,7 +43,7 @@ def write_page(
     Args:
         out: the HTML file.
         runs: at least one.
-        comparable: whether they were judged alike; if not, the page says so.
+        comparable: whether they were evaluated alike; if not, the page says so.
         examples_of: the run whose lists are shown; the last one by default.
 
     Raises:
@@ -54,7 +54,7 @@ def write_page(
 
 
 def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -> dict[str, Any]:
-    judged = [run for run in runs if run.exact]
+    evaluated = [run for run in runs if run.exact]
     scored = [run for run in runs if run.result.get("test") or run.held]
     return {
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
@@ -69,13 +69,13 @@ def _contents(runs: Sequence[Summary], comparable: bool, examples_of: Summary) -
         "loss_plots": [
             Markup(_loss(run)) for run in runs if sum("loss" in record for record in run.records) > 1
         ],
-        "group_plots": [Markup(_groups(judged, metric)) for metric in HEADLINE] if judged else [],
-        "group_rows": _group_rows(judged),
-        "group_columns": _group_columns(judged),
-        "list_rows": _part_rows(judged, "lists"),
-        "list_columns": _part_columns(judged, "lists"),
-        "answer_rows": _part_rows(judged, "answers"),
-        "answer_columns": _part_columns(judged, "answers"),
+        "group_plots": [Markup(_groups(evaluated, metric)) for metric in HEADLINE] if evaluated else [],
+        "group_rows": _group_rows(evaluated),
+        "group_columns": _group_columns(evaluated),
+        "list_rows": _part_rows(evaluated, "lists"),
+        "list_columns": _part_columns(evaluated, "lists"),
+        "answer_rows": _part_rows(evaluated, "answers"),
+        "answer_columns": _part_columns(evaluated, "answers"),
         "list_meanings": LISTS,
         "answer_meanings": ANSWERS,
         "bytes_rows": [
@@ -123,8 +123,8 @@ def _scores(runs: Sequence[Summary], metric: str) -> str:
         points = [("federated", run.estimate(metric))]
         if run.held:
             points.append((HELD_ROW.strip(), estimate(run.held, metric)))
-        if run.twin:
-            points.append(("centralised twin", run.twin_estimate(metric)))
+        if run.baseline:
+            points.append(("centralised baseline", run.baseline_estimate(metric)))
         rows.append((run.name, points))
     name = HEADLINE[metric]
     return plots.intervals(rows, f"{name} (95% interval)", f"{name} of every run, with intervals")
@@ -153,9 +153,9 @@ def _curves(runs: Sequence[Summary]) -> list[str]:
     lines: dict[str, list[plots.Line]] = {}
     for run in runs:
         metric = run.config.federation.select_metric
-        judged = [r for r in run.records if r["phase"] == "select" and metric in r.get("validation", {})]
-        if len(judged) > 1:
-            x, y = [r["round"] for r in judged], [r["validation"][metric] for r in judged]
+        evaluated = [r for r in run.records if r["phase"] == "tuning" and metric in r.get("validation", {})]
+        if len(evaluated) > 1:
+            x, y = [r["round"] for r in evaluated], [r["validation"][metric] for r in evaluated]
             chosen = run.result.get("rounds")
             lines.setdefault(metric, []).append(plots.Line(run.name, x, y, chosen))
     return [
@@ -166,7 +166,7 @@ def _curves(runs: Sequence[Summary]) -> list[str]:
 
 def _loss(run: Summary) -> str:
     lines = []
-    for phase, label in (("select", "choosing rounds"), ("final", "final training")):
+    for phase, label in (("tuning", "choosing rounds"), ("refit", "final training")):
         # A private run does not let the loss out.
         records = [r for r in run.records if r["phase"] == phase and "loss" in r]
         if records:
@@ -252,8 +252,8 @@ def _examples(run: Summary) -> list[dict[str, Any]]:
     if not run.result:
         return []
     try:
-        people = [recommend(run.run, user, n=10) for user in typical_users(run.run)]
+        users = [recommend(run.run, user, n=10) for user in typical_users(run.run)]
     except DataError:
-        # A run whose users have no history at all has nobody to show.
+        # A run whose users have no history at all has no one to show.
         return []
-    return [person.as_dict() for person in people]
+    return [shown.as_dict() for shown in users]

@@ -40,7 +40,7 @@ def write_privacy(run: RunFolder) -> Statement:
 def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
     """What was so in a finished run."""
     config, environment = run.config, json.loads((run.path / "environment.json").read_text())
-    judged = run.result.get("test") is not None
+    evaluated = run.result.get("test") is not None
     others = ledger_facts(run.path, terms)
     engine = json.loads((run.path / "command.json").read_text())["engine"]
     return StatementFacts(
@@ -51,9 +51,9 @@ def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:
         aggregator=config.privacy.aggregator,
         least_nodes=config.secagg.min_nodes if config.privacy.aggregator == "secagg" else 0,
         simulated=engine == "in-process" and len(run.node_folders()) > FULL_PROTOCOL_NODES,
-        metrics=("noised" if terms else "exact") if judged else "none",
+        metrics=("noised" if terms else "exact") if evaluated else "none",
         held_data=config.evaluation.held_data,
-        selected=any(record["phase"] == "select" for record in run.records),
+        selected=any(record["phase"] == "tuning" for record in run.records),
         audit=_audit(run.path / "audit.json", terms),
         exact_numbers=() if terms else ("loss", "examples", "norms before clipping", "number clipped"),
         code=f"fedrec {environment['fedrec']}",
@@ -102,7 +102,7 @@ def _fewest_users(run: RunFolder) -> int:
 
 
 def ledger_facts(path: Path, terms: PrivacyTerms | None) -> dict[str, Any]:
-    """The ledger of a run's folder, and what it knows of other runs on the same people."""
+    """The ledger of a run's folder, and what it knows of other runs on the same users."""
     if terms is None:
         return {"ledger": None}
     rounds = PrivateRounds(terms, path / "coordinator")

@@ -1,4 +1,4 @@
-"""The page of a privacy statement: `privacy.json` for people, without any outside reference.
+"""The page of a privacy statement: `privacy.json` for users, without any outside reference.
 
 The sentences come from the statement; this page only lays them out, the warnings first. Out of scope: what is true.
 """

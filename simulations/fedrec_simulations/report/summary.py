@@ -16,12 +16,12 @@ from typing import Any
 from fedrec.core.files import write_json
 from fedrec.evaluation.report import Estimate
 from fedrec_server.rounds.task import Task
-from fedrec_simulations.experiments.baseline import Twin
+from fedrec_simulations.experiments.baseline import Baseline
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
 from fedrec_simulations.experiments.sections import NoPrivacy
 
-#: The metrics of every comparison, with their names for people.
+#: The metrics of every comparison, with their names for users.
 HEADLINE = {
     "sampled/hr@10": "HR@10, sampled",
     "sampled/ndcg@10": "NDCG@10, sampled",
@@ -65,9 +65,9 @@ class Summary:
         return self.run.result if path.exists() else {}
 
     @cached_property
-    def twin(self) -> dict[str, Any] | None:
-        """The centralised twin beside it, if one was trained."""
-        return _optional_json(self.run.path / "twin.json")
+    def baseline(self) -> dict[str, Any] | None:
+        """The centralised baseline beside it, if one was trained."""
+        return _optional_json(self.run.path / "baseline.json")
 
     @cached_property
     def started(self) -> dict[str, Any]:
@@ -124,9 +124,9 @@ class Summary:
         """A metric on the test part as the run let it out, None where it did not."""
         return estimate(self.result.get("test"), metric, group)
 
-    def twin_estimate(self, metric: str, group: str = "all") -> Estimate | None:
-        """The same of the centralised twin."""
-        return estimate(self.twin and self.twin.get("test"), metric, group)
+    def baseline_estimate(self, metric: str, group: str = "all") -> Estimate | None:
+        """The same of the centralised baseline."""
+        return estimate(self.baseline and self.baseline.get("test"), metric, group)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -143,7 +143,7 @@ class Summary:
             "validation": self.result.get("validation"),
             "test": self.result.get("test"),
             "held_data": _optional_json(self.run.path / HELD_FILE),
-            "twin": self.twin,
+            "baseline": self.baseline,
             "privacy_warnings": self.config.warnings(),
         }
 
@@ -154,9 +154,9 @@ def estimate(report: Mapping[str, Any] | None, metric: str, group: str = "all") 
     return None if values is None else Estimate(**values)
 
 
-def write_twin(run: RunFolder, twin: Twin) -> None:
-    """Put a twin's result beside a run, where summaries find it."""
-    write_json(run.path / "twin.json", twin.as_dict())
+def write_baseline(run: RunFolder, baseline: Baseline) -> None:
+    """Put a baseline's result beside a run, where summaries find it."""
+    write_json(run.path / "baseline.json", baseline.as_dict())
 
 
 def side_by_side(runs: Sequence[Summary]) -> list[Summary]:
@@ -172,14 +172,14 @@ def side_by_side(runs: Sequence[Summary]) -> list[Summary]:
 
 
 def same_question(runs: Sequence[Summary]) -> bool:
-    """Whether all runs were judged on the same held-out items, measured the same way."""
+    """Whether all runs were evaluated on the same held-out items, measured the same way."""
     return len({_question(summary) for summary in runs}) <= 1
 
 
 def _question(summary: Summary) -> str:
     digest = hashlib.sha256(summary.config.evaluation.model_dump_json().encode())
     split = summary.run.split
-    for part in (split.test, split.history("final")):
+    for part in (split.test, split.history("refit")):
         if part is not None:
             for values in (part.user, part.item):
                 digest.update(values.tobytes())

@@ -27,7 +27,7 @@ def bounds(value: Estimate | None) -> str:
 
 
 def comparison(runs: Sequence[Summary]) -> list[list[str]]:
-    """Name, then `COLUMNS`, of each run, followed by what its researcher measured and by its centralised twin."""
+    """Name, then `COLUMNS`, of each run, followed by what its researcher measured and by its centralised baseline."""
     rows = []
     for run in runs:
         found = [run.estimate(metric) for metric in HEADLINE]
@@ -39,10 +39,10 @@ def comparison(runs: Sequence[Summary]) -> list[list[str]]:
         if run.held:
             found = [estimate(run.held, metric) for metric in HEADLINE]
             rows.append([HELD_ROW, "not covered", *map(number, found), bounds(found[-1]), *[DASH] * 4])
-        if run.twin:
-            found = [run.twin_estimate(metric) for metric in HEADLINE]
-            rows.append(["  centralised twin", "none", *map(number, found), bounds(found[-1])])
-            rows[-1] += [str(run.twin["epochs"]), f"{run.twin['fit_seconds']:.1f}", DASH, DASH]
+        if run.baseline:
+            found = [run.baseline_estimate(metric) for metric in HEADLINE]
+            rows.append(["  centralised baseline", "none", *map(number, found), bounds(found[-1])])
+            rows[-1] += [str(run.baseline["epochs"]), f"{run.baseline['fit_seconds']:.1f}", DASH, DASH]
     return rows
 
 

@@ -1,10 +1,10 @@
-"""Numbers with units, for people."""
+"""Numbers with units, for users."""
 
 from __future__ import annotations
 
 
 def size(n_bytes: float) -> str:
-    """Bytes for people: 23.3 MB."""
+    """Bytes for users: 23.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000 or unit == "GB":
             break
@@ -13,7 +13,7 @@ def size(n_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 1:05."""
+    """Seconds for users: 1:05."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

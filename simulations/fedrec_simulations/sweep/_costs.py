@@ -1,4 +1,4 @@
-"""What a cell pays: epsilon per person and per interaction, and how loud the noise is beside what it hides.
+"""What a cell pays: epsilon per user and per interaction, and how loud the noise is beside what it hides.
 
 Out of scope: accounting itself (`fedrec.privacy`).
 """
@@ -23,8 +23,8 @@ def of_run(folder: Path) -> dict[str, Any]:
 def of_plan(plan: PrivacyPlan) -> dict[str, Any]:
     """Facts of a plan in plain types.
 
-    A person's epsilon also bounds that of each single interaction, so where the unit is the user both are equal;
-    where it is the interaction, the person's is that of all interactions together. `noise_to_signal` is
+    A user's epsilon also bounds that of each single interaction, so where the unit is the user both are equal;
+    where it is the interaction, the user's is that of all interactions together. `noise_to_signal` is
     z * sqrt(P) / m of the noisiest round; `noise_multiplier` that round's z.
     """
     spent = plan.epsilon()

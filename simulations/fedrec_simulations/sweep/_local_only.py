@@ -1,7 +1,7 @@
-"""What a device can do alone: rank by its own history and the public catalogue, with nobody else's help.
+"""What a device can do alone: rank by its own history and the public catalogue, with no one else's help.
 
-An item scores by how much of its categories lie in the person's own history, newer interactions counting more;
-items that score alike stand in an order drawn per person. Which items are popular is shared knowledge and plays no
+An item scores by how much of its categories lie in the user's own history, newer interactions counting more;
+items that score alike stand in an order drawn per user. Which items are popular is shared knowledge and plays no
 part. Without categories the whole order is drawn. Any recommender that learns together must beat this to be worth
 its privacy.
 
@@ -21,7 +21,7 @@ from fedrec.recommenders.closed_form.profiles import matrix, recency
 
 Matrix = NDArray[np.float32]
 
-#: Interactions after which one counts half; the same for everybody, so that nothing is tuned on anybody.
+#: Interactions after which one counts half; the same for everyone, so that nothing is tuned on anyone.
 HALF_LIFE = 10.0
 CHUNK_USERS = 256
 #: Two different scores differ by more than this, so that the drawn order only parts what is alike.
@@ -47,7 +47,7 @@ def local_scores(history: UserBatch, categories: Matrix, seed: int) -> Matrix:
     return np.asarray(np.round(cosine, 3) + TIE * drawn, dtype=np.float32)
 
 
-def judge_local_only(
+def evaluate_local_only(
     history: UserBatch, target: UserBatch, categories: Matrix, settings: EvaluationSettings, seed: int
 ) -> MetricSums:
     """Metric sums over all users, chunk by chunk."""

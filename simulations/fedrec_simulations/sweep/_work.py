@@ -1,4 +1,4 @@
-"""One cell, run: a real run folder, the real coordinator and node, judged as any run is.
+"""One cell, run: a real run folder, the real coordinator and node, evaluated as any run is.
 
 Runs in processes of its own, so everything here is a function of picklable values. Out of scope: which cells there
 are, what becomes of results.
@@ -20,13 +20,13 @@ from fedrec_simulations.engines.held_data import held_sums
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.sweep._costs import of_run
-from fedrec_simulations.sweep._local_only import judge_local_only
+from fedrec_simulations.sweep._local_only import evaluate_local_only
 from fedrec_simulations.sweep.cells import Cell, CellResult
 from fedrec_simulations.sweep.data import SweepData, read_data
 
 
 def run_cell(cell: Cell, scratch: Path) -> CellResult:
-    """Train and judge one cell; an error that is fedrec's own becomes part of the result.
+    """Train and evaluate one cell; an error that is fedrec's own becomes part of the result.
 
     Args:
         cell: what to run.
@@ -64,10 +64,10 @@ def _federated(cell: Cell, data: SweepData, folder: Path) -> CellResult:
 
 
 def _tail(cell: Cell, data: SweepData, run: RunFolder, rounds: int) -> EvaluationReport:
-    """Only held-out items of the long tail count as right; everything else unseen is an opponent."""
+    """Only held-out items of the long tail count as right; everything else unseen is an candidate."""
     (node,) = run.nodes()
-    history = data.split.batch(data.split.history("final"))
-    local = node.local_state(run.model, "final", rounds)
+    history = data.split.batch(data.split.history("refit"))
+    local = node.local_state(run.model, "refit", rounds)
     target = data.split.batch(data.tail)
     model = build(cell.config.model)
     return build_report(
@@ -78,18 +78,18 @@ def _tail(cell: Cell, data: SweepData, run: RunFolder, rounds: int) -> Evaluatio
 
 
 def _local_only(cell: Cell, data: SweepData) -> CellResult:
-    def judge(part: Interactions) -> EvaluationReport:
-        history = data.split.batch(data.split.history("final"))
+    def evaluate_sampled(part: Interactions) -> EvaluationReport:
+        history = data.split.batch(data.split.history("refit"))
         target = data.split.batch(part)
         settings, seed = cell.config.evaluation, cell.config.federation.seed
-        return build_report(judge_local_only(history, target, data.categories, settings, seed))
+        return build_report(evaluate_local_only(history, target, data.categories, settings, seed))
 
     assert data.split.test is not None
-    report = judge(data.split.test)
+    report = evaluate_sampled(data.split.test)
     metrics = _named("", report, "all") | _named("small/", report, "few")
     users = {"all": report.n_users["all"], "small": report.n_users["few"], "tail": 0}
     if len(data.tail):
-        tail = judge(data.tail)
+        tail = evaluate_sampled(data.tail)
         metrics |= _named("tail/", tail, "all")
         users["tail"] = tail.n_users["all"]
     return CellResult(cell.key, metrics, users)

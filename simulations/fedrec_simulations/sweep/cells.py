@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Fingerprint of everything that decides the result; names for people do not."""
+        """Fingerprint of everything that decides the result; names for users do not."""
         parts = {
             "format": FORMAT,
             "local_only": self.local_only,
@@ -72,9 +72,9 @@ class CellResult:
         metrics: name to mean over users, exact, on data that is held here: `full/ndcg@10` over all, `small/...` over
             the third with the shortest histories, `tail/...` over held-out items outside the most popular fifth; and
             `released/...`, what the run itself let out under its plan; `released_std/...`, how loud its noise was.
-        users: judged users behind "all", "small" and "tail".
+        users: evaluated users behind "all", "small" and "tail".
         privacy: what was paid and how loud the noise was (see `costs.of_plan`); empty without noise.
-        seconds: wall time of training and judging.
+        seconds: wall time of training and evaluating.
         error: why the cell has no metrics, in one line; it is tried again at the next start.
     """
 

@@ -1,7 +1,7 @@
 """The data of a sweep: loaded, split and described once, then read by every cell from the sweep's folder.
 
-Cells train on everything that is not judged, for as many rounds as the experiment says: no round and no setting is
-chosen here, so nothing of the judged part can be. Out of scope: loading and splitting (`prepare`).
+Cells train on everything that is not evaluated, for as many rounds as the experiment says: no round and no setting is
+chosen here, so nothing of the evaluated part can be. Out of scope: loading and splitting (`prepare`).
 
 Letters: I items.
 """
@@ -36,10 +36,10 @@ class SweepData:
     """What every cell starts from.
 
     Attributes:
-        split: `train` is learnt from, `test` is judged; there is no validation part.
+        split: `train` is learnt from, `test` is evaluated; there is no validation part.
         categories: [I, G] 0/1.
         description: what the data was, what cleaning removed.
-        group_bounds: history lengths that part the judged users into thirds.
+        group_bounds: history lengths that part the evaluated users into thirds.
     """
 
     split: Split
@@ -53,7 +53,7 @@ class SweepData:
 
     @property
     def tail(self) -> Interactions:
-        """The judged interactions with items outside the most popular fifth."""
+        """The evaluated interactions with items outside the most popular fifth."""
         assert self.split.test is not None
         return self.split.test.select(~is_head(self.split.train.item_counts)[self.split.test.item])
 
@@ -79,22 +79,22 @@ def thirds(lengths: IntArray) -> tuple[int, int]:
     return max(first, 1), max(second, first + 1, 2)
 
 
-def prepare_sweep(folder: Path, config: Config, judge: str) -> Path:
+def prepare_sweep(folder: Path, config: Config, evaluate: str) -> Path:
     """The sweep's data in `folder`, made unless it is there already for the same sections; returns where it lies.
 
     Raises:
-        ConfigError: the part that is to be judged does not exist.
+        ConfigError: the part that is to be evaluated does not exist.
         DataError: see `prepare`.
     """
     sections = {"data": config.data, "split": config.split}
     plain = {name: part.model_dump(mode="json") for name, part in sections.items()}
-    text = json.dumps(plain | {"seed": config.federation.seed, "judge": judge}, sort_keys=True)
+    text = json.dumps(plain | {"seed": config.federation.seed, "evaluate": evaluate}, sort_keys=True)
     place = folder / "data" / hashlib.sha256(text.encode()).hexdigest()[:16]
     # Written last, so that it stands for the rest.
     if not (place / "data.json").exists():
         place.mkdir(parents=True, exist_ok=True)
         made = prepare(config)
-        split = judged_split(made.split, judge)
+        split = evaluated_split(made.split, evaluate)
         save_shard(split, place / "split.npz")
         write_arrays(place / "categories.safetensors", {"categories": category_matrix(made.catalog)})
         write_json(place / "data.json", made.description)
@@ -106,7 +106,7 @@ def read_data(place: Path) -> SweepData:
     """What `prepare_sweep` wrote; kept by each process for its next cell."""
     split = load_shard(place / "split.npz")
     assert split.test is not None
-    lengths = split.history("final").counts[split.test.counts > 0]
+    lengths = split.history("refit").counts[split.test.counts > 0]
     return SweepData(
         split,
         read_arrays(place / "categories.safetensors")[0]["categories"].astype(np.float32),
@@ -115,21 +115,21 @@ def read_data(place: Path) -> SweepData:
     )
 
 
-def judged_split(split: Split, judge: str) -> Split:
-    """The split with only two parts left: what is learnt from, and what is judged (as `test`).
+def evaluated_split(split: Split, evaluate: str) -> Split:
+    """The split with only two parts left: what is learnt from, and what is evaluated (as `test`).
 
     Raises:
-        ConfigError: the part that is to be judged does not exist.
+        ConfigError: the part that is to be evaluated does not exist.
     """
-    target = split.test if judge == "test" else split.validation
+    target = split.test if evaluate == "test" else split.validation
     if target is None or not len(target):
         raise ConfigError(
-            f"sweep.judge is {judge!r}, but the split has no such part: change [split] or judge"
+            f"sweep.evaluate is {evaluate!r}, but the split has no such part: change [split] or evaluate"
         )
-    if judge == "validation":
+    if evaluate == "validation":
         return replace(split, validation=None, test=target)
     support = split.support
     if support is not None and split.validation is not None:
-        # People held out for validation are learnt from now, their support included.
+        # Users held out for validation are learnt from now, their support included.
         support = support.select(split.validation.counts[support.user] == 0)
-    return replace(split, train=split.learnable("final"), validation=None, support=support)
+    return replace(split, train=split.learnable("refit"), validation=None, support=support)

@@ -19,8 +19,8 @@ from fedrec_simulations.sweep.spec import SweepSpec
 from fedrec_simulations.sweep.table import CAVEAT, SLICES, Point
 
 COLUMNS = (
-    "method and epsilon", "seeds", "all people", "worst to best seed", "HR", "sampled NDCG", "short histories",
-    "long tail", "as released", "epsilon per person", "epsilon per interaction", "noise multiplier",
+    "method and epsilon", "seeds", "all users", "worst to best seed", "HR", "sampled NDCG", "short histories",
+    "long tail", "as released", "epsilon per user", "epsilon per interaction", "noise multiplier",
     "noise to signal", "seconds",
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ def write_page(folder: Path, spec: SweepSpec, points: Sequence[Point], facts: Ma
         folder: of the sweep.
         spec: the experiment.
         points: over seeds, finished ones and others.
-        facts: `users`: judged users by slice; `description`: of the data; `cells`, `finished`: how many.
+        facts: `users`: evaluated users by slice; `description`: of the data; `cells`, `finished`: how many.
 
     Raises:
         RunError: a file cannot be written.
@@ -76,7 +76,7 @@ def _contents(
         "held": HELD_DATA,
         "sentences": sentences(reading),
         "metric": spec.sweep.metric,
-        "judge": spec.sweep.judge,
+        "evaluate": spec.sweep.evaluate,
         "seeds": len(spec.sweep.seeds),
         "panels": [(title, Markup(plots.svg(draw, title))) for title, draw in panels.values()],
         "columns": COLUMNS,

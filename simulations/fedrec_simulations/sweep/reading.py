@@ -66,7 +66,7 @@ def read(spec: SweepSpec, points: Sequence[Point]) -> Reading:
 
 
 def sentences(reading: Reading) -> list[str]:
-    """The first paragraph: what each budget keeps, where popularity is as good, what nobody needs to share for."""
+    """The first paragraph: what each budget keeps, where popularity is as good, what no one needs to share for."""
     if not reading.private:
         return ["No cell with noise has a result yet, so nothing can be said about the price of privacy."]
     lines = [_winners(reading), _rivals(reading), _popularity(reading), _alone(reading), _tail(reading)]
@@ -111,7 +111,7 @@ def _rivals(reading: Reading) -> str:
 
 
 def _popularity(reading: Reading) -> str:
-    """Where a noisy count of what is popular does as well as anything that learns about people."""
+    """Where a noisy count of what is popular does as well as anything that learns about users."""
     beaten: list[float] = []
     equal: list[float] = []
     for epsilon in reading.epsilons:
@@ -122,19 +122,19 @@ def _popularity(reading: Reading) -> str:
     if not beaten and not equal:
         return ""
     if not equal:
-        return "At every budget shown, learning about people beats ranking by noisy popularity."
+        return "At every budget shown, learning about users beats ranking by noisy popularity."
     if not beaten:
         return (
             "At no budget shown does anything clearly beat ranking by noisy popularity: count, do not learn."
         )
     return (
         f"Ranking by noisy popularity is as good as anything else at epsilon {_and([f'{e:g}' for e in equal])}; "
-        f"learning about people pays at epsilon {_and([f'{e:g}' for e in beaten])}."
+        f"learning about users pays at epsilon {_and([f'{e:g}' for e in beaten])}."
     )
 
 
 def _alone(reading: Reading) -> str:
-    """Where a device does as well with nobody's help."""
+    """Where a device does as well with no one's help."""
     if reading.local is None:
         return ""
     own = reading.value(reading.local)

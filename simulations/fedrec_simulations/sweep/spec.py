@@ -32,14 +32,14 @@ class SweepSection(Section):
     Attributes:
         epsilons: target epsilon of each cell; inf: the same method without noise.
         seeds: of initial values, cohorts and (simulated) noise.
-        judge: "test", after every choice is made; "validation" while settings are being chosen: the test part is
+        evaluate: "test", after every choice is made; "validation" while settings are being chosen: the test part is
             then dropped before anything else is done.
         metric: by which methods are compared.
     """
 
     epsilons: tuple[float, ...] = (1.0, 3.0, 5.0, 8.0, 10.0, math.inf)
     seeds: tuple[int, ...] = (1, 2, 3)
-    judge: Literal["test", "validation"] = "test"
+    evaluate: Literal["test", "validation"] = "test"
     metric: str = "full/ndcg@10"
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class SweepSpec(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"method names {names}: expected different ones")
         if "group_bounds" in self.evaluation:
-            raise ValueError("evaluation.group_bounds: a sweep takes thirds of the judged people; drop it")
+            raise ValueError("evaluation.group_bounds: a sweep takes thirds of the evaluated users; drop it")
         for method in self.method:
             self._check_axes(method)
             for text in method.at:

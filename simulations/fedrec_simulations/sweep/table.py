@@ -17,8 +17,8 @@ from fedrec_simulations.sweep.cells import Axes, Cell, CellResult
 #: Said on every output.
 CAVEAT = "simulated noise, public data, tuning not charged"
 SLICES = {
-    "": "all people",
-    "small/": "people with short histories",
+    "": "all users",
+    "small/": "users with short histories",
     "tail/": "items outside the popular fifth",
 }
 PRIVACY = ("unit", "delta", "epsilon_user", "epsilon_interaction", "noise_multiplier", "noise_to_signal")

@@ -39,10 +39,10 @@ def fuzz_calls(channel: grpc.Channel, count: int, rng: random.Random, population
         call = channel.unary_stream(f"/fedrec.v1.ModelService/{method}", lambda b: b, lambda b: b)
         try:
             answer = b"".join(call(content, timeout=CALL_SECONDS))
-            outcomes[judged("answered", repr(answer[:2000]))] += 1
+            outcomes[evaluated("answered", repr(answer[:2000]))] += 1
         except grpc.RpcError as error:
             name = error.code().name.lower()
-            outcomes[f"BAD {name}" if name in NEVER else judged(name, str(error.details()))] += 1
+            outcomes[f"BAD {name}" if name in NEVER else evaluated(name, str(error.details()))] += 1
     return outcomes
 
 
@@ -91,7 +91,7 @@ def good_messages(population: str) -> dict[str, bytes]:
     return {name: message.SerializeToString() for name, message in built.items()}
 
 
-def judged(outcome: str, text: str) -> str:
+def evaluated(outcome: str, text: str) -> str:
     """The outcome, marked where the answer says anything of the inside."""
     return f"BAD {outcome}: tells of the inside" if any(word in text for word in INSIDE) else outcome
 

@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fedrec_simulations.tools.service_fuzz import METHODS, garbage, good_messages, judged
+from fedrec_simulations.tools.service_fuzz import METHODS, evaluated, garbage, good_messages
 
 Address = tuple[str, int]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -58,7 +58,7 @@ def fuzz_sockets(line: Line, count: int, rng: random.Random) -> Counter[str]:
                 connection.sendall(rng.choice(STARTS) + rng.randbytes(rng.randrange(300)))
                 connection.shutdown(socket.SHUT_WR)
                 answer = read_all(connection)
-            outcomes[judged("no TLS: closed", repr(answer))] += 1
+            outcomes[evaluated("no TLS: closed", repr(answer))] += 1
         except ConnectionError:
             outcomes["no TLS: reset"] += 1
         except TimeoutError:
@@ -72,7 +72,7 @@ def fuzz_frames(line: Line, count: int, rng: random.Random) -> Counter[str]:
     for _ in range(count // FRAMES):
         start = PREFACE if rng.random() < 0.8 else rng.randbytes(24)
         answer, how = talk(line, start + b"".join(any_frame(rng) for _ in range(FRAMES)))
-        outcomes[judged(f"frames: {how}", repr(answer))] += FRAMES
+        outcomes[evaluated(f"frames: {how}", repr(answer))] += FRAMES
     return outcomes
 
 
@@ -84,7 +84,7 @@ def fuzz_streams(line: Line, count: int, rng: random.Random, population: str) ->
         calls = b"".join(broken_call(rng, 2 * k + 1, good) for k in range(FRAMES))
         answer, how = talk(line, PREFACE + frame(SETTINGS, 0, 0, b"") + calls)
         told = min(answer.count(b"grpc-message"), FRAMES)
-        outcomes[judged("streams: told a status", repr(answer))] += told
+        outcomes[evaluated("streams: told a status", repr(answer))] += told
         outcomes[f"streams: told nothing, {how}"] += FRAMES - told
     return +outcomes
 

@@ -71,7 +71,7 @@ class NodeKiller:
 
 
 def refusal_of_stranger(federation: Federation, folder: Path) -> str:
-    """What a SuperNode with a good key that nobody registered is told by the gateway.
+    """What a SuperNode with a good key that no one registered is told by the gateway.
 
     Raises:
         FederationError: it was not refused.
