@@ -5,7 +5,7 @@ Out of scope: signatures and files (`fedrec.wire.package`).
 
 from __future__ import annotations
 
-from fedrec.ranking import cold, factors, item_item, network, popular  # noqa: F401 - each registers its kinds
+from fedrec.ranking import _cold, factors, item_item, network, popular  # noqa: F401 - each registers its kinds
 from fedrec.ranking.items import Arrays
 from fedrec.ranking.model import Header, ServingModel, read_registered
 

@@ -34,7 +34,8 @@ from fedrec_client.node.forward import SENT, SOCKET
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform, FakeService, make_client
-from fedrec_client.training import enrolments, run_task, session
+from fedrec_client.training import _run_task as run_task
+from fedrec_client.training import enrolments, session
 from fedrec_client.training._charging import DATALESS, READING, is_release
 from fedrec_server.rounds.coordinator import open_coordinator
 

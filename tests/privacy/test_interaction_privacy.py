@@ -24,7 +24,8 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.neural.example_gradients import uniform_rows
-from fedrec.privacy import example_gradients, interaction
+from fedrec.privacy import _example_gradients as example_gradients
+from fedrec.privacy import interaction
 from fedrec.privacy.interaction import released_noise_std, train_interactions, user_epsilon
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
 from fedrec.privacy.plan import InteractionPlan, PrivacyPlan

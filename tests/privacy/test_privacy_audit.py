@@ -11,7 +11,8 @@ from conftest import planted as planted_interactions
 
 from fedrec.core.errors import ConfigError
 from fedrec.privacy import clipping
-from fedrec.privacy.audit import games, runs
+from fedrec.privacy.audit import _runs as runs
+from fedrec.privacy.audit import games
 from fedrec.privacy.audit._evaluation import ALPHA
 from fedrec.privacy.audit.bugs import BUGS, inject
 from fedrec.privacy.audit.report import FALSE_ALARM, AuditReport, GameResult
