@@ -20,7 +20,7 @@ from pathlib import Path
 from fedrec.core.errors import ProtocolError, RunError
 from fedrec.core.files import write_json
 
-#: SHA-256 of the bundle that Flower builds from `simulations/apps/fedrec`; a test builds it.
+#: SHA-256 of the bundle that Flower builds from `server/apps/fedrec`; a test builds it.
 BUNDLE = "e558586711c7d2f434f7e72f961166f53396c459f554f170f3fea03a5602a12e"
 FILE = "bundle.json"
 

@@ -18,7 +18,7 @@ from fedrec.privacy.feasibility import feasibility, noise_to_clip
 from fedrec.privacy.integers import MOST_ROUNDING_COST
 from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan, PrivacySettings
 from fedrec.privacy.planner import make_plan
-from fedrec_simulations.cli.answer import Answer
+from fedrec_server.cli.answer import Answer
 from fedrec_simulations.cli.privacy_plan import plan as plan_command
 
 USERS = 5000

@@ -25,13 +25,13 @@ from fedrec.wire.leaving import sign_leaving
 from fedrec.wire.package import Terms, pack_model
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import Enrolment
-from fedrec_server.operations.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
+from fedrec_server.operations.campaign_book import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
 from fedrec_server.registry import Registry
 from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service.server import Service
 from fedrec_simulations.cli.app import run as cli
 from fedrec_simulations.experiments.config import parse_config
-from fedrec_simulations.operations.campaigns import Campaign
+from fedrec_server.operations.campaigns import Campaign
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:
@@ -124,7 +124,7 @@ def test_nothing_but_one_key_is_kept_of_what_came(book: CampaignBook) -> None:
 
 @given(st.text(max_size=300))
 def test_no_text_as_a_key_is_a_surprise(text: str) -> None:
-    from fedrec_server.operations.campaigns import _one_form
+    from fedrec_server.operations.campaign_book import _one_form
 
     with pytest.raises(RegistryError):
         _one_form(f"ecdsa-sha2-nistp384 {text}")

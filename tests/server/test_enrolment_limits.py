@@ -20,7 +20,7 @@ from wire_helpers import POPULATION
 
 from fedrec.core.errors import CampaignOver, ServerBusy, ServiceError
 from fedrec_client.updates.transport import Enrolment
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.service._quotas import DailyQuota
 from fedrec_server.service._refusals import Refused
 from fedrec_server.service.enrolments import (

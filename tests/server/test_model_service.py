@@ -31,7 +31,7 @@ from fedrec_client.testing import FakePlatform
 from fedrec_client.updates.grpc_transport import BUSY_SECONDS, GrpcTransport
 from fedrec_client.updates.transport import Enrolment
 from fedrec_server.network.certificates import make_node_key
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.registry import Registry
 from fedrec_server.service._metric_sums import DAY, DAYS_KEPT, MetricSums
 from fedrec_server.service.renewal import Renewal

@@ -19,8 +19,8 @@ from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.limits import Limits
 from fedrec_server.service._relay import PIECE_BYTES, _pass, connection_limits
 from fedrec_server.service.server import Service
-from fedrec_simulations.tools.service_fuzz import good_messages
-from fedrec_simulations.tools.service_fuzz_wire import Line, good_call
+from benchmarks.service_fuzz_calls import good_messages
+from benchmarks.service_fuzz_wire import Line, good_call
 
 #: No connection is late here: only the rules on numbers help.
 FEW = limits(

@@ -25,8 +25,8 @@ from fedrec_server.network._addresses import network
 from fedrec_server.network.limits import Buckets, Limits, Places
 from fedrec_server.service._watchdog import Watchdog
 from fedrec_server.service.server import Service
-from fedrec_simulations.tools.service_fuzz import good_messages
-from fedrec_simulations.tools.service_fuzz_wire import (
+from benchmarks.service_fuzz_calls import good_messages
+from benchmarks.service_fuzz_wire import (
     END_HEADERS,
     HEADERS,
     PREFACE,

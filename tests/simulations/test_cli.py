@@ -18,7 +18,7 @@ from fedrec.core import errors
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import load_config
 from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_simulations.operations.checks import packages
+from fedrec_server.operations.checks import packages
 
 Capture = pytest.CaptureFixture[str]
 

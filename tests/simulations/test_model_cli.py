@@ -1,4 +1,4 @@
-"""`fedrec model ...` from a finished run to a model that a device serves."""
+"""`fedrec-server model ...` from a finished run to a model that a device serves."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_ceremonies_replace_keys_and_a_cut_off_one_is_completed(
 
     # Killed after the new keys were in force and before they took their place on disk.
     with monkeypatch.context() as cut:
-        cut.setattr("fedrec_simulations.operations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
+        cut.setattr("fedrec_server.operations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("keys", "rotate-online", *where)
     assert not in_force()

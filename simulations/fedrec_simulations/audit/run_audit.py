@@ -37,7 +37,7 @@ from fedrec.rounds.local_training import in_cohort, train_users
 from fedrec_server.rounds.private_rounds import PrivateRounds
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.prepare import prepare
-from fedrec_simulations.experiments.privacy_terms import plan_of
+from fedrec_server.operations.privacy_terms import plan_of
 
 #: Real users beside the canaries, and the longest vector, of an audit.
 USERS = 500

@@ -8,15 +8,13 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from fedrec_simulations.cli.answer import Answer, to_json
+from fedrec_server.cli.answer import Answer, to_json
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, find_config
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import Config, load_config
 
-app = typer.Typer(help="Show a resolved configuration, or the schema of all of them.")
 
 
-@app.command()
 def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
     """The configuration with every default filled in; each value says where it comes from."""
     path = find_config(config)
@@ -27,7 +25,6 @@ def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = 
     return Answer({"config": values, "warnings": warnings}, [_literal(text), *(f"# {w}" for w in warnings)])
 
 
-@app.command()
 def schema(json_: JsonFlag = False) -> Answer:
     """The JSON schema of a configuration, for editors that check TOML."""
     document = Config.model_json_schema()

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from fedrec.core.errors import DataError
 from fedrec.evaluation.report import EvaluationReport
-from fedrec_simulations.cli.answer import Answer, table, warn
+from fedrec_server.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
 from fedrec_simulations.engines.held_data import evaluate_held

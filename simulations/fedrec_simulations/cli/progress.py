@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fedrec_simulations.cli.answer import notice
+from fedrec_server.cli.answer import notice
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.report.units import duration
 

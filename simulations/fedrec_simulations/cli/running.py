@@ -12,7 +12,7 @@ from fedrec.core.errors import EnvironmentProblem
 from fedrec.core.files import write_json
 from fedrec.recommenders.registry import build
 from fedrec_server.rounds.coordinator import Outcome
-from fedrec_simulations.cli.interrupts import StopRequest
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import Engine
 from fedrec_simulations.cli.progress import RoundProgress
 from fedrec_simulations.engines.held_data import refuse_elsewhere, write_held
@@ -72,7 +72,7 @@ def _drive(run: RunFolder, engine: Engine, on_event: Callable[[Event], None]) ->
         if engine == "in-process":
             return run_in_process(run.path, on_event=both, stop=stop)
         try:
-            from fedrec_simulations.engines.deployment import run_deployment
+            from fedrec_server.operations.deployment import run_deployment
             from fedrec_simulations.engines.flower import run_flower
         except ModuleNotFoundError as error:
             raise EnvironmentProblem(

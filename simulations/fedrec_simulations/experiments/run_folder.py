@@ -37,10 +37,10 @@ from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_client.node.node_terms import config_hash
 from fedrec_server.rounds.task import FEATURES_FILE, Task
 from fedrec_simulations.experiments.config import Config, parse_config
-from fedrec_simulations.experiments.enrolment import enrol
+from fedrec_server.operations.enrolment import enrol
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.prepare import Prepared
-from fedrec_simulations.experiments.privacy_terms import terms_of
+from fedrec_server.operations.privacy_terms import terms_of
 from fedrec_simulations.experiments.sections import PrivacySection
 
 #: Exact metrics of held data.

@@ -1,4 +1,4 @@
-"""`fedrec campaign run|list`: train with devices that enrol themselves, publish what comes of it."""
+"""`fedrec-server campaign run|list`: train with devices that enrol themselves, publish what comes of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from fedrec.core.errors import EnvironmentProblem, FedrecError
-from fedrec_simulations.cli.answer import Answer, notice, table, warn
-from fedrec_simulations.cli.interrupts import StopRequest
+from fedrec_server.cli.answer import Answer, notice, table, warn
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 
 app = typer.Typer(help="Training campaigns: devices of users enrol, train together, get the new model.")
@@ -37,14 +37,14 @@ def run(
     CONFIG says model, privacy, rounds and secure aggregation; its data section is not used.
     """
     try:
-        from fedrec_simulations.operations.campaigns import Campaign
+        from fedrec_server.operations.campaigns import Campaign
     except ModuleNotFoundError as error:
         raise EnvironmentProblem(
             f"a campaign needs package {error.name!r}: pip install 'fedrec[sim]'"
         ) from error
-    from fedrec_server.operations.campaigns import CampaignBook
+    from fedrec_server.operations.campaign_book import CampaignBook
     from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
+    from fedrec_server.operations.key_folder import KeyFolder
 
     settings = read_config(config, overrides)
     warn(settings.warnings())
@@ -72,7 +72,7 @@ def run(
 @app.command("list")
 def list_(folder: Folder = HERE, json_: JsonFlag = False) -> Answer:
     """All campaigns: whose, since when, how many devices, how many of them have left, and how it ended."""
-    from fedrec_server.operations.campaigns import DONE, STATE, CampaignBook
+    from fedrec_server.operations.campaign_book import DONE, STATE, CampaignBook
 
     book = CampaignBook(folder)
     rows: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import typer
 
 from fedrec.core.errors import RunError
 from fedrec.privacy.ledger import Ledger
-from fedrec_simulations.cli.answer import Answer, table
+from fedrec_server.cli.answer import Answer, table
 from fedrec_simulations.cli.options import JsonFlag
 
 

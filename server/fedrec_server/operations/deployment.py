@@ -1,6 +1,6 @@
 """The deployment engine: a real federation on this machine, for one run or kept up for many.
 
-The functions are what the command line offers as `fedrec federation up|status|run|down`, and what
+The functions are what the command line offers as `fedrec-server federation up|status|run|down`, and what
 `fedrec train --engine deployment` does in one go. Out of scope: printing, laying out run folders.
 """
 
@@ -14,7 +14,7 @@ from fedrec.core.errors import ConfigError
 from fedrec_server.federation.federation import Federation
 from fedrec_server.federation.flower_run import check_nodes
 from fedrec_server.rounds.coordinator import Outcome
-from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_simulations.engines.held_data import refuse_elsewhere
 from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.experiments.sections import NoPrivacy

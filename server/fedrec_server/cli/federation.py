@@ -1,4 +1,4 @@
-"""`fedrec federation up|status|run|down`: a real federation on this machine, kept up between runs."""
+"""`fedrec-server federation up|status|run|down`: a real federation on this machine, kept up between runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.core.errors import EnvironmentProblem
-from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
-from fedrec_simulations.cli.interrupts import StopRequest
+from fedrec_server.cli.answer import INTERRUPTED, Answer, notice, table, warn
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.progress import RoundProgress
 from fedrec_simulations.cli.running import default_folder, lay_out
