@@ -12,6 +12,7 @@ from pathlib import Path
 from fedrec.core.errors import RunError
 from fedrec.core.files import write_json
 from fedrec.core.messages import Phase
+from fedrec.core.updates import State
 from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.privacy.private_files import make_private
 from fedrec.privacy.terms import PrivacyTerms
@@ -91,3 +92,23 @@ class Progress:
         default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
     )
     done: bool = False
+
+
+@dataclass
+class Standing:
+    """The checkpoint state of a run.
+
+    Attributes:
+        shared: the model, which is broadcast.
+        server: what the server keeps to itself (moments of its optimiser).
+        progress: rounds done.
+    """
+
+    shared: State
+    server: State
+    progress: Progress
+
+    def arrays(self) -> State:
+        """Both states under names of their own."""
+        arrays = {f"shared/{name}": values for name, values in self.shared.items()}
+        return arrays | {f"server/{name}": values for name, values in self.server.items()}

@@ -207,13 +207,16 @@ class Config(Section):
     def warnings(self) -> list[str]:
         """What every report of a run with this configuration must say."""
         privacy = self.privacy
+        if privacy.aggregator == "simulated" and isinstance(privacy, NoPrivacy):
+            return [
+                f"SIMULATION: one process holds all data; no differential privacy, updates are {self._bound()}."
+            ]
         clean = isinstance(privacy, NoPrivacy) or (privacy.trust == "central" and privacy.unit == "user")
         lines = self._aggregation_warnings("sum" if clean else "noised contribution")
         if isinstance(privacy, NoPrivacy):
-            clip = self.federation.clip_norm
-            bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
             none = (
-                f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added."
+                f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {self._bound()} and no noise is "
+                "added."
             )
             return [none, *lines]
         if privacy.noise_seed is not None:
@@ -227,7 +230,16 @@ class Config(Section):
             lines.append(f"HELD DATA: evaluation.held_data is set; exact metrics are {HELD_DATA}.")
         return lines
 
+    def _bound(self) -> str:
+        clip = self.federation.clip_norm
+        return f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
+
     def _aggregation_warnings(self, what: str) -> list[str]:
+        if self.privacy.aggregator == "simulated":
+            return [
+                f"SIMULATION: one process holds all data and sees the {what} of every node; epsilon speaks of what "
+                "the run releases."
+            ]
         each = (
             f"the server sees the {what} of every node, which is a single user's where a node hosts one user."
         )
