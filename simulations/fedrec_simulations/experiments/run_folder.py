@@ -32,6 +32,7 @@ from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.data.splits import read_split, write_split
 from fedrec.privacy.private_files import make_private
+from fedrec.recommenders.registry import build
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_client.node.node_terms import config_hash
@@ -90,11 +91,9 @@ class RunFolder:
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
         split = prepared.split
-        scaffold = getattr(config.model, "scaffold", None)
-        if scaffold is not None and scaffold.users != split.train.n_users:
-            raise ConfigError(
-                f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set it to that"
-            )
+        problems = build(config.model).size_conflicts(split.train.n_users, split.train.n_items)
+        if problems:
+            raise ConfigError("; ".join(problems))
         # Before anything is written: a plan may be refused.
         privacy = terms_of(config, split.train.n_users, split.train.n_items, _users(config, prepared))
         if privacy is not None and privacy.plan.metrics is not None and split.test is None:
