@@ -21,7 +21,7 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import UpdateSum
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan

@@ -43,6 +43,9 @@ class Noise(Protocol):
     def uniform(self, size: int) -> Floats:
         """[size] uniforms in [0, 1)."""
 
+    def bernoulli(self, p: float, size: int) -> NDArray[np.bool_]:
+        """[size] draws that are true with probability p."""
+
     def normal(self, size: int, std: float) -> Floats:
         """[size] normals of mean 0."""
 

@@ -10,12 +10,12 @@ import pytest
 from conftest import planted as planted_interactions
 
 from fedrec.core.errors import ConfigError
-from fedrec.privacy import clipping
 from fedrec.privacy.audit import _runs as runs
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit._evaluation import ALPHA
 from fedrec.privacy.audit.bugs import BUGS, inject
 from fedrec.privacy.audit.report import FALSE_ALARM, AuditReport, GameResult
+from fedrec.privacy.clipping import Clip
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
@@ -145,11 +145,11 @@ def test_the_coordinator_divides_by_a_fixed_number(monkeypatch: pytest.MonkeyPat
 
 
 def test_bugs_leave_nothing_behind() -> None:
-    before = (clipping.add_clipped, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
+    before = (Clip.on_user, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
     for bug in BUGS:
         with pytest.raises(KeyError), inject(bug):
             raise KeyError
-    assert before == (clipping.add_clipped, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
+    assert before == (Clip.on_user, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
 
 
 def test_an_audit_can_be_repeated() -> None:

@@ -23,8 +23,10 @@ from test_secure_rounds import Nodes
 import fedrec_server.rounds.coordinator as coordinator_module
 from fedrec.core.errors import BudgetExhausted, FedrecError, PrivacyRefused, RoundAbandoned
 from fedrec.core.files import read_arrays, write_arrays
-from fedrec.privacy.adaptive import AdaptiveClipState
-from fedrec.privacy.central import Central
+from fedrec.core.stage import RoundContext
+from fedrec.core.updates import State
+from fedrec.privacy.adaptive import next_clip_norm
+from fedrec.privacy.mechanisms.central import Central
 from fedrec.privacy.plan import AdaptiveClip
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.private_files import remove_durably
@@ -118,21 +120,21 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
 def truth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     """What every run of the test must not leave: filled as sums come, with what everyone may see of them."""
     search = Search({})
-    real = Central.release
+    real = Central.noised
 
-    def release(self: Central, total: Any, users: int, round_: int, clip_norm: float, *rest: Any) -> Any:
+    def noised(
+        self: Central, total: Any, users: int, context: RoundContext, state: State
+    ) -> tuple[Any, State]:
         values, rule = np.asarray(total, dtype=np.float64), self.plan.adaptive
         if rule is not None:
             told = values[-1], self.plan.denominator, rule.quantile, rule.learning_rate
-            search.numbers[f"clip norm after round {round_}"] = (
-                AdaptiveClipState(clip_norm).update(*told).clip_norm
-            )
-        search.sums[f"the sum of round {round_}"] = values[:-1] if self.plan.adaptive else values
-        out = real(self, total, users, round_, clip_norm, *rest)
+            search.numbers[f"clip norm after round {context.round}"] = next_clip_norm(context.bound.l2, *told)
+        search.sums[f"the sum of round {context.round}"] = values[:-1] if self.plan.adaptive else values
+        out, state = real(self, total, users, context, state)
         search.public.append(np.asarray(out[: len(values) - (self.plan.adaptive is not None)]))
-        return out
+        return out, state
 
-    monkeypatch.setattr(Central, "release", release)
+    monkeypatch.setattr(Central, "noised", noised)
     yield search
 
 

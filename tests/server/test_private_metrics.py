@@ -27,7 +27,7 @@ from fedrec.privacy._gaussian import gaussian_epsilon
 from fedrec.privacy._releases import SkellamRelease
 from fedrec.privacy._renyi import rdp, rdp_epsilon
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import noised_means

@@ -18,7 +18,7 @@ from fedrec.core.messages import Reply, Request
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State, UpdateSum
 from fedrec.privacy.adaptive import bit_sum
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.rounds.local_training import in_cohort, train_users

@@ -23,7 +23,7 @@ from fedrec.core.messages import Reply, Request
 from fedrec.core.updates import State
 from fedrec.evaluation.sums import TOLERANCE
 from fedrec.privacy.durable import durable_write, sync_folder
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import NoisedReport, noised_means

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from fedrec.core.errors import ProtocolError
 from fedrec.core.messages import Reply
 from fedrec.core.updates import Layout, UpdateSum
-from fedrec.privacy.adaptive import AdaptiveClipState
+from fedrec.privacy.adaptive import next_clip_norm
 from fedrec.privacy.ledger import Account, Ledger, Limit
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 
@@ -163,9 +163,8 @@ class PrivateRounds:
         rule = self.plan.adaptive
         if rule is None:
             return clip_norm
-        state = AdaptiveClipState(clip_norm)
         count = float(flat[-1])
-        return state.update(count, self.plan.denominator, rule.quantile, rule.learning_rate).clip_norm
+        return next_clip_norm(clip_norm, count, self.plan.denominator, rule.quantile, rule.learning_rate)
 
     def _ledger(self) -> Ledger:
         return Ledger.open(self.ledger_folder, Limit(self.terms.limit_epsilon, self.plan.delta))

@@ -28,7 +28,7 @@ from fedrec.core.updates import Layout, State, Updates, UpdateSum
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit.bugs import BUGS, inject
 from fedrec.privacy.audit.report import AuditReport, GameResult
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.terms import PrivacyTerms
