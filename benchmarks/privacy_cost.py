@@ -28,7 +28,7 @@ from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 REPEATS = 9
 LIMIT = 0.15

@@ -32,6 +32,8 @@ from fedrec.core.updates import BlockSpec, Floats, Layout, State, Updates, Updat
 
 #: The block under which a sum is found once it has been flattened into one vector.
 VECTOR = "update"
+#: Prefix of what stages announce, in the fields of a request.
+ANNOUNCED = "stage/"
 
 
 class Noise(Protocol):
@@ -310,6 +312,6 @@ class Sum:
         return bound
 
 
-def vector_of(total: UpdateSum) -> NDArray[Any]:
-    """[n] the flat vector of a sum that has been flattened."""
-    return total.blocks[VECTOR]
+def announced_in(meta: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What stages announced by the fields of a request, by stage name."""
+    return {name.removeprefix(ANNOUNCED): value for name, value in meta.items() if name.startswith(ANNOUNCED)}

@@ -128,19 +128,19 @@ def test_a_plan_that_claims_too_much_is_refuted() -> None:
 
 
 def test_the_coordinator_divides_by_a_fixed_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedrec_server.rounds.private_rounds import PrivateRounds
+    from fedrec_server.rounds.charges import Charges
 
     plan = plan_for("central", MF)
     layout = training(plan, MF).layout(1)
     assert denominator(plan, layout).verdict == "consistent"
-    real = PrivateRounds.release
+    real = Charges.release
 
-    def realised(self: PrivateRounds, contributions: list, *rest: object) -> object:  # type: ignore[type-arg]
+    def realised(self: Charges, contributions: list, *rest: object) -> object:  # type: ignore[type-arg]
         total, clip = real(self, contributions, *rest)  # type: ignore[arg-type]
         total.users = sum(users for _, users in contributions)
         return total, clip
 
-    monkeypatch.setattr(PrivateRounds, "release", realised)
+    monkeypatch.setattr(Charges, "release", realised)
     assert denominator(plan, layout).verdict == "VIOLATED"
 
 

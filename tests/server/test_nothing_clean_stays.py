@@ -234,7 +234,7 @@ def test_a_model_that_could_not_be_charged_goes_and_the_run_goes_on(
 ) -> None:
     expected = Run.lay_out(tmp_path / "baseline", aggregator).go().shared
     run = Run.lay_out(tmp_path / "run", aggregator)
-    real = coordinator_module.PrivateRounds.charge
+    real = coordinator_module.Charges.charge
 
     def charge(self: Any, round_: int, digest: str) -> None:
         if round_ == 2:
@@ -242,7 +242,7 @@ def test_a_model_that_could_not_be_charged_goes_and_the_run_goes_on(
         real(self, round_, digest)
 
     with monkeypatch.context() as patch, pytest.raises(ended):
-        patch.setattr(coordinator_module.PrivateRounds, "charge", charge)
+        patch.setattr(coordinator_module.Charges, "charge", charge)
         run.go()
     assert not truth.in_folder(run.coordinator)
     kept = {SUM} if aggregator == "secagg" and ended is not BudgetExhausted else set()
@@ -260,14 +260,14 @@ def test_a_charge_that_was_written_before_it_failed_counts(
     tmp_path: Path, truth: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.lay_out(tmp_path, "secagg")
-    real = coordinator_module.PrivateRounds.charge
+    real = coordinator_module.Charges.charge
 
     def charge(self: Any, round_: int, digest: str) -> None:
         real(self, round_, digest)
         raise PrivacyRefused("the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(PrivacyRefused):
-        patch.setattr(coordinator_module.PrivateRounds, "charge", charge)
+        patch.setattr(coordinator_module.Charges, "charge", charge)
         run.go()
     assert not run.left(), "the model is in place"
     assert run.go().finished and not run.lost()
@@ -296,7 +296,7 @@ def test_a_run_whose_nodes_stay_away_keeps_what_it_needs(
     expected = Run.lay_out(tmp_path / "baseline", "secagg").go().shared
     run = Run.lay_out(tmp_path / "run", "secagg", rounds=ROUNDS.model_copy(update={"wait_seconds": 0.1}))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(coordinator_module.PrivateRounds, "released", _killed)
+        patch.setattr(coordinator_module.Charges, "released", _killed)
         run.go()
     no_one = run.nodes()
     no_one.nodes_here = {}

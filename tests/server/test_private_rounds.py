@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedrec_client.node._private_training import PrivateTraining
 from secagg_helpers import PLAIN
 
 import fedrec_server.rounds.coordinator as coordinator_module
@@ -29,7 +30,6 @@ from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec_client.node._private_training import PrivateTraining
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_client.node.node_terms import config_hash
@@ -338,7 +338,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
     tmp_path: Path, split: Split, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare(tmp_path, split)
-    private = coordinator_module.PrivateRounds
+    private = coordinator_module.Charges
     real_charge, real_append = private.charge, Checkpoints._append
     staged: list[bytes] = []
 

@@ -19,7 +19,7 @@ from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec_client.node._private_training import identity_of
+from fedrec_client.node._identity import identity_of
 from fedrec_client.node.private_releases import Releases
 
 

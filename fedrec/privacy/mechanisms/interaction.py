@@ -73,8 +73,8 @@ class OnDevice(Mechanism):
         return ["Whole users: what shows in many interactions of a user is covered only by the user epsilon."]
 
     def sensitivity(self, bound: Bound, context: RoundContext) -> Bound:
-        """Each example's gradient is bounded in training; what the sum moves by holds the noise already."""
-        return bound
+        """None: each example's gradient is bounded in training, and the sum holds the noise that covers it."""
+        return Bound()
 
     def noised(
         self, vector: Contribution, users: int, context: RoundContext, state: State

@@ -21,7 +21,7 @@ from fedrec.core.files import atomic_write, read_arrays, write_arrays
 from fedrec.core.updates import State
 from fedrec.privacy.durable import sync_folder
 from fedrec.privacy.private_files import remove_durably, remove_half_written
-from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.task import Progress
 
 Event = dict[str, Any]
@@ -36,17 +36,19 @@ class Standing:
     Attributes:
         shared: the model, which is broadcast.
         server: what the server keeps to itself (moments of its optimiser).
+        stages: what the stages of the chain remember.
         progress: rounds done.
     """
 
     shared: State
     server: State
+    stages: State
     progress: Progress
 
     def arrays(self) -> State:
-        """Both states under names of their own."""
-        arrays = {f"shared/{name}": values for name, values in self.shared.items()}
-        return arrays | {f"server/{name}": values for name, values in self.server.items()}
+        """All states under names of their own."""
+        states = {"shared/": self.shared, "server/": self.server, "stages/": self.stages}
+        return {prefix + name: values for prefix, state in states.items() for name, values in state.items()}
 
 
 class Checkpoints:
@@ -62,7 +64,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        private: PrivateRounds | None,
+        private: Charges | None,
         on_event: Callable[[Event], None],
         forget_sum: Callable[[], None] = lambda: None,
     ) -> None:
@@ -88,7 +90,8 @@ class Checkpoints:
             self._keep_records(progress.records - 1)
             self._append(record)
         self._keep_records(progress.records)
-        return Standing(_part(arrays, "shared/"), _part(arrays, "server/"), progress)
+        shared, server, stages = (_part(arrays, name) for name in ("shared/", "server/", "stages/"))
+        return Standing(shared, server, stages, progress)
 
     def save(self, standing: Standing) -> None:
         """Write a checkpoint in the place of the last one."""
@@ -110,7 +113,7 @@ class Checkpoints:
         progress.records += 1
         self._on_event(record)
 
-    def _save_charged(self, private: PrivateRounds, standing: Standing, record: Event) -> None:
+    def _save_charged(self, private: Charges, standing: Standing, record: Event) -> None:
         """Stage the new model, charge for it, and only then let anyone see it; the record lies with it."""
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
@@ -128,7 +131,7 @@ class Checkpoints:
         self._append(record)
         self._on_event(record)
 
-    def _settle(self, private: PrivateRounds) -> None:
+    def _settle(self, private: Charges) -> None:
         """A model that was staged counts if it was charged; otherwise it was never seen, and never will be."""
         if not self._staged.exists():
             return

@@ -86,7 +86,6 @@ class Progress:
     stale: int = 0
     abandoned: int = 0
     records: int = 0
-    clip_norm: float = 0.0
     totals: dict[str, float] = field(
         default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
     )
