@@ -31,8 +31,9 @@ from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import noised_means
-from fedrec.privacy.plan import PrivacyPlan, PrivacySettings
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
@@ -118,7 +119,7 @@ def lay_out(
     own, settings_ = NodeSettings(seed=5), RoundSettings(rounds=plan.rounds, min_reply_fraction=0.0)
     shards = [split.shard(k, nodes) for k in range(nodes)]
     schedule = Schedule(
-        final_rounds=plan.rounds, final_evaluation=True, guarded=guarded_sums(build(model), terms)
+        refit_rounds=plan.rounds, refit_evaluation=True, guarded=guarded_sums(build(model), terms)
     )
     secagg, identities = enrolled([shard.train.n_users for shard in shards], schedule=schedule)
     aggregation: Terms = secagg if how == "secagg" else PLAIN

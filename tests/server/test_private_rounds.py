@@ -21,8 +21,8 @@ from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.ledger import Account, Ledger
-from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.ease import EaseConfig
 from fedrec.recommenders.closed_form.ials import IalsConfig

@@ -33,7 +33,7 @@ def experiments_folder() -> Path | None:
     """The experiments that come with fedrec: inside the installed package, or beside it in a checkout."""
     package = Path(fedrec_simulations.__file__).parent
     for folder in (package / "experiments", package.parent / "experiments"):
-        if folder.is_dir():
+        if any(folder.glob("*.toml")):
             return folder
     return None
 
