@@ -169,7 +169,7 @@ class Stage:
     dense: ClassVar[bool] = False
 
     def init(self) -> State:
-        """The server's state before round 1."""
+        """The server's state before round 1: arrays of at least one axis, by name."""
         return {}
 
     def init_users(self, layout: Layout, n_items: int, users: int) -> State:

@@ -49,11 +49,11 @@ class QuantileClip(PrivateClip):
 
     def init(self) -> State:
         """The first clip norm."""
-        return {"clip_norm": np.array(self.clip_norm, dtype=np.float64)}
+        return {"clip_norm": np.array([self.clip_norm], dtype=np.float64)}
 
     def announce(self, context: RoundContext, state: State) -> Scalar | None:
         """The clip norm."""
-        return float(state["clip_norm"])
+        return float(state["clip_norm"][0])
 
     def norm_of(self, context: RoundContext) -> float:
         """The clip norm that was announced.
@@ -88,9 +88,9 @@ class QuantileClip(PrivateClip):
         blocks = dict(total.blocks)
         count = float(blocks.pop(COUNT))
         clip_norm = next_clip_norm(
-            float(state["clip_norm"]), count, self.denominator, self.quantile, self.learning_rate
+            float(state["clip_norm"][0]), count, self.denominator, self.quantile, self.learning_rate
         )
-        return replace(total, blocks=blocks), {"clip_norm": np.array(clip_norm, dtype=np.float64)}
+        return replace(total, blocks=blocks), {"clip_norm": np.array([clip_norm], dtype=np.float64)}
 
     def conflicts(self, others: Sequence[Stage]) -> list[str]:
         """What looks at every user's dense vector would have to know of the count."""

@@ -10,6 +10,7 @@ import pytest
 from conftest import planted as planted_interactions
 
 from fedrec.core.errors import ConfigError
+from fedrec.core.updates import UpdateSum
 from fedrec.privacy.audit import _runs as runs
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit._evaluation import ALPHA
@@ -21,6 +22,7 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import AdaptiveClip, PrivacySettings
 from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.chain import ServerRound
 from fedrec_simulations.audit.run_audit import Training, denominator, rare_users
 from fedrec_simulations.cli.privacy_audit import audit as audit_command
 
@@ -128,19 +130,17 @@ def test_a_plan_that_claims_too_much_is_refuted() -> None:
 
 
 def test_the_coordinator_divides_by_a_fixed_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedrec_server.rounds.charges import Charges
-
     plan = plan_for("central", MF)
     layout = training(plan, MF).layout(1)
     assert denominator(plan, layout).verdict == "consistent"
-    real = Charges.release
+    real = ServerRound.combine
 
-    def realised(self: Charges, contributions: list, *rest: object) -> object:  # type: ignore[type-arg]
-        total, clip = real(self, contributions, *rest)  # type: ignore[arg-type]
-        total.users = sum(users for _, users in contributions)
-        return total, clip
+    def realised(self: ServerRound, replies: list[UpdateSum]) -> UpdateSum:
+        total = real(self, replies)
+        total.users = sum(reply.users for reply in replies)
+        return total
 
-    monkeypatch.setattr(Charges, "release", realised)
+    monkeypatch.setattr(ServerRound, "combine", realised)
     assert denominator(plan, layout).verdict == "VIOLATED"
 
 

@@ -295,7 +295,7 @@ def test_a_run_whose_nodes_stay_away_keeps_what_it_needs(
     expected = Run.lay_out(tmp_path / "baseline", "secagg").go().shared
     run = Run.lay_out(tmp_path / "run", "secagg", rounds=ROUNDS.model_copy(update={"wait_seconds": 0.1}))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(coordinator_module.Charges, "released", _killed)
+        patch.setattr(coordinator_module.ServerRound, "released", _killed)
         run.go()
     no_one = run.nodes()
     no_one.nodes_here = {}
