@@ -312,9 +312,18 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Interactions with their catalogue, and where they came from."""
+    """Interactions with their catalogue, and where they came from.
+
+    Attributes:
+        name: as reports call it.
+        interactions: all of them.
+        catalog: of its items.
+        terms: of use.
+        source: the name by which `load_dataset` loads it again; empty: data of the caller's own.
+    """
 
     name: str
     interactions: Interactions
     catalog: Catalog
     terms: str = ""
+    source: str = ""

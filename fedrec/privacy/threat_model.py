@@ -42,7 +42,12 @@ def adversary(
         "users_per_node": users_per_node,
     }
     text = [*_whom(plan), "A node is trusted by its own users: it holds their data."]
-    if plain:
+    if aggregator == "simulated":
+        text.append(
+            "This run was a simulation: one process held all data and added up by function calls, so that nothing "
+            "was hidden from it."
+        )
+    elif plain:
         sees = "the clean sum" if _is_clean(plan) else "the noised contribution"
         alone = "; with one user on a node that is this user's own update" if users_per_node == 1 else ""
         which = "the one node" if nodes == 1 else f"each of {nodes:,} nodes"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedrec.ranking.exploration import Explorer
 from fedrec.ranking.filters import Limits
 from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.model import Scorer
 from fedrec.ranking.top_scores import best
 
 Places = NDArray[np.int64]
@@ -44,7 +45,7 @@ class Filling:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: Shelf[Scorer],
         scores: NDArray[np.float32],
         pool: Places,
         pinned: dict[int, int],

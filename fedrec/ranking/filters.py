@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.model import Scorer
 
 #: Places of the longest list.
 LONGEST = 10_000
@@ -86,7 +87,7 @@ def named(rules: tuple[Rule, ...]) -> tuple[str, ...]:
     return tuple(rule.item for rule in rules if isinstance(rule, Pin | Boost) and rule.item is not None)
 
 
-def boosts(shelf: Shelf, rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64], float]]:
+def boosts(shelf: Shelf[Scorer], rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64], float]]:
     """Places and how far their scores move, in standard deviations; items the model does not know are left out."""
     moved = []
     for rule in rules:
@@ -98,7 +99,7 @@ def boosts(shelf: Shelf, rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64
     return moved
 
 
-def pins(shelf: Shelf, rules: tuple[Rule, ...]) -> dict[int, int]:
+def pins(shelf: Shelf[Scorer], rules: tuple[Rule, ...]) -> dict[int, int]:
     """By place in the list from 0, the item.
 
     Raises:
@@ -122,7 +123,7 @@ class Limits:
         pinned: by place in the list from 0, the item.
     """
 
-    def __init__(self, shelf: Shelf, rules: tuple[Rule, ...], pinned: Mapping[int, int]) -> None:
+    def __init__(self, shelf: Shelf[Scorer], rules: tuple[Rule, ...], pinned: Mapping[int, int]) -> None:
         self._rules = [rule for rule in rules if isinstance(rule, AtMost | Apart)]
         self.categories = [rule.category for rule in self._rules]
         self._shelf = shelf

@@ -9,18 +9,22 @@ import difflib
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.items import Items
-from fedrec.ranking.model import ServingModel
+from fedrec.ranking.model import Scorer
 
 DAY = 86_400.0
 
 
-class Shelf:
+Model = TypeVar("Model", bound=Scorer, covariant=True)
+
+
+class Shelf(Generic[Model]):
     """A model with its items, ready to make lists; immutable, safe for several threads.
 
     Args:
@@ -34,14 +38,14 @@ class Shelf:
         DataError: model and items are of different numbers.
     """
 
-    def __init__(self, model: ServingModel, items: Items) -> None:
+    def __init__(self, model: Model, items: Items) -> None:
         if model.n_items != len(items):
             raise DataError(
                 f"a model of {model.n_items} items with {len(items)} items: give those of its tables"
             )
         self.model, self.items = model, items
-        inner = getattr(model, "inner", model)
-        self.trained: int = inner.n_items if model.kind == "with_cold_items" else model.n_items
+        cold = getattr(model, "kind", "") == "with_cold_items"
+        self.trained: int = getattr(model, "inner", model).n_items if cold else model.n_items
 
     @cached_property
     def _members(self) -> dict[str, NDArray[np.int64]]:

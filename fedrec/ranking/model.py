@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,51 @@ class Explanation:
     score: float
     base: float
     contributions: NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """What making a list needs of a model; a `ServingModel` is one."""
+
+    @property
+    def n_items(self) -> int:
+        """I."""
+
+    def scores(self, user: User) -> Scores:
+        """[I] higher is better, in an array of the caller's own; seen items are not masked."""
+
+    def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, any] one vector per item, for diversity and exploration; alike items have alike vectors."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one user that are computed already, by a model that does not serve by itself.
+
+    Attributes:
+        values: [I] higher is better.
+    """
+
+    values: Scores
+
+    @property
+    def n_items(self) -> int:
+        """I."""
+        return len(self.values)
+
+    def scores(self, user: User) -> Scores:
+        """[I] a copy of the values."""
+        return self.values.copy()
+
+    def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores alone say nothing of how alike items are.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            "diversity and exploration need vectors of items, and there are scores alone: use the serving form of "
+            "the model, or leave them out"
+        )
 
 
 #: Every kind whose module is imported.

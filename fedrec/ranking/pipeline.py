@@ -25,7 +25,7 @@ from fedrec.ranking.diversity import Diversity, unit
 from fedrec.ranking.exploration import Exploration, Explorer, Uncertainty
 from fedrec.ranking.filters import LONGEST, Limits, Rule, boosts, named, pins
 from fedrec.ranking.item_index import Shelf
-from fedrec.ranking.model import User
+from fedrec.ranking.model import Scorer, User
 from fedrec.ranking.top_scores import best
 
 #: The short list is so many times as long as the part of the list that diversity and exploration work on.
@@ -108,7 +108,7 @@ class Ranked:
 
 
 def rank(
-    shelf: Shelf,
+    shelf: Shelf[Scorer],
     user: User,
     seen: Places,
     wanted: Wanted,
@@ -151,14 +151,14 @@ def rank(
     )
 
 
-def _scores(shelf: Shelf, user: User) -> Scores:
+def _scores(shelf: Shelf[Scorer], user: User) -> Scores:
     """[I] of the model; popularity where nothing is known of the user and something of the items."""
     if not user.known and shelf.items.popularity.any():
         return shelf.items.popularity.astype(np.float32)
     return shelf.model.scores(user)
 
 
-def _opened(shelf: Shelf, scores: Scores, seen: Places, wanted: Wanted) -> Scores:
+def _opened(shelf: Shelf[Scorer], scores: Scores, seen: Places, wanted: Wanted) -> Scores:
     """The scores with -inf where an item must not appear; writes into what it is given."""
     if wanted.candidates is not None:
         scores = _only(scores, [_known(shelf, wanted.candidates)])
@@ -179,16 +179,16 @@ def _only(scores: Scores, kept: Sequence[Places]) -> Scores:
     return out
 
 
-def _known(shelf: Shelf, ids: Collection[str]) -> Places:
+def _known(shelf: Shelf[Scorer], ids: Collection[str]) -> Places:
     places = (shelf.items.index(item) for item in ids)
     return np.array([place for place in places if place is not None], dtype=np.int64)
 
 
-def _unknown(shelf: Shelf, ids: Collection[str]) -> tuple[str, ...]:
+def _unknown(shelf: Shelf[Scorer], ids: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for item in ids if shelf.items.index(item) is None))
 
 
-def _boosted(shelf: Shelf, scores: Scores, rules: tuple[Rule, ...]) -> Scores:
+def _boosted(shelf: Shelf[Scorer], scores: Scores, rules: tuple[Rule, ...]) -> Scores:
     """Scores with boosts; the same array when there are none."""
     moves = boosts(shelf, rules)
     if not moves:
@@ -199,7 +199,7 @@ def _boosted(shelf: Shelf, scores: Scores, rules: tuple[Rule, ...]) -> Scores:
     return out
 
 
-def _freshened(shelf: Shelf, scores: Scores, wanted: Wanted, now: float) -> Scores:
+def _freshened(shelf: Shelf[Scorer], scores: Scores, wanted: Wanted, now: float) -> Scores:
     """Scores with newness; the same array when it weighs nothing."""
     if not wanted.freshness:
         return scores
@@ -216,7 +216,7 @@ def _deviation(scores: Scores) -> float:
 
 
 def _shortened(
-    shelf: Shelf,
+    shelf: Shelf[Scorer],
     user: User,
     scores: Scores,
     pinned: dict[int, int],
@@ -245,7 +245,7 @@ def _shortened(
 
 
 def _vectors(
-    shelf: Shelf, user: User, pool: Places, needed: bool, with_history: bool
+    shelf: Shelf[Scorer], user: User, pool: Places, needed: bool, with_history: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors of the short list and of the end of the history; empty ones where no one looks at them."""
     if not needed or not len(pool):
@@ -256,14 +256,14 @@ def _vectors(
     return vectors[at[: len(pool)]], vectors[at[len(pool) :]]
 
 
-def _fresh(shelf: Shelf, without: Scores, scores: Scores, wanted: Wanted) -> frozenset[int]:
+def _fresh(shelf: Shelf[Scorer], without: Scores, scores: Scores, wanted: Wanted) -> frozenset[int]:
     """Items that are among the n best with newness and not without it."""
     by = shelf.items.popularity
     before = best(without, wanted.n, by)
     return frozenset(best(scores, wanted.n, by).tolist()) - frozenset(before.tolist())
 
 
-def _source(shelf: Shelf, placed: Placed, fresh: frozenset[int], known: bool) -> str:
+def _source(shelf: Shelf[Scorer], placed: Placed, fresh: frozenset[int], known: bool) -> str:
     if placed.by != "score":
         return "pinned" if placed.by == "pin" else "exploration"
     if placed.item >= shelf.trained:

@@ -53,7 +53,7 @@ from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._private_metrics import noise_of
 from fedrec_server.rounds.charges import Charges
-from fedrec_server.rounds.coordinator import Coordinator, Outcome
+from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 from fedrec_server.rounds.replies import Host
 from fedrec_server.rounds.task import Task
 
@@ -142,7 +142,7 @@ def lay_out(
 
 
 def run(folder: Path, wire: Wire | None = None) -> Outcome:
-    return Coordinator(folder / "coordinator", wire or Wire(folder)).run()
+    return open_coordinator(folder / "coordinator", wire or Wire(folder)).run()
 
 
 def final(plan: PrivacyPlan, shared: Mapping[str, Any], **changes: Any) -> Request:
@@ -469,7 +469,7 @@ def test_metrics_that_were_charged_and_are_gone_are_not_drawn_again(tmp_path: Pa
     folder = lay_out(tmp_path)
     run(folder)
     (folder / "coordinator" / "metrics.json").write_text("{}")
-    coordinator = Coordinator(folder / "coordinator", Wire(folder))
+    coordinator = open_coordinator(folder / "coordinator", Wire(folder))
     coordinator._progress.done = False
     outcome = coordinator.run
     with pytest.raises(FedrecError, match="is not what was charged"):

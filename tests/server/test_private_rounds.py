@@ -37,7 +37,7 @@ from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_client.node.node_terms import config_hash
 from fedrec_server.rounds._checkpoints import Checkpoints
-from fedrec_server.rounds.coordinator import Coordinator, Outcome
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 from fedrec_server.rounds.task import Task
 
 MF = MfConfig(embedding_size=4, learning_rate=0.1)
@@ -121,7 +121,7 @@ def prepare(
 
 
 def run(folder: Path, exchange: Nodes | None = None) -> Outcome:
-    return Coordinator(folder / "coordinator", exchange or Nodes(folder)).run()
+    return open_coordinator(folder / "coordinator", exchange or Nodes(folder)).run()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -366,7 +366,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
         patch.setattr(Checkpoints, "_append", append)
         with pytest.raises(Killed):
             run(folder)
-    resumed = Coordinator(folder / "coordinator", Nodes(folder))
+    resumed = open_coordinator(folder / "coordinator", Nodes(folder))
     if when == "before charge":
         assert resumed._progress.round == 1, "no one has seen the second round: it is done anew"
     else:
@@ -384,7 +384,7 @@ def test_half_a_staged_model_is_forgotten(tmp_path: Path, split: Split) -> None:
     run(folder)
     staged = folder / "coordinator" / "staged.safetensors"
     staged.write_bytes((folder / "coordinator" / "checkpoint.safetensors").read_bytes()[:100])
-    Coordinator(folder / "coordinator", Nodes(folder))
+    open_coordinator(folder / "coordinator", Nodes(folder))
     assert not staged.exists()
 
 

@@ -22,7 +22,7 @@ from fedrec_client.node._memory import HeldMemory
 from fedrec_client.node._secure_party import open_party
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
-from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 ROUNDS = RoundSettings(rounds=3, min_nodes=3, deadline_seconds=5, max_abandoned=2)
 #: Whether a node is silent: (node, request) -> bool.
@@ -187,7 +187,7 @@ def test_a_coordinator_killed_at_any_moment_ends_with_the_same_model(tmp_path: P
     for start in range(3, 60, 2):
         budget = start % 7 + 3
         try:
-            outcome = Coordinator(folder / "coordinator", nodes).run()
+            outcome = open_coordinator(folder / "coordinator", nodes).run()
             break
         except KilledError:
             continue

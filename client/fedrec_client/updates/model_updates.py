@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from fedrec.core.errors import BadContent, BadSignature, FedrecError, RegistryError, StoreFull, UpdateRejected
 from fedrec.core.files import sync_folder
 from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.model import ServingModel
 from fedrec.wire.layout import ALL_TRAFFIC, CANARY, CHAMPION, alias_target, model_target, task_target
 from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_for_device
 from fedrec.wire.package import (
@@ -84,7 +85,7 @@ class Served:
     """A model in use: verified, with what lists need of it."""
 
     package: Package
-    shelf: Shelf
+    shelf: Shelf[ServingModel]
 
     @property
     def version(self) -> int:

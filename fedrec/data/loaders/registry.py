@@ -93,7 +93,7 @@ def load_with_report(
     loaded = _load(info, category, path, download, progress)
     title = f"{name} ({loaded.variant})" if loaded.variant else name
     catalog = loaded.catalog.align(loaded.interactions.item_ids)
-    return Dataset(title, loaded.interactions, catalog, info.terms), loaded.report
+    return Dataset(title, loaded.interactions, catalog, info.terms, name), loaded.report
 
 
 def _with_reviews(info: DatasetInfo, reader: Reader) -> DatasetInfo:

