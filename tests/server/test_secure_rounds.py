@@ -16,7 +16,7 @@ from fedrec.core.errors import AggregationRefused, FedrecError, RoundAbandoned
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.core.refusal_reasons import Reason
 from fedrec.rounds.compression import Compression
-from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec.rounds.settings import RoundSettings
 from fedrec.rounds.shards import read_rows, spell_rows
 from fedrec_client.node._memory import HeldMemory
 from fedrec_client.node._secure_party import open_party
@@ -250,9 +250,9 @@ def test_a_server_that_asks_one_node_something_else_is_refused(tmp_path: Path, w
         if any(q.kind == "train" for q in requests.values()):
             honest = requests["0"]
             if what == "rows":
-                rows = read_rows(honest.meta["rows"], 60, NodeSettings(compression=few))
+                rows = read_rows(honest.meta["stage/rows"], 60, 0.5)
                 others = np.setdiff1d(np.arange(60), rows)
-                changed = replace(honest, meta=honest.meta | {"rows": spell_rows(others, 60)})
+                changed = replace(honest, meta=honest.meta | {"stage/rows": spell_rows(others, 60)})
             else:
                 other = {name: values + 1 for name, values in honest.arrays.items() if "/" not in name}
                 changed = replace(honest, arrays=honest.arrays | other)
