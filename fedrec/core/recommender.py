@@ -25,7 +25,14 @@ Scores = NDArray[np.float32]
 
 
 class RecommenderConfig(BaseModel):
-    """Base of every recommender's configuration: frozen, unknown keys refused."""
+    """Base of every recommender's configuration: frozen, unknown keys refused.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-ease")
+        >>> isinstance(experiment.model, fedrec.RecommenderConfig), experiment.model.kind
+        (True, 'ease')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +46,15 @@ class RoundSeed:
 
 
 class Recommender(ABC):
-    """One recommender, federated and centralised from the same code."""
+    """One recommender, federated and centralised from the same code.
+
+    Example:
+        >>> import fedrec
+        >>> from fedrec.recommenders.registry import build
+        >>> model = build(fedrec.load_experiment("movietweetings-ease").model)
+        >>> isinstance(model, fedrec.Recommender), model.fixed_rounds
+        (True, 1)
+    """
 
     kind: ClassVar[str]
     #: How many passes over all users give the final model (counts and closed forms); None: as many as asked for.
