@@ -76,10 +76,10 @@ def lay_out(
     terms = private_terms(rounds.rounds, n_users, n_items, trust, model) if trust else None
     shards = [split.shard(k, nodes) for k in range(nodes)]
     schedule = Schedule(
-        select_rounds=rounds.rounds if validation else 0,
-        final_rounds=rounds.rounds,
+        tuning_rounds=rounds.rounds if validation else 0,
+        refit_rounds=rounds.rounds,
         evaluate_every=rounds.evaluate_every if validation else 0,
-        final_evaluation=True,
+        refit_evaluation=True,
         guarded=guarded_sums(build(model), terms),
     )
     users = [shard.train.n_users for shard in shards]

@@ -65,7 +65,7 @@ def terms_for(users: int, identities: Sequence[Identity]) -> tuple[PrivacyTerms,
         clip_norm=plan.clip_norm,
         min_users=SETTINGS.survivors * users,
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
-        schedule=Schedule(final_rounds=PLANNED_ROUNDS, guarded=()),
+        schedule=Schedule(refit_rounds=PLANNED_ROUNDS, guarded=()),
     )
     return privacy, secagg, settings
 

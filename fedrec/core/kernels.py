@@ -1,16 +1,17 @@
 """Compiled loops shared by all models: adding sparse contributions of many users into dense sums.
 
-numba compiles each once per machine and caches the result beside the source.
+numba compiles each at its first call, once per machine, and caches the result beside the source.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.compiled import compiled
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled(cache=True, nogil=True)
 def add_rows(
     total: NDArray[np.float64],
     indptr: NDArray[np.int64],
@@ -30,7 +31,7 @@ def add_rows(
                 target[k] += s * source[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(cache=True, nogil=True)
 def add_scalars(
     total: NDArray[np.float64],
     indptr: NDArray[np.int64],
@@ -47,7 +48,7 @@ def add_scalars(
             total[row[n]] += s * values[n]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(cache=True, nogil=True)
 def add_dense(total: NDArray[np.float64], values: NDArray[np.floating], scale: NDArray[np.float64]) -> None:
     """total += Σ_u scale[u] * values[u], in order of the users; total [n], values [U, n].
 
@@ -65,7 +66,7 @@ def add_dense(total: NDArray[np.float64], values: NDArray[np.floating], scale: N
                 total[k] += s * values[u, k]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(cache=True, nogil=True)
 def gram_into(
     total: NDArray[np.float64],
     indptr: NDArray[np.int64],
@@ -86,7 +87,7 @@ def gram_into(
 
 
 # Sums may be reordered; that nothing is NaN or infinite may not be assumed: callers find bad updates by their norm.
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@compiled(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def squared_row_norms(
     indptr: NDArray[np.int64], values: NDArray[np.floating], out: NDArray[np.float64]
 ) -> None:
@@ -100,7 +101,7 @@ def squared_row_norms(
         out[u] = total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(cache=True, nogil=True)
 def last_of_each(
     indptr: NDArray[np.int64], item: NDArray[np.int64], n_items: int, out: NDArray[np.bool_]
 ) -> None:
@@ -112,7 +113,7 @@ def last_of_each(
             seen_by[item[n]] = u
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(cache=True, nogil=True)
 def near_pairs_into(
     total: NDArray[np.float64],
     indptr: NDArray[np.int64],

@@ -7,15 +7,8 @@ Letters: K users, M masks, L positions, d values per position.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
-
-from fedrec.core.compiled_randomness import absorb
-from fedrec.core.randomness import MIX_A
-
-#: Draws of 16 bits in one hash.
-_PER_HASH = 4
 
 
 def dropout_masks(
@@ -30,24 +23,8 @@ def dropout_masks(
         width: d.
         rate: in [0, 1).
     """
+    from fedrec.neural._dropout_kernel import fill
+
     out = np.empty((masks, len(keys), length, width), dtype=np.float32)
-    _fill(keys, np.uint64(round(rate * 65536)), np.float32(1.0 / (1.0 - rate)), out)
+    fill(keys, np.uint64(round(rate * 65536)), np.float32(1.0 / (1.0 - rate)), out)
     return out
-
-
-@numba.njit(cache=True, nogil=True)
-def _fill(keys: NDArray[np.uint64], below: np.uint64, keep: np.float32, out: NDArray[np.float32]) -> None:
-    n_masks, n_users, length, width = out.shape
-    blocks = (width + _PER_HASH - 1) // _PER_HASH
-    for m in range(n_masks):
-        for u in range(n_users):
-            base = keys[u] + np.uint64(m) * MIX_A
-            for back in range(length):
-                row = out[m, u, length - 1 - back]
-                for block in range(blocks):
-                    x = absorb(base, np.uint64(back * blocks + block))
-                    for part in range(_PER_HASH):
-                        at = block * _PER_HASH + part
-                        if at < width:
-                            draw = (x >> np.uint64(16 * part)) & np.uint64(0xFFFF)
-                            row[at] = np.float32(0.0) if draw < below else keep

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class NeuralConfig(RecommenderConfig):
-    """What every model trained by gradients is configured by.
+    """Keys of every model trained by gradients.
 
     Attributes:
         local_epochs: passes over the user's work in one round.

@@ -49,7 +49,7 @@ def honest_task() -> dict[str, Any]:
     members = tuple(Member(name=str(k), key=Identity.create().public.hex()) for k in range(DEVICES))
     secagg = SecaggTerms(
         run="run", roster=Roster(members=members), range_users=DEVICES, clip_norm=plan.clip_norm,
-        min_users=0.8 * DEVICES, plan="00", schedule=Schedule(final_rounds=2, guarded=()),
+        min_users=0.8 * DEVICES, plan="00", schedule=Schedule(refit_rounds=2, guarded=()),
     )  # fmt: skip
     privacy = PrivacyTerms(plan=plan, run="run", dataset="d", limit_epsilon=EPSILON)
     node = {
@@ -121,10 +121,10 @@ WEAKER: dict[str, list[Change]] = {
     "aggregation.threshold": [put("aggregation.threshold", 0.5000001)],
     "aggregation.neighbours": [put("aggregation.neighbours", value) for value in (2, 4, 20)],
     "aggregation.exact_sums": [put("aggregation.exact_sums", True)],
-    "aggregation.schedule.select_rounds": [put("aggregation.schedule.select_rounds", 1)],
-    "aggregation.schedule.final_rounds": [put("aggregation.schedule.final_rounds", 3)],
+    "aggregation.schedule.tuning_rounds": [put("aggregation.schedule.tuning_rounds", 1)],
+    "aggregation.schedule.refit_rounds": [put("aggregation.schedule.refit_rounds", 3)],
     "aggregation.schedule.evaluate_every": [put("aggregation.schedule.evaluate_every", 1)],
-    "aggregation.schedule.final_evaluation": [put("aggregation.schedule.final_evaluation", True)],
+    "aggregation.schedule.refit_evaluation": [put("aggregation.schedule.refit_evaluation", True)],
     "member.users": [members(DEVICES, users=2), members(3, users=1000, vouched=True)],
     "privacy.run": [put("privacy.run", "another")],
     "privacy.ledger": [put("privacy.ledger", "/tmp/of-another")],

@@ -209,7 +209,7 @@ def test_a_missing_promise_is_one_code(tmp_path: Path) -> None:
         model = model_of("ease")
         terms, identities = enrolled(
             [1, 1, 1],
-            schedule=Schedule(final_rounds=1, guarded=guarded_sums(build(model), None)),
+            schedule=Schedule(refit_rounds=1, guarded=guarded_sums(build(model), None)),
             clip_norm=1.0,
             exact_sums=True,
         )

@@ -14,10 +14,12 @@ from scipy import stats
 
 from fedrec.core.errors import PrivacyRefused
 from fedrec.privacy.distributed import dithered
+from fedrec.privacy.integers import Carried, Integers
 from fedrec.privacy.mechanism import Mechanism
 from fedrec.privacy.mechanisms import mechanism_of
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
-from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan
 from fedrec.secagg.encoding import Encoding
 
 P, CLIP, Z = 20_000, 2.0, 1.3

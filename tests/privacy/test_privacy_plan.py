@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, SkellamRelease, epsilon
 from fedrec.privacy.feasibility import feasibility, noise_to_clip
-from fedrec.privacy.integers import MOST_ROUNDING_COST
-from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan, PrivacySettings
+from fedrec.privacy.integers import MOST_ROUNDING_COST, Carried, Integers
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec_simulations.cli.answer import Answer
 from fedrec_simulations.cli.privacy_plan import plan as plan_command
 

@@ -21,9 +21,9 @@ from fedrec.data.split import Split
 from fedrec.neural import user_clusters as clusters
 from fedrec.neural.user_clusters import Clusters
 from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.collaborative.clustered import Clustered, ClusteredConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
-from fedrec.recommenders.registry import build, parse
-from fedrec.recommenders.wrappers.clustered import Clustered, ClusteredConfig
+from fedrec.recommenders.registry import build
 from fedrec.rounds.local_training import train_users
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.baseline import fit_baseline
@@ -301,4 +301,4 @@ def test_updates_of_clusters_are_not_made_smaller() -> None:
 def test_features_that_do_not_fit_are_refused_in_one_line() -> None:
     for features in (None, np.ones((N_ITEMS, 2), np.float32)):
         with pytest.raises(ConfigError, match=r"expected 60 x 6; set data\.features"):
-            build(parse({"kind": "clustered", "features": 6})).init_shared(N_ITEMS, 0, features)
+            clustered(EaseConfig()).init_shared(N_ITEMS, 0, features)

@@ -15,9 +15,9 @@ from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State
+from fedrec.recommenders.private._private_gram import NearPairs, denoised
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_ials import DpIals, DpIalsConfig, semidefinite
-from fedrec.recommenders.private.private_gram import NearPairs, denoised
 from fedrec.recommenders.registry import build, parse
 from fedrec.rounds.local_training import train_users
 

@@ -14,7 +14,7 @@ from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.settings import Trust
-from fedrec.recommenders.registry import KINDS, build
+from fedrec.recommenders.registry import RECOMMENDERS, build
 from fedrec.rounds.local_training import train_users
 from fedrec.rounds.settings import RoundSettings
 from fedrec_server.rounds.coordinator import Outcome
@@ -42,7 +42,7 @@ def assert_alike(one: Outcome, other: Outcome, rtol: float, atol: float) -> None
 
 
 def test_no_kind_is_left_out() -> None:
-    assert set(MODELS) == set(KINDS)
+    assert set(MODELS) == set(RECOMMENDERS.builtin_names())
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -21,9 +21,9 @@ from fedrec.recommenders.closed_form.item_graph import (
     largest,
 )
 from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.recommenders.private._private_gram import NearPairs
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_item_graph import DpItemGraph, DpItemGraphConfig
-from fedrec.recommenders.private.private_gram import NearPairs
 
 
 class TestItemGraph(RecommenderContract):

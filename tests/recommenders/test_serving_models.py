@@ -22,8 +22,8 @@ from fedrec.ranking.model import History, ServingModel
 from fedrec.ranking.read import read_model
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import DenseWeights
-from fedrec.recommenders.registry import KINDS, build, parse
-from fedrec.recommenders.serving import serving_model
+from fedrec.recommenders.registry import RECOMMENDERS, build, parse
+from fedrec.recommenders.serving import serving_form
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 SMALL: dict[str, dict[str, Any]] = {
@@ -57,12 +57,17 @@ def trained(kind: str) -> tuple[Any, dict[str, Any], Interactions, ServingModel]
     recommender = build(config)
     rounds = recommender.fixed_rounds or ROUNDS.get(kind, 3)
     shared, _ = recommender.fit(data, 3, rounds, FEATURES if "features" in SMALL[kind] else None)
-    return recommender, shared, data, serving_model(config, shared)
+    return recommender, shared, data, serving_form(build(config), shared)
 
 
 #: A network per item and user is too slow for a device; one model per cluster does not serve yet.
-NOT_SERVED: dict[str, dict[str, Any]] = {"mlp": {}, "neumf": {}, "deepfm": {}, "clustered": {"features": 5}}
-SERVED = [kind for kind in KINDS if kind not in NOT_SERVED]
+NOT_SERVED: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "neumf": {},
+    "deepfm": {},
+    "clustered": {"features": 5, "base": {"kind": "ease"}},
+}
+SERVED = [kind for kind in RECOMMENDERS.builtin_names() if kind not in NOT_SERVED]
 MODELS = {kind: trained(kind) for kind in SERVED}
 
 
@@ -79,7 +84,7 @@ def test_every_recommender_has_a_serving_model() -> None:
     assert set(SMALL) == set(SERVED)
     for kind, needed in NOT_SERVED.items():
         with pytest.raises(ConfigError, match="cannot serve on a device"):
-            serving_model(parse({"kind": kind} | needed), {})
+            serving_form(build(parse({"kind": kind} | needed)), {})
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -150,7 +155,7 @@ def test_an_entry_of_strength_two_counts_twice(kind: str) -> None:
     """Two entries of one item, one after the other, are one of strength two where the model has no recency."""
     config = parse({"kind": kind} | SMALL[kind] | ({} if kind == "mf" else {"scoring_half_life": None}))
     _, shared, _, _ = MODELS[kind]
-    model = serving_model(config, shared)
+    model = serving_form(build(config), shared)
     twice = History(np.array([2, 2, 5]), np.ones(3, np.float32))
     strong = History(np.array([2, 5]), np.array([2, 1], np.float32))
     np.testing.assert_allclose(

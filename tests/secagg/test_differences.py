@@ -47,7 +47,7 @@ N_ITEMS, FLOOR = 12, 3
 MODEL = {"kind": "ease"}
 EVALUATION = EvaluationSettings(bootstrap=0, sampled=False)
 SETTINGS = NodeSettings(seed=5, clip_norm=50.0)
-ONE_OF_EACH = Schedule(final_rounds=1, final_evaluation=True)
+ONE_OF_EACH = Schedule(refit_rounds=1, refit_evaluation=True)
 
 
 def lay_out(folder: Path, users: int, **terms: Any) -> tuple[list[Path], SecaggTerms, list[np.ndarray]]:
@@ -341,7 +341,7 @@ def test_the_parts_that_hold_the_rule_together() -> None:
 def test_only_scheduled_sums_are_open(
     kind: str, phase: str, round_: int, select: int, final: int, every: int, test: bool
 ) -> None:
-    schedule = Schedule(select_rounds=select, final_rounds=final, evaluate_every=every, final_evaluation=test)
+    schedule = Schedule(tuning_rounds=select, refit_rounds=final, evaluate_every=every, refit_evaluation=test)
     try:
         schedule.check(kind, phase, round_, ())
         opened = True

@@ -25,10 +25,9 @@ from fedrec.core.errors import BudgetExhausted, FedrecError, PrivacyRefused, Rou
 from fedrec.core.files import read_arrays, write_arrays
 from fedrec.privacy.adaptive import AdaptiveClipState
 from fedrec.privacy.central import Central
-from fedrec.privacy.plan import AdaptiveClip
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.private_files import remove_durably
-from fedrec.privacy.settings import PrivacySettings
+from fedrec.privacy.settings import AdaptiveClip, PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
@@ -309,7 +308,7 @@ def test_a_sum_that_an_earlier_version_left_goes_at_the_next_start(tmp_path: Pat
     run = Run.lay_out(tmp_path, "secagg")
     assert not run.go(stop=lambda: True).finished
     total = truth.sums["the sum of round 1"]
-    header = {"label": "train/final/2", "users": 120, "nodes": 3, "failures": {}, "record": {}}
+    header = {"label": "train/refit/2", "users": 120, "nodes": 3, "failures": {}, "record": {}}
     write_arrays(
         run.coordinator / SUM, {"total": np.rint(total * 1e6).astype(np.int64).astype("<u4")}, header
     )

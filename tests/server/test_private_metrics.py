@@ -119,7 +119,7 @@ def lay_out(
     own, settings_ = NodeSettings(seed=5), RoundSettings(rounds=plan.rounds, min_reply_fraction=0.0)
     shards = [split.shard(k, nodes) for k in range(nodes)]
     schedule = Schedule(
-        final_rounds=plan.rounds, final_evaluation=True, guarded=guarded_sums(build(model), terms)
+        refit_rounds=plan.rounds, refit_evaluation=True, guarded=guarded_sums(build(model), terms)
     )
     secagg, identities = enrolled([shard.train.n_users for shard in shards], schedule=schedule)
     aggregation: Terms = secagg if how == "secagg" else PLAIN

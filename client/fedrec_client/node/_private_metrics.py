@@ -57,7 +57,7 @@ class PrivateMetrics:
         if (request.phase, request.round) != ("refit", self._plan.charges):
             raise PrivacyRefused(
                 f"evaluation of phase {request.phase!r}, number {request.round} is refused: under the privacy plan "
-                f"there is one, of phase 'final', number {self._plan.charges}"
+                f"there is one, of phase 'refit', number {self._plan.charges}"
             )
         earlier = self._releases.earlier(request)
         if earlier is not None:

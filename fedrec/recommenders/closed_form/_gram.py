@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import matrix, merged, profile, recency
+from fedrec.recommenders.profiles import matrix, merged, profile, recency
 
 
 class GramConfig(RecommenderConfig):
@@ -40,6 +40,7 @@ class GramRecommender(Recommender):
     """A recommender that is a function of the Gram matrix; subclasses give `solve` and `score`."""
 
     fixed_rounds: ClassVar[int | None] = 1
+    clusterable: ClassVar[bool] = True
 
     def __init__(self, config: GramConfig) -> None:
         self._profiles = config

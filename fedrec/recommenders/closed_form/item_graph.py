@@ -17,8 +17,6 @@ Letters: U users, I items, d embedding size, k neighbours, L layers, h an item o
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -29,7 +27,10 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RecommenderConfig, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
+from fedrec.ranking.item_item import ItemItem
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import graph_weights
 
 Floats = NDArray[np.float64]
 
@@ -56,14 +57,15 @@ class GraphConfig(RecommenderConfig):
 class ItemGraphConfig(GramConfig, GraphConfig):
     """Configuration of the graph recommender; see `GramConfig` for the profiles, `GraphConfig` for the graph."""
 
-    kind: Literal["item_graph"] = "item_graph"
+    kind: str = "item_graph"
     activity_exponent: float = Field(default=0.4, ge=0, le=1)
 
 
+@recommender(ItemGraphConfig)
 class ItemGraph(GramRecommender):
     """Propagation on an item-item graph from a sum of outer products."""
 
-    kind: ClassVar[str] = "item_graph"
+    config: ItemGraphConfig
 
     def __init__(self, config: ItemGraphConfig) -> None:
         super().__init__(config)
@@ -75,6 +77,9 @@ class ItemGraph(GramRecommender):
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return graph_scores(shared, self.asked(batch, len(shared["vector"])))
+
+    def serving(self, shared: State) -> ItemItem:  # noqa: D102
+        return ItemItem(graph_weights(shared), self.config.scoring_half_life)
 
 
 def adjacency(gram: Floats) -> Floats:

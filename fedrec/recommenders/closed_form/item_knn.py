@@ -9,8 +9,6 @@ Letters: U users, I items, k neighbours.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -19,7 +17,10 @@ from scipy.sparse import csr_array
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Scores
 from fedrec.core.updates import State
+from fedrec.ranking.item_item import ItemItem
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import neighbour_weights
 
 
 class ItemKnnConfig(GramConfig):
@@ -30,15 +31,16 @@ class ItemKnnConfig(GramConfig):
         shrinkage: added to the denominator, in units of co-occurrences; lowers similarities that few users back.
     """
 
-    kind: Literal["item_knn"] = "item_knn"
+    kind: str = "item_knn"
     neighbours: int = Field(default=100, ge=1)
     shrinkage: float = Field(default=10.0, ge=0)
 
 
+@recommender(ItemKnnConfig)
 class ItemKnn(GramRecommender):
     """Cosine neighbours from a sum of outer products."""
 
-    kind: ClassVar[str] = "item_knn"
+    config: ItemKnnConfig
 
     def __init__(self, config: ItemKnnConfig) -> None:
         super().__init__(config)
@@ -63,3 +65,7 @@ class ItemKnn(GramRecommender):
         pointers = np.arange(n_items + 1) * k
         edges = csr_array((similarity.reshape(-1), neighbour.reshape(-1), pointers), shape=(n_items, n_items))
         return np.asarray((self.asked(batch, n_items) @ edges.T).toarray(), dtype=np.float32)
+
+    def serving(self, shared: State) -> ItemItem:  # noqa: D102
+        weights = neighbour_weights(shared["neighbour"], shared["similarity"])
+        return ItemItem(weights, self.config.scoring_half_life)

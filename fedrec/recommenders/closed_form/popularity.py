@@ -7,7 +7,7 @@ keeps the scaling gentle.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,8 @@ from fedrec.core.contributions import distinct, newest
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
+from fedrec.ranking.popular import Popular
+from fedrec.recommenders.registry import recommender
 
 
 class PopularityConfig(RecommenderConfig):
@@ -25,14 +27,15 @@ class PopularityConfig(RecommenderConfig):
         max_items: how many of a user's newest items count; None: all.
     """
 
-    kind: Literal["popularity"] = "popularity"
+    kind: str = "popularity"
     max_items: int | None = Field(default=None, ge=1)
 
 
+@recommender(PopularityConfig)
 class Popularity(Recommender):
     """Scores every item by how many users have it (among their newest items)."""
 
-    kind: ClassVar[str] = "popularity"
+    config: PopularityConfig
     fixed_rounds: ClassVar[int | None] = 1
 
     def __init__(self, config: PopularityConfig) -> None:
@@ -61,6 +64,9 @@ class Popularity(Recommender):
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
+
+    def serving(self, shared: State) -> Popular:  # noqa: D102
+        return Popular(shared["count"])
 
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

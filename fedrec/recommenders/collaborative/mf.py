@@ -23,7 +23,11 @@ from fedrec.neural.device_optimizer import DeviceOptimizer
 from fedrec.neural.example_gradients import PublicKey, uniform_rows
 from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.neural.views import LocalViews, build_views
+from fedrec.ranking.factors import Factors
+from fedrec.ranking.folding import Newton
+from fedrec.ranking.tables import FloatTable
 from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
+from fedrec.recommenders.registry import recommender
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +52,7 @@ class MfConfig(RecommenderConfig):
         backend: "compiled" (numba) or "torch" (the generic batched path); the same arithmetic.
     """
 
-    kind: Literal["mf"] = "mf"
+    kind: str = "mf"
     embedding_size: int = Field(default=32, ge=1)
     loss: Literal["bce", "bpr"] = "bce"
     negatives: int = Field(default=4, ge=1)
@@ -62,11 +66,14 @@ class MfConfig(RecommenderConfig):
     backend: Literal["compiled", "torch"] = "compiled"
 
 
+@recommender(MfConfig)
 class MatrixFactorisation(Recommender):
     """p_u · q_i + b_i with p_u private."""
 
-    kind: ClassVar[str] = "mf"
+    config: MfConfig
     gradient_rounds: ClassVar[bool] = True
+    clusterable: ClassVar[bool] = True
+    serves_exactly: ClassVar[bool] = False
     chunk_users: ClassVar[int] = 16
 
     def __init__(self, config: MfConfig) -> None:
@@ -127,6 +134,12 @@ class MatrixFactorisation(Recommender):
         return np.asarray(
             local["user_vector"] @ shared["item_table"].T + shared["item_bias"], dtype=np.float32
         )
+
+    def serving(self, shared: State) -> Factors:
+        """Users are folded in by Newton steps instead of sampled gradient descent: deterministic and faster."""
+        c = self.config
+        newton = Newton(c.loss, c.negatives, c.reg, pull=1.0 / (c.learning_rate * c.fold_in_epochs))
+        return Factors(FloatTable(shared["item_table"]), newton, shared["item_bias"].astype(np.float32))
 
     def fit(
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

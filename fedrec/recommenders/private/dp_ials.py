@@ -17,7 +17,7 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,12 @@ from fedrec.core.randomness import Purpose, key, normal, user_keys
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import recency
+from fedrec.ranking.factors import Factors
+from fedrec.ranking.folding import Ridge
+from fedrec.ranking.popular import Selected
+from fedrec.ranking.tables import FloatTable
+from fedrec.recommenders.profiles import recency
+from fedrec.recommenders.registry import recommender
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +62,7 @@ class DpIalsConfig(RecommenderConfig):
         scoring_half_life: recency when a user vector is solved to recommend, in interactions; None: none.
     """
 
-    kind: Literal["dp_ials"] = "dp_ials"
+    kind: str = "dp_ials"
     embedding_size: int = Field(default=16, ge=1)
     top_items: int = Field(default=600, ge=2)
     histogram_items: int = Field(default=50, ge=1)
@@ -84,10 +89,11 @@ class DpIalsConfig(RecommenderConfig):
         return self
 
 
+@recommender(DpIalsConfig)
 class DpIals(Recommender):
     """Alternating least squares whose sums are bounded per user and solved with knowledge of their noise."""
 
-    kind: ClassVar[str] = "dp_ials"
+    config: DpIalsConfig
     round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
 
@@ -207,6 +213,11 @@ class DpIals(Recommender):
         scores = users @ shared["item_table"].T
         scores[~users.any(axis=1)] = np.arange(scores.shape[1], 0, -1)
         return spread(scores, shared["count"], shared["selected"])
+
+    def serving(self, shared: State) -> Selected:  # noqa: D102
+        c = self.config
+        ridge = Ridge(c.unobserved_weight, c.user_reg, 1.0, c.scoring_half_life, weighted_count=True)
+        return Selected(Factors(FloatTable(shared["item_table"]), ridge), shared["selected"], shared["count"])
 
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

@@ -10,28 +10,30 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
+from fedrec.ranking.graph import GraphWeights
 from fedrec.recommenders.closed_form.item_graph import GraphConfig, adjacency, graph_scores, graph_state
-from fedrec.recommenders.private.private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import graph_weights
 
 
 class DpItemGraphConfig(PrivateGramConfig, GraphConfig):
     """Configuration of the private graph; see `PrivateGramConfig` for the sums, `GraphConfig` for the graph."""
 
-    kind: Literal["dp_item_graph"] = "dp_item_graph"
+    kind: str = "dp_item_graph"
 
 
+@recommender(DpItemGraphConfig)
 class DpItemGraph(PrivateGram):
     """Propagation on an item-item graph from two noisy sums."""
 
-    kind: ClassVar[str] = "dp_item_graph"
+    config: DpItemGraphConfig
 
     def __init__(self, config: DpItemGraphConfig) -> None:
         super().__init__(config)
@@ -46,3 +48,6 @@ class DpItemGraph(PrivateGram):
 
     def relevance(self, shared: State, asked: csr_array) -> NDArray[np.floating]:  # noqa: D102
         return graph_scores(shared, asked)
+
+    def serving_weights(self, shared: State) -> GraphWeights:  # noqa: D102
+        return graph_weights(shared)

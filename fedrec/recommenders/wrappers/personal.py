@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State, Updates, UpdateSum
 from fedrec.neural.device_optimizer import DeviceOptimizer
 from fedrec.neural.head import head_parameters
@@ -35,6 +35,7 @@ from fedrec.neural.recommender import NeuralRecommender, Parameter
 from fedrec.neural.sequence import SequenceRecommender
 from fedrec.neural.support_query import halved
 from fedrec.neural.wrapper_settings import Personal
+from fedrec.recommenders.registry import WRAPPERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fedrec.neural.batched import Params, Touched, Work
 
 
+@WRAPPERS.register("personal")
 class Personalised(NeuralRecommender):
     """Another model with a personal part.
 
@@ -70,6 +72,10 @@ class Personalised(NeuralRecommender):
         return super().device.model_copy(update=rate)
 
     # The model -----------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return self._base.needs
 
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102
         return self._parameters
@@ -150,6 +156,9 @@ class Personalised(NeuralRecommender):
             case "fedrecon":
                 local = self._reconstruct(shared, batch)
         return super().score(shared, local, batch)
+
+    def serving_refusal(self) -> str | None:  # noqa: D102
+        return "a model with a personal part cannot serve on a device yet: train it without one"
 
     def _reconstruct(self, shared: State, batch: UserBatch) -> State:
         """The personal part of a history alone."""

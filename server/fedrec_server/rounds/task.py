@@ -63,7 +63,7 @@ class Task:
         except (OSError, ValueError) as error:
             raise RunError(f"{folder} has no readable task.json ({error}): prepare the run first") from error
         return cls(
-            parse(plain["model"]),
+            parse(plain["model"], paths=True),
             NodeSettings.model_validate(plain["settings"]),
             RoundSettings.model_validate(plain["rounds"]),
             parse_evaluation(plain["evaluation"]),

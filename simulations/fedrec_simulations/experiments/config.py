@@ -8,19 +8,20 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Tag, ValidationError, model_validator
 
 from fedrec.core.errors import ConfigError, PrivacyRefused
+from fedrec.core.recommender import Sending
+from fedrec.core.registry import OWN_CONFIGURATION
 from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.neural.example_gradients import device_model_of
 from fedrec.privacy.noised_means import HELD_DATA
-from fedrec.recommenders.ctr.deepfm import DeepFmConfig
-from fedrec.recommenders.registry import KINDS, ModelConfig, build
+from fedrec.recommenders.registry import ModelConfig, build
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_simulations.experiments.sections import (
@@ -34,6 +35,8 @@ from fedrec_simulations.experiments.sections import (
     SplitSection,
 )
 
+#: Errors of a model's kind, whose messages say everything.
+KIND_PROBLEMS = ("missing_kind", "unknown_kind", "refused_kind")
 #: Fewer nodes than this in a sum are worth a warning.
 SMALL_COHORT = 10
 
@@ -56,7 +59,7 @@ class Config(Section):
     name: str = "run"
     data: DataSection = DataSection()
     split: SplitSection = SplitSection()
-    model: Annotated[ModelConfig, Field()]
+    model: ModelConfig
     federation: FederationSection = FederationSection()
     secagg: SecaggSection = SecaggSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -67,11 +70,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
-        if build(self.model).fixed_rounds is not None and self.federation.sampling_rate < 1.0:
-            raise ValueError(
-                f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes its "
-                "rounds with everyone; set it to 1"
-            )
+        self._model_fits()
         if isinstance(self.privacy, PrivacySection) and self.federation.sampling != "poisson":
             raise ValueError(
                 f"federation.sampling is {self.federation.sampling!r} beside a privacy target: what sampling adds to "
@@ -82,42 +81,51 @@ class Config(Section):
                 f"federation.clip_norm is {self.federation.clip_norm} beside a privacy target: the plan bounds "
                 "updates by privacy.clip_norm; drop federation.clip_norm"
             )
-        reads = getattr(self.model, "reviews", 0) > 0
-        # A split that lies in a folder may hold them already.
-        if reads != (self.data.reviews is not None) and self.split.method not in ("folder", "column"):
-            raise ValueError(
-                "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong "
-                "together: set both, or neither"
-            )
         if isinstance(self.privacy, PrivacySection) and self.privacy.unit == "interaction":
             try:
                 device_model_of(build(self.model))
             except PrivacyRefused as error:
                 raise ValueError(str(error)) from error
-        self._ranker_fits()
+        self._data_fit()
         self._evaluation_fits()
-        self._scaffold_fits()
         if self.federation.compression is not None:
             self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
         return self
 
-    def _ranker_fits(self) -> None:
-        """Raises ValueError where the data cannot hold what a ranker learns."""
-        model, given = self.model, self.split.method == "folder"
-        if not isinstance(model, DeepFmConfig):
-            return
-        if model.target == "rating" and not self.data.ratings and not given:
-            raise ValueError(
-                "model.target is 'rating' and data.ratings is false: every interaction would count 1; "
-                "set data.ratings to true"
-            )
-        if model.context and self.data.name == "file" and not self.data.timestamp_column and not given:
-            raise ValueError(
-                "model.context reads hour and day and the file has no times: set data.timestamp_column, or "
-                "model.context to false"
-            )
+    def _model_fits(self) -> None:
+        """Raises ValueError where the model states that it cannot be trained in this way."""
+        compression = self.federation.compression
+        sending = Sending(
+            sampling_rate=self.federation.sampling_rate,
+            compressed=compression is not None,
+            partly=compression is not None and (compression.rank is not None or compression.rows is not None),
+            limit=self.node_settings().shard_parameters,
+        )
+        problems = build(self.model).conflicts(sending)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _data_fit(self) -> None:
+        """Raises ValueError where the data cannot hold what the model reads."""
+        needs, given = build(self.model).needs, self.split.method == "folder"
+        problems = {
+            f"model {self.model.kind!r} learns ratings and data.ratings is false: every interaction would count 1; "
+            "set data.ratings to true": needs.ratings is not None and not self.data.ratings and not given,
+            f"model {self.model.kind!r} reads hour and day and the file has no times: set data.timestamp_column, or "
+            "model.context to false": (
+                needs.times and self.data.name == "file" and not self.data.timestamp_column and not given
+            ),
+            # A split in a folder may hold them already.
+            "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong together: "
+            "set both, or neither": (
+                (needs.reviews > 0) != (self.data.reviews is not None)
+                and self.split.method not in ("folder", "column")
+            ),
+        }
+        if any(problems.values()):
+            raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
 
     def _evaluation_fits(self) -> None:
         """Raises ValueError where something cannot be measured."""
@@ -125,43 +133,21 @@ class Config(Section):
         if evaluated and not isinstance(build(self.model), Ranker):
             raise ValueError(
                 f"evaluation.probabilities is true and model {self.model.kind!r} gives none: drop it, "
-                "or train 'deepfm'"
+                "or train a ranker"
             )
         if chosen.startswith("answers/") and not evaluated:
             raise ValueError(f"federation.select_metric is {chosen!r}: set evaluation.probabilities = true")
-
-    def _scaffold_fits(self) -> None:
-        """Raises ValueError where control variates would not get all that is sent of them."""
-        scaffold = getattr(self.model, "scaffold", None)
-        if scaffold is None:
-            return
-        made_smaller, limit = self.federation.compression, self.node_settings().shard_parameters
-        size = build(self.model).layout(scaffold.items).size
-        if limit is not None and size > limit:
-            raise ValueError(
-                f"model.scaffold sends {size:,} values and {limit:,} are sent in a round: what is left out would be "
-                "lost to the control variates; take a smaller model, or raise federation.shard_parameters"
-            )
-        if made_smaller is not None and (made_smaller.rank or made_smaller.rows):
-            raise ValueError(
-                "federation.compression.rank and rows leave parts out, which would be lost to the control variates "
-                "of model.scaffold: drop one of them"
-            )
 
     def _compression_fits(self, compression: Compression) -> None:
         """Raises ValueError where an update cannot be made smaller in that way."""
         exact = compression.rows is not None or compression.feedback or compression.bits is not None
         problems = {
-            f"federation.compression is set and model {self.model.kind!r} sends exact sums, not gradients: each of "
-            "them is needed; drop it": not build(self.model).gradient_rounds,
             "federation.compression.bits is set under secure aggregation: what is summed there are integers of one "
             "scale; set secagg.bits = 16 in its place": (
                 compression.bits is not None and self.privacy.aggregator == "secagg"
             ),
             "federation.compression under a privacy target goes with rank alone: noise is added to what is sent; "
             "drop rows, feedback and bits": exact and isinstance(self.privacy, PrivacySection),
-            "federation.compression is set and model 'clustered' has tables of every cluster, which are not made "
-            "smaller: drop it": self.model.kind == "clustered",
             "federation.compression.rows and federation.shard_parameters both leave rows out: drop one of them": (
                 compression.rows is not None and self.federation.shard_parameters is not None
             ),
@@ -290,7 +276,7 @@ def parse_config(
     for override in overrides:
         _override(values, override)
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=OWN_CONFIGURATION)
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
@@ -318,12 +304,14 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _problem(item: Any) -> str:
     """One validation error as text: where, what was given, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in (*KINDS, "none", "private")]
+    where = [str(part) for part in item["loc"] if part not in ("none", "private")]
     place = ".".join(where) or "top level"
     if item["type"] == "extra_forbidden":
         known = _keys_near(where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1)
         return f"unknown key {place}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if item["type"] in KIND_PROBLEMS:
+        return str(item["msg"]) if item["type"] == "unknown_kind" else f"{place}: {item['msg']}"
     if item["type"] == "missing":
         hint = {
             "privacy": " (nothing is assumed: set privacy.unit, 'none' switches differential privacy off)",
@@ -339,9 +327,12 @@ def _problem(item: Any) -> str:
 def _keys_near(sections: list[str]) -> list[str]:
     """Keys that are known in a section, over all kinds of models."""
     schema = Config.model_json_schema()
-    names: set[str] = set()
-    if not sections:
-        return list(schema["properties"])
-    for definition in schema["$defs"].values():
-        names |= set(definition.get("properties", {}))
-    return sorted(names)
+    return sorted(set(_keys(schema))) if sections else list(schema["properties"])
+
+
+def _keys(schema: object) -> Iterator[str]:
+    """Names of properties anywhere in a schema."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _keys(part)

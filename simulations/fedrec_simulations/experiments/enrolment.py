@@ -87,10 +87,10 @@ def schedule_of(
     most = recommender.fixed_rounds or config.federation.rounds
     selects = has_validation and recommender.fixed_rounds is None and privacy is None
     return Schedule(
-        select_rounds=most if selects else 0,
-        final_rounds=most,
+        tuning_rounds=most if selects else 0,
+        refit_rounds=most,
         evaluate_every=config.federation.evaluate_every if selects else 0,
-        final_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
+        refit_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
         guarded=guarded_sums(recommender, privacy),
     )
 

@@ -16,7 +16,7 @@ from fedrec.data.loaders import load_dataset, load_with_report
 from fedrec.data.rows import Reader, RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
-from fedrec.recommenders.ctr.deepfm import DeepFmConfig
+from fedrec.recommenders.registry import build
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.features import item_features
 from fedrec_simulations.experiments.population import synthetic_population
@@ -162,20 +162,19 @@ def _catalog_of(data: DataSection, split: Split) -> Catalog:
 
 
 def check_data(config: Config, split: Split) -> None:
-    """Raises ConfigError where values or times are not what a ranker was told of them."""
-    model = config.model
-    if not isinstance(model, DeepFmConfig):
-        return
-    value, (low, high) = split.train.value, model.rating_range
-    if model.target == "rating" and not (low <= value.min() and value.max() <= high):
+    """Raises ConfigError where values or times are not what the model reads."""
+    needs, value = build(config.model).needs, split.train.value
+    if needs.ratings is not None:
+        low, high = needs.ratings
+        if not (low <= value.min() and value.max() <= high):
+            raise ConfigError(
+                f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
+                "set it to the scale of the data, or drop others by data.rating_range"
+            )
+    if needs.times and split.train.timestamp.max() < FIRST_TIME:
         raise ConfigError(
-            f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
-            "set it to the scale of the data, or drop others by data.rating_range"
-        )
-    if model.context and split.train.timestamp.max() < FIRST_TIME:
-        raise ConfigError(
-            f"model.context reads hour and day and the data of {config.data.name!r} have an order alone, no times: "
-            "set model.context to false"
+            f"model {config.model.kind!r} reads hour and day and the data of {config.data.name!r} have an order "
+            "alone, no times: set model.context to false"
         )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.data.split import Split
+from fedrec.recommenders.registry import build
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node, Simulated
 from fedrec_client.node.node_terms import config_hash
@@ -55,12 +56,9 @@ class RunSetup:
             PrivacyRefused: the guarantee would be meaningless, or nothing could be learned.
         """
         split = prepared.split
-        scaffold = getattr(config.model, "scaffold", None)
-        if scaffold is not None and scaffold.users != split.train.n_users:
-            raise ConfigError(
-                f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set "
-                f"model.scaffold.users = {split.train.n_users}"
-            )
+        problems = build(config.model).size_conflicts(split.train.n_users, split.train.n_items)
+        if problems:
+            raise ConfigError("; ".join(problems))
         privacy = None
         if not isinstance(config.privacy, NoPrivacy):
             privacy = terms_of(config, split.train.n_users, split.train.n_items, _account(config, prepared))

@@ -110,7 +110,7 @@ class Campaign:
                 f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be evaluated; leave "
                 "it out"
             )
-        check_serves(config.model)
+        check_serves(build(config.model))
         read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]
         if read:
             raise ConfigError(

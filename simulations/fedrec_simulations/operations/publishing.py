@@ -17,7 +17,8 @@ from fedrec.core.updates import State
 from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import ServingModel
-from fedrec.recommenders.serving import serving_model
+from fedrec.recommenders.registry import build
+from fedrec.recommenders.serving import serving_form
 from fedrec.wire.package import pack_model
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -48,7 +49,7 @@ def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes]
 
 def served(config: Config, shared: State, *, int8: bool = True) -> ServingModel:
     """The serving model of a run, small enough for a device."""
-    model = serving_model(config.model, shared)
+    model = serving_form(build(config.model), shared)
     if isinstance(model, ItemItem) and model.n_items > DENSE_ITEMS:
         model = model.pruned(STRONGEST)
     return model.quantised() if int8 else model

@@ -14,45 +14,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, Recommender, RecommenderConfig, RoundSeed, Scores, Sending
 from fedrec.core.updates import Block, Layout, State, Updates, UpdateSum
 from fedrec.neural import user_clusters as clusters
 from fedrec.neural.item_features import FEATURES, required_features
 from fedrec.neural.user_clusters import Clusters
-from fedrec.recommenders.closed_form.ease import EaseConfig
-from fedrec.recommenders.closed_form.item_graph import ItemGraphConfig
-from fedrec.recommenders.closed_form.item_knn import ItemKnnConfig
-from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ClusterableConfig, plain, recommender
 
 #: Prefix of the base's arrays, [k, ...] each.
 EACH = "each/"
-
-BaseConfig = Annotated[
-    EaseConfig | ItemKnnConfig | ItemGraphConfig | MfConfig,
-    Field(discriminator="kind"),
-]
 
 
 class ClusteredConfig(RecommenderConfig):
     """Configuration of a model per cluster.
 
     Attributes:
-        base: the model of each cluster.
+        base: the model of each cluster; a recommender that states that it is `clusterable`.
         features: F, width of the public vectors by which users are clustered.
         clusters: k.
         cluster_rounds: T; the first finds the centre of all users.
         pooling: what the sums of other clusters count in a cluster's.
     """
 
-    kind: Literal["clustered"] = "clustered"
-    base: BaseConfig = ItemGraphConfig()
+    kind: str = "clustered"
+    base: ClusterableConfig
     features: int = Field(ge=1)
     clusters: int = Field(default=4, ge=1)
     cluster_rounds: int = Field(default=6, ge=2)
@@ -84,17 +75,32 @@ class InSlices:
             block.add_into(total[cluster], scale[users])
 
 
+@recommender(ClusteredConfig)
 class Clustered(Recommender):
     """Secure k-means, then the base model in every cluster."""
 
-    kind: ClassVar[str] = "clustered"
+    config: ClusteredConfig
 
-    def __init__(self, config: ClusteredConfig, base: Recommender) -> None:
-        self.config, self._base = config, base
+    def __init__(self, config: ClusteredConfig) -> None:
+        self.config = config
+        base = self._base = plain(config.base)
         rounds = None if base.fixed_rounds is None else base.fixed_rounds + config.cluster_rounds
         # Of the class everywhere else; here the other model decides.
         vars(self).update(fixed_rounds=rounds, gradient_rounds=base.gradient_rounds)
         self.chunk_like(base)
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return DataNeeds(features=self.config.features)
+
+    def conflicts(self, sending: Sending) -> list[str]:  # noqa: D102
+        found = super().conflicts(sending)
+        if sending.compressed and self.gradient_rounds:
+            found.append(
+                f"federation.compression is set and model {self.kind!r} has tables of every cluster, which are not "
+                "made smaller: drop it"
+            )
+        return found
 
     # What is common ------------------------------------------------------------------------------------
 
