@@ -19,6 +19,10 @@ from cli_helpers import write_table
 
 import fedrec
 from fedrec.core.files import read_arrays
+from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.items import Items
+from fedrec.ranking.model import History
+from fedrec.ranking.pipeline import Wanted, rank
 from fedrec.ranking.top_n import top_n
 from fedrec.recommenders.registry import build
 from fedrec_simulations.experiments.prepare import Prepared
@@ -397,3 +401,17 @@ def test_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
     for done in range(1, 6):
         lines.show("final training", done, 5, "facts")
     assert capsys.readouterr().err == "final training: round 5/5  facts\n"
+
+
+def test_the_serving_form_gives_the_list_of_a_device(parts: Prepared) -> None:
+    made = fedrec.train(parts, "ease", evaluation=QUICK)
+    served = made.serving()
+    user = served.fold_in(History.of(Items.of(made.catalog.item_ids.tolist()), made_history(made, "u5")))
+    shelf = Shelf(served, Items.of(made.catalog.item_ids.tolist()))
+    ranked = rank(shelf, user, user.history.item, Wanted(n=5), rng=np.random.default_rng(0))
+    assert [made.catalog.item_ids[item] for item in ranked.items] == made.recommend("u5", n=5).items()
+
+
+def made_history(run: fedrec.Run, user: str) -> list[str]:
+    history = run.split.history("refit")
+    return run.catalog.item_ids[history.history(history.user_ids.tolist().index(user))].tolist()

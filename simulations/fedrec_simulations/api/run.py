@@ -120,9 +120,10 @@ class Run(Table):
             ConfigError: a model of this kind does not serve on a device.
         """
         with needs("Run.serving()"):
-            from fedrec.recommenders.serving import serving_model
+            from fedrec.recommenders.registry import build
+            from fedrec.recommenders.serving import serving_form
 
-            return serving_model(self.experiment.model, self.model)
+            return serving_form(build(self.experiment.model), self.model)
 
     def save(self, folder: Path | str) -> Path:
         """Write the run folder, which `fedrec.load_run` and the command line read; returns its path.
