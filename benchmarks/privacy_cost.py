@@ -21,14 +21,14 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import UpdateSum
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 REPEATS = 9
 LIMIT = 0.15

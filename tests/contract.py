@@ -11,7 +11,7 @@ from fedrec.core.interactions import Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 CHANCE_RECALL = 0.15
 

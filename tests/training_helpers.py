@@ -20,8 +20,8 @@ from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.private.dp_ease import DpEaseConfig
 from fedrec.recommenders.registry import build
+from fedrec.rounds.build import round_layout
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec.rounds.shards import round_layout
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms

@@ -38,6 +38,7 @@ def metrics_for(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRel
         "rounds": 1,
         "clip_norm": like.bound,
         "parameters": like.values,
+        "mechanism": None,
         "adaptive": None,
         "interaction": None,
         "carried": None,

@@ -29,6 +29,7 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
@@ -194,8 +195,7 @@ def test_an_error_in_the_middle_of_training_is_a_zero(monkeypatch: pytest.Monkey
     def fail(*args: Any, **options: Any) -> Any:
         raise ValueError("user 4711 saw film-3")
 
-    monkeypatch.setattr("fedrec_client.node.node.train_users", fail)
-    monkeypatch.setattr("fedrec_client.node._private_training.train_users", fail)
+    monkeypatch.setattr(UpdateTraining, "train", fail)
     request = Request("train", 1, "refit", shared_of("mf"))
     for mode in MODES:
         quiet = {} if mode == "none" else {"noise_multipliers": (0.0,) * 3}

@@ -31,7 +31,7 @@ from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.neural.wrapper_settings import Scaffold
 from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.scaffold import COMMON, OWN, Scaffolded
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec.rounds.settings import RoundSettings
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import Prepared

@@ -24,7 +24,7 @@ from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
 from fedrec.recommenders.collaborative.clustered import Clustered, ClusteredConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import build
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config, parse_config

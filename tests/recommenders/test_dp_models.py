@@ -19,7 +19,7 @@ from fedrec.recommenders.private._private_gram import NearPairs, denoised
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_ials import DpIals, DpIalsConfig, semidefinite
 from fedrec.recommenders.registry import build, parse
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 N_ITEMS = 12
 

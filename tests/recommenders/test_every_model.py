@@ -15,7 +15,7 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.settings import Trust
 from fedrec.recommenders.registry import RECOMMENDERS, build
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec.rounds.settings import RoundSettings
 from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.engines.in_process import run_in_process

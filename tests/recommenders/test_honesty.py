@@ -23,7 +23,7 @@ from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.evaluation.report import EvaluationReport, build_report
 from fedrec.neural.views import build_views
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 USERS, ITEMS, ROUNDS, SEED = 400, 250, 30, 5
 PROTOCOL = EvaluationSettings(bootstrap=0, list_k=0)

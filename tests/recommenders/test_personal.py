@@ -21,7 +21,7 @@ from fedrec.neural.head import SHIFT, TURN
 from fedrec.neural.recommender import NeuralRecommender
 from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.personal import Personalised, _losses, _without_latest
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 LEVELS = ("fedper", "fedrep", "fedrecon", "mixed")
 ADAM = {"name": "adam", "learning_rate": 0.02}

@@ -31,6 +31,7 @@ from fedrec.core.refusal_reasons import Reason
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
 from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.formats import read_update
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.context import Context
 from fedrec.secagg.schedule import KEPT, Group, Schedule
@@ -41,7 +42,7 @@ from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._secure_collector import SecureCollector
-from fedrec_server.rounds.replies import Host, read_update
+from fedrec_server.rounds.replies import Host
 
 N_ITEMS, FLOOR = 12, 3
 MODEL = {"kind": "ease"}

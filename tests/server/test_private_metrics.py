@@ -27,7 +27,7 @@ from fedrec.privacy._gaussian import gaussian_epsilon
 from fedrec.privacy._releases import SkellamRelease
 from fedrec.privacy._renyi import rdp, rdp_epsilon
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import noised_means
@@ -52,8 +52,8 @@ from fedrec_client.node.node_terms import config_hash, guarded_sums
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._private_metrics import noise_of
+from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
-from fedrec_server.rounds.private_rounds import PrivateRounds
 from fedrec_server.rounds.replies import Host
 from fedrec_server.rounds.task import Task
 
@@ -434,7 +434,7 @@ def test_a_killed_coordinator_says_the_same_or_draws_for_the_first_time(
 ) -> None:
     folder = lay_out(tmp_path, "plain", trust)
     plan = Task.read(folder / "coordinator").privacy.plan  # type: ignore[union-attr]
-    charge, staged = PrivateRounds.charge, folder / "coordinator" / "staged-metrics.json"
+    charge, staged = Charges.charge, folder / "coordinator" / "staged-metrics.json"
     said: list[dict[str, Any]] = []
 
     def killing(self: Any, round_: int, digest: str) -> None:
@@ -452,7 +452,7 @@ def test_a_killed_coordinator_says_the_same_or_draws_for_the_first_time(
 
     release = Coordinator._release_metrics
     with monkeypatch.context() as patch:
-        patch.setattr(PrivateRounds, "charge", killing)
+        patch.setattr(Charges, "charge", killing)
         if when == "before result":
             patch.setattr(Coordinator, "_release_metrics", written)
         with pytest.raises(Killed):

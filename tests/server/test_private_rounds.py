@@ -16,10 +16,12 @@ import fedrec_server.rounds.coordinator as coordinator_module
 from fedrec.core.errors import BudgetExhausted, PrivacyRefused, RoundAbandoned
 from fedrec.core.interactions import UserBatch
 from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.ledger import Account, Ledger
+from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
@@ -28,8 +30,9 @@ from fedrec.recommenders.closed_form.ials import IalsConfig
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.build import chain_of
+from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec_client.node._private_training import PrivateTraining
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_client.node.node_terms import config_hash
@@ -188,14 +191,16 @@ def test_repeated_items_do_not_carry_a_user_over_the_clip_norm(model: ModelConfi
         schedule=(1.0,),
         parameters=recommender.layout(split.train.n_items).size,
     )
-    terms = PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=1.0)
     key, n_items = np.array([7]), split.train.n_items
     item = np.array([3, 5, 3, 3, 3, 5, 3])
     batch = UserBatch(key, np.array([0, 7]), item, np.ones(7, dtype=np.float32))
     shared = recommender.init_shared(n_items, 5)
-    training = PrivateTraining(recommender, NodeSettings(seed=5), terms, key, n_items, None)
-    reply, _, _ = training.train(Request("train", 1, "refit", shared), recommender.init_local(key, 5), batch)
-    assert np.linalg.norm(reply.arrays["update"]) == pytest.approx(0.01, rel=1e-9)
+    chain, whole = chain_of(NodeSettings(seed=5), plan, gradient=False), recommender.layout(n_items)
+    stages = NodeRound(chain, chain.context(whole, n_items, 1, {}, NoiseSource(1)), whole)
+    local, seed = recommender.init_local(key, 5), RoundSeed(5, 1)
+    total, _ = chain.training.train(recommender, shared, local, chain.histories(batch), seed, stages)
+    arrays, _ = stages.write(total, 1, 1)
+    assert np.linalg.norm(arrays["update"]) == pytest.approx(0.01, rel=1e-9)
 
 
 def test_denominator_is_fixed_and_an_empty_cohort_is_noised_too(tmp_path: Path, split: Split) -> None:
@@ -338,7 +343,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
     tmp_path: Path, split: Split, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare(tmp_path, split)
-    private = coordinator_module.PrivateRounds
+    private = coordinator_module.Charges
     real_charge, real_append = private.charge, Checkpoints._append
     staged: list[bytes] = []
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from fedrec.core.errors import PrivacyRefused
 from fedrec.core.interactions import IntArray
 from fedrec.core.messages import Reply, Request
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec_client.node._private_training import identity_of
+from fedrec_client.node._identity import identity_of
 from fedrec_client.node.private_releases import Releases
 
 

@@ -24,7 +24,7 @@ from fedrec.core.files import atomic_write, read_arrays, write_arrays, write_jso
 from fedrec.core.updates import State
 from fedrec.privacy.durable import sync_folder
 from fedrec.privacy.private_files import remove_durably, remove_half_written
-from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Standing
 
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        private: PrivateRounds | None,
+        private: Charges | None,
         on_event: Callable[[Event], None],
         forget_sum: Callable[[], None] = lambda: None,
     ) -> None:
@@ -72,7 +72,8 @@ class Checkpoints:
             self._keep_records(progress.records - 1)
             self._append(record)
         self._keep_records(progress.records)
-        return Standing(_part(arrays, "shared/"), _part(arrays, "server/"), progress)
+        shared, server, stages = (_part(arrays, name) for name in ("shared/", "server/", "stages/"))
+        return Standing(shared, server, stages, progress)
 
     def save(self, standing: Standing) -> None:
         """Write a checkpoint in the place of the last one."""
@@ -112,7 +113,7 @@ class Checkpoints:
         progress.records += 1
         self._on_event(record)
 
-    def _save_charged(self, private: PrivateRounds, standing: Standing, record: Event) -> None:
+    def _save_charged(self, private: Charges, standing: Standing, record: Event) -> None:
         """Stage the new model, charge for it, and only then let anyone see it; the record lies with it."""
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
@@ -130,7 +131,7 @@ class Checkpoints:
         self._append(record)
         self._on_event(record)
 
-    def _settle(self, private: PrivateRounds) -> None:
+    def _settle(self, private: Charges) -> None:
         """A model that was staged counts if it was charged; otherwise it was never seen, and never will be."""
         if not self._staged.exists():
             return

@@ -23,14 +23,16 @@ from fedrec.core.messages import Reply, Request
 from fedrec.core.updates import State
 from fedrec.evaluation.sums import TOLERANCE
 from fedrec.privacy.durable import durable_write, sync_folder
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import NoisedReport, noised_means
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.private_files import remove_durably
 from fedrec_server.rounds._collectors import Question
-from fedrec_server.rounds.private_rounds import Contribution, PrivateRounds
+from fedrec_server.rounds.charges import Charges
+
+Contribution = tuple[NDArray[np.generic], int]
 
 STAGED, SHOWN = "staged-metrics.json", "metrics.json"
 
@@ -43,7 +45,7 @@ class MetricsRound:
         folder: the coordinator's.
     """
 
-    def __init__(self, rounds: PrivateRounds, folder: Path) -> None:
+    def __init__(self, rounds: Charges, folder: Path) -> None:
         self._rounds = rounds
         self._plan = rounds.plan
         self._alone = rounds.plan.metrics_plan()

@@ -87,7 +87,6 @@ class Progress:
     stale: int = 0
     abandoned: int = 0
     records: int = 0
-    clip_norm: float = 0.0
     totals: dict[str, float] = field(
         default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
     )
@@ -101,14 +100,16 @@ class Standing:
     Attributes:
         shared: the model, which is broadcast.
         server: what the server keeps to itself (moments of its optimiser).
+        stages: what the stages of the chain remember.
         progress: rounds done.
     """
 
     shared: State
     server: State
+    stages: State
     progress: Progress
 
     def arrays(self) -> State:
-        """Both states under names of their own."""
-        arrays = {f"shared/{name}": values for name, values in self.shared.items()}
-        return arrays | {f"server/{name}": values for name, values in self.server.items()}
+        """All states under names of their own."""
+        states = {"shared/": self.shared, "server/": self.server, "stages/": self.stages}
+        return {prefix + name: values for prefix, state in states.items() for name, values in state.items()}

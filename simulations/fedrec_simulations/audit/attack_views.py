@@ -18,10 +18,9 @@ from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.data.split import Split
 from fedrec.privacy.attacks import Floats
 from fedrec.privacy.clipping import add_clipped
-from fedrec.privacy.distributed import Distributed
 from fedrec.privacy.interaction import train_interactions
-from fedrec.privacy.mechanism import Contribution
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import Contribution, mechanism_of
+from fedrec.privacy.mechanisms.distributed import Distributed
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan

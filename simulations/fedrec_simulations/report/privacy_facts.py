@@ -16,7 +16,7 @@ from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, statement, write_statement
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.engines.in_process import FULL_PROTOCOL_NODES
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -110,7 +110,7 @@ def ledger_facts(path: Path, terms: PrivacyTerms | None) -> dict[str, Any]:
     """The ledger of a run's folder, and what it knows of other runs on the same users."""
     if terms is None:
         return {"ledger": None}
-    rounds = PrivateRounds(terms, path / "coordinator")
+    rounds = Charges(terms, path / "coordinator")
     with Ledger.open(rounds.ledger_folder, read_only=True) as ledger:
         spent = ledger.spent(rounds.account, without=terms.run)
     inside = "in the folder of this run, which other runs do not know of"
