@@ -35,6 +35,12 @@ class RecommenderConfig(BaseModel):
     Attributes:
         kind: the recommender's name, or the import path "package.module:Name" under which it was found. Each
             configuration gives its name as the default.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-ease")
+        >>> isinstance(experiment.model, fedrec.RecommenderConfig), experiment.model.kind
+        (True, 'ease')
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,6 +114,13 @@ class Recommender(ABC):
 
     Args:
         config: its frozen configuration.
+
+    Example:
+        >>> import fedrec
+        >>> from fedrec.recommenders.registry import build
+        >>> model = build(fedrec.load_experiment("movietweetings-ease").model)
+        >>> isinstance(model, fedrec.Recommender), model.fixed_rounds
+        (True, 1)
     """
 
     #: Its name, that of its configuration.
