@@ -9,17 +9,19 @@ Letters: U users, I items, N interactions of a batch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.recommenders.profiles import matrix, merged, profile, recency
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class GramConfig(RecommenderConfig):

@@ -27,7 +27,6 @@ from fedrec.neural.views import LocalViews, build_views
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton
 from fedrec.ranking.tables import FloatTable
-from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
 from fedrec.recommenders.registry import recommender
 
 if TYPE_CHECKING:
@@ -150,6 +149,8 @@ class MatrixFactorisation(Recommender):
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
+        from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
+
         c, batch = self.config, train.batch(np.arange(train.n_users))
         shared, users = (
             self.init_shared(train.n_items, seed),
@@ -173,6 +174,8 @@ class MatrixFactorisation(Recommender):
         self, shared: State, users: Scores, views: LocalViews
     ) -> tuple[Scores, Scores, np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Train `users` [U, d] in place; the deltas of table and bias [N, ...] and the loss [U]."""
+        from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
+
         c = self.config
         table = np.empty((len(views.row), c.embedding_size), dtype=np.float32)
         bias = np.empty(len(views.row), dtype=np.float32)

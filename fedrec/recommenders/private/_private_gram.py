@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.contributions import distinct, equal_weights, newest, restrict, selected_state, spread
 from fedrec.core.interactions import IntArray, UserBatch
@@ -36,6 +35,9 @@ from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.popular import Selected
 from fedrec.ranking.weights import Weights
 from fedrec.recommenders.profiles import matrix, recency
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 

@@ -10,12 +10,11 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
@@ -23,6 +22,9 @@ from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import DenseWeights
 from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
 from fedrec.recommenders.registry import recommender
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpEaseConfig(PrivateGramConfig):

@@ -11,11 +11,10 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
@@ -24,6 +23,9 @@ from fedrec.recommenders.closed_form.item_graph import GraphConfig, adjacency, g
 from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
 from fedrec.recommenders.registry import recommender
 from fedrec.recommenders.serving_forms import graph_weights
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpItemGraphConfig(PrivateGramConfig, GraphConfig):
