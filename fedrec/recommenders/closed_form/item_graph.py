@@ -17,6 +17,9 @@ Letters: U users, I items, d embedding size, k neighbours, L layers, h an item o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -66,6 +69,7 @@ class ItemGraph(GramRecommender):
     """Propagation on an item-item graph from a sum of outer products."""
 
     config: ItemGraphConfig
+    small: ClassVar[Mapping[str, Any]] = {"neighbours": 8, "embedding_size": 5}
 
     def __init__(self, config: ItemGraphConfig) -> None:
         super().__init__(config)

@@ -9,6 +9,9 @@ Letters: U users, I items, k neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -41,6 +44,7 @@ class ItemKnn(GramRecommender):
     """Cosine neighbours from a sum of outer products."""
 
     config: ItemKnnConfig
+    small: ClassVar[Mapping[str, Any]] = {"neighbours": 6}
 
     def __init__(self, config: ItemKnnConfig) -> None:
         super().__init__(config)

@@ -10,7 +10,8 @@ Letters: U users, I items, d embedding size, n negatives, B minibatch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -75,6 +76,10 @@ class MatrixFactorisation(Recommender):
     clusterable: ClassVar[bool] = True
     serves_exactly: ClassVar[bool] = False
     chunk_users: ClassVar[int] = 16
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: MfConfig) -> None:
         self.config = config
@@ -103,9 +108,9 @@ class MatrixFactorisation(Recommender):
         return np.unique(self._views(batch, key, n_items, self.config.local_epochs).row)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
-        views = self._views(batch, key, len(shared["item_bias"]), self.config.local_epochs)
+        views = self._views(batch, key, n_items, self.config.local_epochs)
         if self.config.backend == "torch":
             return self._torch_updates(shared, local, views)
         users = local["user_vector"].astype(np.float32)

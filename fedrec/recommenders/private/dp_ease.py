@@ -9,6 +9,9 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -38,6 +41,7 @@ class DpEase(PrivateGram):
     """Closed-form item-item weights from two noisy sums."""
 
     config: DpEaseConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12}
 
     def __init__(self, config: DpEaseConfig) -> None:
         super().__init__(config)

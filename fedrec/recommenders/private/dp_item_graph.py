@@ -10,6 +10,9 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -34,6 +37,7 @@ class DpItemGraph(PrivateGram):
     """Propagation on an item-item graph from two noisy sums."""
 
     config: DpItemGraphConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12, "neighbours": 4, "embedding_size": 4}
 
     def __init__(self, config: DpItemGraphConfig) -> None:
         super().__init__(config)

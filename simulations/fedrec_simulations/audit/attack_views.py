@@ -122,7 +122,7 @@ def _round(
     after = {name: values.copy() for name, values in local.items()}
     for where, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         mine = {name: values[where] for name, values in local.items()}
-        updates, mine = target.recommender.compute_updates(shared, mine, piece, key)
+        updates, mine = target.recommender.compute_updates(shared, mine, piece, key, target.n_items)
         add_clipped(total, updates, clip)
         for name, values in mine.items():
             after[name][where] = values
@@ -189,7 +189,9 @@ def summed(target: Target, shared: State, users: IntArray, clip: float | None) -
     total = UpdateSum(layout.zeros())
     for _, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         local = target.recommender.init_local(piece.user, target.seed)
-        updates, _ = target.recommender.compute_updates(shared, local, piece, RoundSeed(target.seed, 1))
+        updates, _ = target.recommender.compute_updates(
+            shared, local, piece, RoundSeed(target.seed, 1), target.n_items
+        )
         add_clipped(total, updates, clip)
     return _flat(total, layout)
 

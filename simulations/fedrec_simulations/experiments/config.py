@@ -47,7 +47,14 @@ def _privacy_kind(section: Any) -> str:
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: what an experiment file says.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-mf")
+        >>> isinstance(experiment, fedrec.Experiment), experiment.data.core, experiment.split.method
+        (True, 5, 'leave_one_out')
+    """
 
     name: str = "run"
     data: DataSection = DataSection()
@@ -239,6 +246,10 @@ class Config(Section):
                 f"{self.secagg.min_nodes} are let out; nodes that work together can tell what the others sent."
             ]
         return []
+
+
+#: Its name in the Python API.
+Experiment = Config
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
