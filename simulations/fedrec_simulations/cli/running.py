@@ -32,9 +32,9 @@ def default_folder(config: Config) -> Path:
 def lay_out(
     config: Config, prepared: Prepared, out: Path, engine: Engine, nodes: int | None = None
 ) -> RunFolder:
-    """A new run folder for an engine; in process one node hosts everyone, unless their sum is to be secure."""
+    """A new run folder for an engine; in process one node hosts all users where nothing depends on nodes."""
     refuse_elsewhere(config, engine)
-    alone = engine == "in-process" and config.privacy.aggregator != "secagg"
+    alone = engine == "in-process" and config.one_node_suffices
     count = nodes or (1 if alone else config.federation.nodes)
     run = RunFolder.create(out, config, prepared, count)
     # Never the path of the interpreter: the folder may be handed on.
