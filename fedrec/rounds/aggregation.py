@@ -1,4 +1,4 @@
-"""Which aggregation rule a run has: its name and settings, and the rule that they stand for.
+"""Which aggregation rule a run has: its name and settings, and the rule that they mean.
 
     aggregation_rule = "median"                               # a name, with the rule's defaults
     aggregation_rule = { kind = "trimmed_mean", trim = 0.2 }  # a name and its settings
@@ -71,7 +71,7 @@ class RuleSettings(BaseModel):
 
 
 def rule_settings(given: object) -> object:
-    """A bare name as the settings that it stands for."""
+    """A bare name as the settings that it means."""
     return {"kind": given} if isinstance(given, str) else given
 
 

@@ -90,16 +90,17 @@ def test_equal_means_of_unequal_nodes_stay_that_mean(rule: AggregationRule, seed
 @pytest.mark.parametrize("rule", (TrimmedMean(0.2), Median()), ids=repr)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    lies=st.lists(st.floats(-1e30, 1e30), min_size=F, max_size=F),
+    wrong_values=st.lists(st.floats(-1e30, 1e30), min_size=F, max_size=F),
     users=st.integers(1, 10**6),
 )
 def test_two_of_ten_cannot_leave_the_honest_range(
-    rule: AggregationRule, seed: int, lies: list[float], users: int
+    rule: AggregationRule, seed: int, wrong_values: list[float], users: int
 ) -> None:
     replies = honest(seed, M - F, most_users=50)
     low, high = means(replies).min(axis=0), means(replies).max(axis=0)
     wrong = [
-        UpdateSum({n: np.full(shape, lie * users) for n, shape in SHAPES.items()}, users) for lie in lies
+        UpdateSum({n: np.full(shape, value * users) for n, shape in SHAPES.items()}, users)
+        for value in wrong_values
     ]
     found = combined(rule, [wrong[0], *replies, wrong[1]])
     assert (mean(found) >= low - 1e-9).all() and (mean(found) <= high + 1e-9).all()

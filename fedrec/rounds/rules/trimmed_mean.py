@@ -1,7 +1,7 @@
 """Coordinate-wise trimmed mean and median of the nodes' means (Yin et al. 2018, "Byzantine-robust distributed
 learning: towards optimal statistical rates", ICML; arXiv 1803.01498, definitions 1 and 2).
 
-Each coordinate loses its f smallest and f largest values; what is left lies between honest values, whatever f nodes
+Each coordinate loses its f smallest and f largest values; what is left is between honest values, whatever f nodes
 send. The price is bias where honest nodes differ: a coordinate that few nodes touch is zero in the median, so item
 tables want nodes of many users.
 
