@@ -16,10 +16,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from fedrec.core.errors import AggregationAborted, ConfigError
-from fedrec.core.registry import Registry
+from fedrec.core.registry import Registry, paths_allowed
 from fedrec.core.stage import AggregationRule, Bound
 from fedrec.core.updates import UpdateSum
 
@@ -41,15 +49,16 @@ class RuleSettings(BaseModel):
     kind: str = "sum"
 
     @model_validator(mode="after")
-    def _is_known(self) -> Self:
+    def _is_known(self, info: ValidationInfo) -> Self:
         try:
+            AGGREGATION_RULES.get(self.kind, paths=paths_allowed(info.context))
             self.rule()
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
 
     def rule(self) -> AggregationRule:
-        """The rule.
+        """The rule; an import path was followed when the settings were read, if they are the caller's own.
 
         Raises:
             ConfigError: an unknown name, an unknown setting, or a value that the rule does not take.

@@ -238,8 +238,9 @@ def test_a_rule_from_outside_by_import_path(tmp_path: Path) -> None:
         "        return Bound()\n"
     )
     code = (
+        "from fedrec.core.registry import OWN_CONFIGURATION\n"
         "from fedrec.rounds.aggregation import RuleSettings, rule_problems\n"
-        "s = RuleSettings.model_validate({'kind': 'outside_rules:Last', 'factor': '2.5'})\n"
+        "s = RuleSettings.model_validate({'kind': 'outside_rules:Last', 'factor': 2.5}, context=OWN_CONFIGURATION)\n"
         "assert s.rule().factor == 2.5\n"
         "assert len(rule_problems(s, hidden=True, private=True)) == 2\n"
     )
@@ -248,6 +249,8 @@ def test_a_rule_from_outside_by_import_path(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_path_is_one_line() -> None:
+def test_a_path_is_followed_in_the_callers_own_configuration_alone() -> None:
     with pytest.raises(ConfigError, match="cannot be imported"):
-        AGGREGATION_RULES.get("no_such_package:Rule")
+        AGGREGATION_RULES.get("no_such_package:Rule", paths=True)
+    with pytest.raises(ValueError, match="followed in your own configuration alone"):
+        RuleSettings.model_validate({"kind": "no_such_package:Rule"})
