@@ -46,7 +46,7 @@ def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Wor
         with one_blas_thread():
             for where, chunk in batch.chunks(model.chunk_entries, model.chunk_users):
                 mine = {name: values[where] for name, values in local.items()}
-                updates, _ = model.compute_updates(shared, mine, chunk, key)
+                updates, _ = model.compute_updates(shared, mine, chunk, key, N_ITEMS)
                 updates.add_into(total.blocks, np.ones(len(chunk)))
         total.users = float(len(batch))
         return model.apply(shared, server, total)

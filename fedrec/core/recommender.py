@@ -14,6 +14,7 @@ Out of scope: clipping, noise, aggregation, transport, evaluation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -34,6 +35,12 @@ class RecommenderConfig(BaseModel):
     Attributes:
         kind: the recommender's name, or the import path "package.module:Name" under which it was found. Each
             configuration gives its name as the default.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-ease")
+        >>> isinstance(experiment.model, fedrec.RecommenderConfig), experiment.model.kind
+        (True, 'ease')
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,11 +114,20 @@ class Recommender(ABC):
 
     Args:
         config: its frozen configuration.
+
+    Example:
+        >>> import fedrec
+        >>> from fedrec.recommenders.registry import build
+        >>> model = build(fedrec.load_experiment("movietweetings-ease").model)
+        >>> isinstance(model, fedrec.Recommender), model.fixed_rounds
+        (True, 1)
     """
 
     #: Its name, that of its configuration.
     kind: ClassVar[str]
     config_class: ClassVar[type[RecommenderConfig]]
+    #: Values of a small configuration that trains in about a second; contract tests and examples use it.
+    small: ClassVar[Mapping[str, Any]] = {}
     #: True if one model can be kept for each cluster of users: no public features, and the same start for all.
     clusterable: ClassVar[bool] = False
     #: How many passes over all users give the final model (counts and closed forms); None: as many as asked for.
@@ -180,45 +196,75 @@ class Recommender(ABC):
 
     @abstractmethod
     def layout(self, n_items: int, round_: int = 1) -> Layout:
-        """What one user sends in a round."""
+        """What one user sends in a round: names and shapes of the blocks, whose sizes may depend on I."""
 
-    @abstractmethod
     def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:
-        """Shared state before the first round.
+        """Shared state before the first round; nothing, unless training starts from values.
 
         Args:
             n_items: I.
             seed: of the initial values.
             features: [I, F] what is publicly known of the items; models that can use them keep them as a constant.
         """
+        return {}
 
-    @abstractmethod
     def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
-        """Sorted rows of the shared item tables that `compute_updates` reads; everything else may be absent."""
+        """Sorted rows of the shared item tables that `compute_updates` reads; everything else may be absent.
+
+        All rows, unless a model knows better.
+        """
+        return np.arange(n_items)
 
     @abstractmethod
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
-        """Each user's update and new local state; a pure function of the rows it touches, per user independent."""
+        """Each user's update and new local state; a pure function of the rows it touches, per user independent.
+
+        Args:
+            shared: the broadcast state.
+            local: arrays [U, ...] of the users of the batch.
+            batch: their histories.
+            key: seed and round.
+            n_items: I.
+        """
 
     @abstractmethod
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:
         """New shared and server state after one round's sum."""
 
-    @abstractmethod
     def fold_in(self, shared: State, batch: UserBatch) -> State:
-        """Local state of users who took no part in training, from their histories alone."""
+        """Local state of users who took no part in training, from their histories alone, every array [U, ...]."""
+        return {}
 
     @abstractmethod
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:
         """[U, I] higher is better; seen items are not masked here."""
 
-    @abstractmethod
     def fit(
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
-        """The centralised baseline: shared state and local state of all users, trained where all data lies."""
+        """The centralised baseline: shared state and local state of all users, trained where all data lies.
+
+        By update, sum and apply, which *is* the centralised algorithm where every round takes all users and sums
+        exactly; models that are trained by gradients give another one.
+
+        Args:
+            train: interactions of U users with I items.
+            seed: of the initial values.
+            rounds: taken by models that do not fix their own number.
+            features: [I, F] public features of the items.
+        """
+        batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed, features)
+        server, local = self.init_server(shared), self.init_local(batch.user, seed)
+        for number in range(1, 1 + (self.fixed_rounds or rounds)):
+            updates, local = self.compute_updates(
+                shared, local, batch, RoundSeed(seed, number), train.n_items
+            )
+            total = UpdateSum(self.layout(train.n_items, number).zeros(), len(batch))
+            updates.add_into(total.blocks, np.ones(len(batch)))
+            shared, server = self.apply(shared, server, total)
+        return shared, local
 
     def serving_refusal(self) -> str | None:
         """Why it cannot serve on a device; None: it can."""

@@ -126,12 +126,14 @@ class Registry(Generic[T]):
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """What is registered within the block is forgotten after it; for tests and documentation."""
-        before = dict(self._found), dict(self._origin)
+        """What others than fedrec register within the block is forgotten after it; for tests and documentation."""
+        before = set(self._found)
         try:
             yield
         finally:
-            self._found, self._origin = before
+            for name in [*self._found]:
+                if name not in before and not self._is_ours(self._origin[name]):
+                    del self._found[name], self._origin[name]
 
     # Parts -----------------------------------------------------------------------------------------------
 

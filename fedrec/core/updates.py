@@ -203,6 +203,56 @@ class Gram:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Some cells of an I x I matrix per user: co-occurrences, transitions, what two items have in common.
+
+    User u has the cells (`row[n]`, `column[n]`) for n in `indptr[u]:indptr[u+1]`, each once, with `values` [N]. In a
+    symmetric block a cell stands for both of its mirror images and has row <= column.
+    """
+
+    indptr: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    values: NDArray[np.float64]
+    symmetric: bool = False
+
+    @classmethod
+    def summed(
+        cls,
+        user: NDArray[np.int64],
+        row: NDArray[np.int64],
+        column: NDArray[np.int64],
+        values: NDArray[np.float64],
+        n_users: int,
+        *,
+        symmetric: bool = False,
+    ) -> Pairs:
+        """The block of entries in any order, each of a user 0..U-1; entries of one cell of a user add up.
+
+        The norm of a sum is not that of its entries, so a cell must be there once.
+        """
+        if symmetric:
+            row, column = np.minimum(row, column), np.maximum(row, column)
+        width = 1 + max(int(row.max(initial=0)), int(column.max(initial=0)))
+        cell, where = np.unique((user * width + row) * width + column, return_inverse=True)
+        indptr = np.searchsorted(cell, np.arange(n_users + 1) * width**2)
+        total = np.bincount(where, values, minlength=len(cell)).astype(np.float64)
+        return cls(indptr.astype(np.int64), cell // width % width, cell % width, total, symmetric)
+
+    def squared_norms(self) -> Floats:  # noqa: D102
+        return _segment_sums(np.square(self.values), self.indptr)
+
+    def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        from fedrec.core.kernels import add_scalars
+
+        flat, width = total.reshape(-1), total.shape[-1]
+        add_scalars(flat, self.indptr, self.row * width + self.column, self.values, scale)
+        if self.symmetric:
+            mirrored = np.where(self.row < self.column, self.values, 0.0)
+            add_scalars(flat, self.indptr, self.column * width + self.row, mirrored, scale)
+
+
+@dataclass(frozen=True)
 class RowGram:
     """weight · f fᵀ in each touched row, f [U, d] one vector per user: the I x d x d block of iALS (symmetric)."""
 

@@ -47,6 +47,12 @@ class PrivacyPlan(BaseModel):
         carried: trust "central" where sums travel as integers; None: as real numbers.
         metrics: what is released of metrics once the rounds are over, charged as number T + 1; None: nothing.
         noise_seed: not None: noise can be foreseen, so NOTHING is private; for simulations on public data.
+
+    Example:
+        >>> import fedrec
+        >>> plan = fedrec.plan_privacy(3.0, population=10_000, rounds=1, parameters=50, gradient=False).plan
+        >>> isinstance(plan, fedrec.PrivacyPlan), plan.sampling, round(plan.epsilon(), 1)
+        (True, 'everyone', 3.0)
     """
 
     # A target may be infinite (no privacy asked for), which JSON has no number for.

@@ -120,7 +120,7 @@ class UpdateTraining:
             for piece, chunk in batch.chunks(recommender.chunk_entries, recommender.chunk_users):
                 where = order[piece]
                 mine = {name: values[where] for name, values in local.items()}
-                updates, changed = recommender.compute_updates(shared, mine, chunk, seed)
+                updates, changed = recommender.compute_updates(shared, mine, chunk, seed, n_items)
                 stages.add(total, updates, chunk.user, where)
                 for name, values in changed.items():
                     after[name][where] = values

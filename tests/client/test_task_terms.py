@@ -171,7 +171,7 @@ HARMLESS = {
     "privacy.dataset": "a label of the ledger, which a device keeps by itself",
     "privacy.limit_epsilon": "a device has limits of its own",
     "privacy.plan.adjacency": "one value",
-    "privacy.plan.target_epsilon": "a wish: epsilon is computed anew from the noise",
+    "privacy.plan.target_epsilon": "a target: epsilon is computed anew from the noise",
     "privacy.plan.sampling": "with its rate; no amplification is claimed under trust distributed",
     "privacy.plan.sampling_rate": "smaller cohorts make larger shares of noise",
     "privacy.plan.parameters": "a longer vector than that is refused where it is made (test below)",

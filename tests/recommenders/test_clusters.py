@@ -218,9 +218,9 @@ def test_an_update_is_zero_outside_the_own_cluster(split: Split) -> None:
     number = recommender.config.cluster_rounds + 1
     layout = recommender.layout(N_ITEMS, number)
     assert layout.blocks["gram"].shape == (GROUPS, N_ITEMS, N_ITEMS)
-    updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(3, number))
+    updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(3, number), N_ITEMS)
     own = clusters.assigned(Clusters.of(shared), clusters.tastes(shared["item_features"], batch))
-    plain, _ = Ease(EaseConfig(reg=5.0)).compute_updates({}, {}, batch, RoundSeed(3, 1))
+    plain, _ = Ease(EaseConfig(reg=5.0)).compute_updates({}, {}, batch, RoundSeed(3, 1), N_ITEMS)
     for user in range(20):
         slices = updates.vector(user, layout).reshape(GROUPS, -1)
         assert np.flatnonzero(slices.any(axis=1)).tolist() == [own[user]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_the_mode_without_cryptography_computes_the_same_integers(tmp_path: Path
     for name, values in one.shared.items():
         np.testing.assert_array_equal(other.shared[name], values)
     assert one.result["test"] == other.result["test"]
+
+
+def test_a_sum_waits_until_as_many_nodes_are_there_as_it_needs(tmp_path: Path) -> None:
+    """Two of five answer the first hellos; a sum of two is refused, so asking for one spends a try for nothing."""
+    folder = lay_out(tmp_path, 5, ROUNDS.model_copy(update={"min_nodes": 1}), secure=True)
+    hellos: Counter[str] = Counter()
+
+    def late(node: str, request: Request) -> bool:
+        hellos[node] += request.kind == "hello"
+        return request.kind == "hello" and node >= "2" and hellos[node] <= ROUNDS.max_abandoned + 1
+
+    assert run(folder, Nodes(folder, late)).finished
+    assert [record["nodes"] for record in records(folder)] == [5] * ROUNDS.rounds
+    assert not any("abandoned" in record for record in records(folder))
 
 
 @pytest.mark.parametrize("stage", ["advertise", "share", "train", "confirm", "unmask"])

@@ -15,7 +15,8 @@ Letters: U users, I items, F width of the public vectors, N interactions of a ba
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ class Content(Recommender):
     config: ContentConfig
     fixed_rounds: ClassVar[int | None] = 1
     chunk_users: ClassVar[int] = 64
+    small: ClassVar[Mapping[str, Any]] = {"features": 5}
 
     def __init__(self, config: ContentConfig) -> None:
         self.config = config
@@ -74,7 +76,7 @@ class Content(Recommender):
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         weights = profile(batch, self.config.training_half_life, self.config.activity_exponent)
         profiles = self._profiles(shared, batch, weights)
@@ -85,9 +87,6 @@ class Content(Recommender):
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return self._solve(shared, total.blocks["profiles"], total.users), server
-
-    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
-        return {}
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         profiles = self._profiles(shared, batch, recency(batch, self.config.scoring_half_life))

@@ -8,6 +8,9 @@ Letters: U users, I items.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -38,6 +41,7 @@ class Ease(GramRecommender):
     """Closed-form item-item weights from a sum of outer products."""
 
     config: EaseConfig
+    small: ClassVar[Mapping[str, Any]] = {"reg": 5.0}
 
     def __init__(self, config: EaseConfig) -> None:
         super().__init__(config)

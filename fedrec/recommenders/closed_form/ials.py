@@ -18,7 +18,8 @@ Letters: U users, I items, d embedding size, N interactions of a batch.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,7 @@ class Ials(Recommender):
     config: IalsConfig
     round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
+    small: ClassVar[Mapping[str, Any]] = {"embedding_size": 4}
 
     def __init__(self, config: IalsConfig) -> None:
         self.config = config
@@ -90,7 +92,7 @@ class Ials(Recommender):
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         weight = recency(batch, self.config.training_half_life)
         users = self._solve_users(shared, batch, weight)

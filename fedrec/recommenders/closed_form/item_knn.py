@@ -9,16 +9,19 @@ Letters: U users, I items, k neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Scores
 from fedrec.core.updates import State
 from fedrec.ranking.item_item import ItemItem
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.profiles import neighbour_matrix
 from fedrec.recommenders.registry import recommender
 from fedrec.recommenders.serving_forms import neighbour_weights
 
@@ -41,6 +44,7 @@ class ItemKnn(GramRecommender):
     """Cosine neighbours from a sum of outer products."""
 
     config: ItemKnnConfig
+    small: ClassVar[Mapping[str, Any]] = {"neighbours": 6}
 
     def __init__(self, config: ItemKnnConfig) -> None:
         super().__init__(config)
@@ -60,11 +64,8 @@ class ItemKnn(GramRecommender):
         }
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
-        neighbour, similarity = shared["neighbour"], shared["similarity"]
-        n_items, k = neighbour.shape
-        pointers = np.arange(n_items + 1) * k
-        edges = csr_array((similarity.reshape(-1), neighbour.reshape(-1), pointers), shape=(n_items, n_items))
-        return np.asarray((self.asked(batch, n_items) @ edges.T).toarray(), dtype=np.float32)
+        edges = neighbour_matrix(shared["neighbour"], shared["similarity"])
+        return np.asarray((self.asked(batch, len(shared["neighbour"])) @ edges.T).toarray(), dtype=np.float32)
 
     def serving(self, shared: State) -> ItemItem:  # noqa: D102
         weights = neighbour_weights(shared["neighbour"], shared["similarity"])

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrec.core.contributions import distinct, newest
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
 from fedrec.ranking.popular import Popular
@@ -44,14 +44,11 @@ class Popularity(Recommender):
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"count": BlockSpec((n_items,))})
 
-    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
-        return {}
-
     def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         own = newest(distinct(batch), self.config.max_items)
         return Updates({"count": Rows(own.indptr, own.item, np.ones(len(own.item)))}, len(batch)), {}
@@ -59,17 +56,8 @@ class Popularity(Recommender):
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return {"count": total.blocks["count"].astype(np.float32)}, server
 
-    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
-        return {}
-
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
 
     def serving(self, shared: State) -> Popular:  # noqa: D102
         return Popular(shared["count"])
-
-    def fit(  # noqa: D102
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        own = newest(distinct(train.batch(np.arange(train.n_users))), self.config.max_items)
-        return {"count": np.bincount(own.item, minlength=train.n_items).astype(np.float32)}, {}

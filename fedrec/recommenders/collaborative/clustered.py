@@ -12,8 +12,9 @@ Letters: U users, I items, F width of the public vectors, k clusters, T rounds o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,12 @@ class Clustered(Recommender):
     """Secure k-means, then the base model in every cluster."""
 
     config: ClusteredConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "clusters": 2,
+        "cluster_rounds": 2,
+        "base": {"kind": "ease", "reg": 5.0},
+        "features": 5,
+    }
 
     def __init__(self, config: ClusteredConfig) -> None:
         self.config = config
@@ -137,7 +144,7 @@ class Clustered(Recommender):
         return np.union1d(own, self._base.touched_rows(batch, self._later(key), n_items))
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round <= self.config.cluster_rounds:
             taste = clusters.tastes(shared[FEATURES], batch)
@@ -148,7 +155,7 @@ class Clustered(Recommender):
         for c, users in self._members(shared, batch):
             mine = {name: values[users] for name, values in local.items()}
             updates, changed = self._base.compute_updates(
-                _slice(shared, c), mine, batch.take(users), self._later(key)
+                _slice(shared, c), mine, batch.take(users), self._later(key), n_items
             )
             for name, block in updates.blocks.items():
                 blocks.setdefault(name, []).append((c, users, block))
@@ -200,15 +207,11 @@ class Clustered(Recommender):
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
+        if self._base.fixed_rounds is not None:
+            return super().fit(train, seed, rounds, features)
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed, features)
         for number in range(1, self.config.cluster_rounds + 1):
-            shared, _ = self._step(shared, {}, batch, RoundSeed(seed, number))
-        if self._base.fixed_rounds is not None:
-            for number in range(1, self._base.fixed_rounds + 1):
-                shared, _ = self._step(
-                    shared, {}, batch, RoundSeed(seed, self.config.cluster_rounds + number)
-                )
-            return shared, {}
+            shared = self._step(shared, batch, RoundSeed(seed, number))
         return self._fit_each(shared, train, batch, seed, rounds)
 
     def _fit_each(
@@ -226,11 +229,13 @@ class Clustered(Recommender):
         )
         return shared | _stacked(each), local
 
-    def _step(self, shared: State, server: State, batch: UserBatch, key: RoundSeed) -> tuple[State, State]:
-        updates, _ = self.compute_updates(shared, {}, batch, key)
-        blocks = self.layout(len(shared[FEATURES]), key.round).zeros()
+    def _step(self, shared: State, batch: UserBatch, key: RoundSeed) -> State:
+        """One round of clustering."""
+        n_items = len(shared[FEATURES])
+        updates, _ = self.compute_updates(shared, {}, batch, key, n_items)
+        blocks = self.layout(n_items, key.round).zeros()
         updates.add_into(blocks, np.ones(len(batch)))
-        return self.apply(shared, server, UpdateSum(blocks, len(batch)))
+        return self.apply(shared, {}, UpdateSum(blocks, len(batch)))[0]
 
     # ---------------------------------------------------------------------------------------------------
 

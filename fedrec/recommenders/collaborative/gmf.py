@@ -8,7 +8,8 @@ Letters: p user vector, q item vector.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +33,11 @@ class Gmf(Ncf):
 
     forms: ClassVar[tuple[str, ...]] = ("gmf",)
     serves_exactly: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "device": {"learning_rate": 0.3},
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def serving(self, shared: State) -> Factors:
         """Users are folded in by Newton steps instead of sampled gradient descent: deterministic and faster."""

@@ -10,7 +10,8 @@ Letters: U users, I items, d embedding size, n negatives, B minibatch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,7 +27,6 @@ from fedrec.neural.views import LocalViews, build_views
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Newton
 from fedrec.ranking.tables import FloatTable
-from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
 from fedrec.recommenders.registry import recommender
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class MatrixFactorisation(Recommender):
     clusterable: ClassVar[bool] = True
     serves_exactly: ClassVar[bool] = False
     chunk_users: ClassVar[int] = 16
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: MfConfig) -> None:
         self.config = config
@@ -103,9 +107,9 @@ class MatrixFactorisation(Recommender):
         return np.unique(self._views(batch, key, n_items, self.config.local_epochs).row)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
-        views = self._views(batch, key, len(shared["item_bias"]), self.config.local_epochs)
+        views = self._views(batch, key, n_items, self.config.local_epochs)
         if self.config.backend == "torch":
             return self._torch_updates(shared, local, views)
         users = local["user_vector"].astype(np.float32)
@@ -145,6 +149,8 @@ class MatrixFactorisation(Recommender):
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
         """Centralised SGD on one table: users in a fresh random order each epoch, every step seen by the next."""
+        from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
+
         c, batch = self.config, train.batch(np.arange(train.n_users))
         shared, users = (
             self.init_shared(train.n_items, seed),
@@ -168,6 +174,8 @@ class MatrixFactorisation(Recommender):
         self, shared: State, users: Scores, views: LocalViews
     ) -> tuple[Scores, Scores, np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Train `users` [U, d] in place; the deltas of table and bias [N, ...] and the loss [U]."""
+        from fedrec.recommenders.collaborative import _mf_kernel as mf_kernel
+
         c = self.config
         table = np.empty((len(views.row), c.embedding_size), dtype=np.float32)
         bias = np.empty(len(views.row), dtype=np.float32)

@@ -8,7 +8,8 @@ Letters: p user vector, q item vector.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from fedrec.recommenders.collaborative._ncf import Ncf, NcfConfig
 from fedrec.recommenders.registry import recommender
@@ -25,3 +26,8 @@ class Mlp(Ncf):
     """A network over both vectors."""
 
     forms: ClassVar[tuple[str, ...]] = ("mlp",)
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "layers": (6,),
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }

@@ -10,8 +10,9 @@ Letters: K users, L items of the longest history, I items, h width of the hidden
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -65,6 +66,11 @@ class MultVae(NeuralRecommender):
 
     config: MultVaeConfig
     sorts_by_length: ClassVar[bool] = True
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "hidden_size": 8,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: MultVaeConfig) -> None:
         super().__init__(config)

@@ -11,8 +11,9 @@ Letters: K users, L positions, S rows, F width of the public features, d embeddi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -52,6 +53,12 @@ class TwoTower(SequenceRecommender):
     """A history tower and an item tower."""
 
     config: TwoTowerConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+        "features": 5,
+    }
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__(config)

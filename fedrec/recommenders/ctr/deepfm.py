@@ -17,7 +17,8 @@ d embedding size, P fields of a user, Q of an item.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -83,6 +84,12 @@ class DeepFm(NeuralRecommender):
     config: DeepFmConfig
     sorts_by_length: ClassVar[bool] = True
     chunk_entries: ClassVar[int] = 600
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "layers": (6,),
+        "features": 5,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: DeepFmConfig) -> None:
         super().__init__(config)

@@ -20,15 +20,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.contributions import distinct, equal_weights, newest, restrict, selected_state, spread
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.kernels import near_pairs_into
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
@@ -36,6 +35,9 @@ from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.popular import Selected
 from fedrec.ranking.weights import Weights
 from fedrec.recommenders.profiles import matrix, recency
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -147,14 +149,11 @@ class PrivateGram(Recommender):
             return Layout({"count": BlockSpec((n_items,))})
         return Layout({"gram": BlockSpec((k, k), symmetric=True)})
 
-    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:
-        return {}
-
     def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self._statistic.histogram_items)
@@ -170,9 +169,6 @@ class PrivateGram(Recommender):
         if "count" in total.blocks:
             return selected_state(total.blocks["count"], self._statistic.top_items), server
         return shared | self.solve(total.blocks["gram"], total.noise_std), server
-
-    def fold_in(self, shared: State, batch: UserBatch) -> State:
-        return {}
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:
         count, selected = shared["count"], shared["selected"]
@@ -198,17 +194,6 @@ class PrivateGram(Recommender):
             base.astype(np.float32) if base.any() else None,
         )
         return Selected(inner, shared["selected"], shared["count"])
-
-    def fit(
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
-        for number in (1, 2):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
-            blocks = self.layout(train.n_items, number).zeros()
-            updates.add_into(blocks, np.ones(len(batch)))
-            shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))
-        return shared, {}
 
 
 def denoised(eigenvalues: Floats, noise_std: float, cut: float) -> Floats:

@@ -9,10 +9,12 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
@@ -20,6 +22,9 @@ from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import DenseWeights
 from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
 from fedrec.recommenders.registry import recommender
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpEaseConfig(PrivateGramConfig):
@@ -38,6 +43,7 @@ class DpEase(PrivateGram):
     """Closed-form item-item weights from two noisy sums."""
 
     config: DpEaseConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12}
 
     def __init__(self, config: DpEaseConfig) -> None:
         super().__init__(config)

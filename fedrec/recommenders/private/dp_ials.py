@@ -17,7 +17,8 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from pydantic import Field, model_validator
 
 from fedrec.core.contributions import UNIT, distinct, equal_weights, newest, restrict, selected_state, spread
 from fedrec.core.errors import ConfigError
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, key, normal, user_keys
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
@@ -96,6 +97,7 @@ class DpIals(Recommender):
     config: DpIalsConfig
     round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12, "embedding_size": 4}
 
     def __init__(self, config: DpIalsConfig) -> None:
         self.config = config
@@ -130,11 +132,8 @@ class DpIals(Recommender):
         table = normal(user_keys(key(seed, Purpose.INIT_SHARED), np.arange(k)), d) / np.sqrt(d)
         return {"item_table": table.astype(np.float32)}
 
-    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
-        return np.arange(n_items)
-
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self.config.histogram_items)
@@ -218,17 +217,6 @@ class DpIals(Recommender):
         c = self.config
         ridge = Ridge(c.unobserved_weight, c.user_reg, 1.0, c.scoring_half_life, weighted_count=True)
         return Selected(Factors(FloatTable(shared["item_table"]), ridge), shared["selected"], shared["count"])
-
-    def fit(  # noqa: D102
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
-        for number in range(1, rounds + 1):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
-            blocks = self.layout(train.n_items, number).zeros()
-            updates.add_into(blocks, np.ones(len(batch)))
-            shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))
-        return shared, {}
 
 
 def semidefinite(matrices: NDArray[np.floating]) -> Floats:

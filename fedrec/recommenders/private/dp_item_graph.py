@@ -10,9 +10,11 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
@@ -21,6 +23,9 @@ from fedrec.recommenders.closed_form.item_graph import GraphConfig, adjacency, g
 from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
 from fedrec.recommenders.registry import recommender
 from fedrec.recommenders.serving_forms import graph_weights
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpItemGraphConfig(PrivateGramConfig, GraphConfig):
@@ -34,6 +39,7 @@ class DpItemGraph(PrivateGram):
     """Propagation on an item-item graph from two noisy sums."""
 
     config: DpItemGraphConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12, "neighbours": 4, "embedding_size": 4}
 
     def __init__(self, config: DpItemGraphConfig) -> None:
         super().__init__(config)

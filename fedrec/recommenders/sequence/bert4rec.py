@@ -10,7 +10,8 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +59,11 @@ class Bert4Rec(SequenceRecommender):
     """Bidirectional self-attention."""
 
     config: Bert4RecConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)

@@ -9,7 +9,8 @@ Letters: K users, L positions, d embedding size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -44,6 +45,11 @@ class Gru4Rec(SequenceRecommender):
     """Gated recurrent units."""
 
     config: Gru4RecConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: Gru4RecConfig) -> None:
         super().__init__(config)

@@ -11,8 +11,9 @@ Letters: K users, L positions, S rows, F width of the public vectors, d embeddin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,13 @@ class TextSequence(SequenceRecommender):
     """Attention or an LSTM over text vectors."""
 
     config: TextSequenceConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+        "features": 5,
+        "rank": 2,
+    }
 
     def __init__(self, config: TextSequenceConfig) -> None:
         super().__init__(config)

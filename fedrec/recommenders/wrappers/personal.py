@@ -101,16 +101,16 @@ class Personalised(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         match self._personal.level:
             case "fedper":
-                return super().compute_updates(shared, local, batch, key)
+                return super().compute_updates(shared, local, batch, key, n_items)
             case "mixed":
-                return self._base.compute_updates(shared, {}, batch, key)
+                return self._base.compute_updates(shared, {}, batch, key, n_items)
         from fedrec.neural.batched import train_batched
 
-        work, touched = self.work(batch, key, self.n_items(shared), shared)
+        work, touched = self.work(batch, key, n_items, shared)
         first = second = work
         if self._personal.level == "fedrecon":
             local = self._untrained(batch.user, key.seed)
@@ -131,7 +131,7 @@ class Personalised(NeuralRecommender):
         total = UpdateSum(self.layout(self.n_items(shared)).zeros(), users=len(batch))
         for where, piece in batch.chunks(self.chunk_entries, self.chunk_users):
             own = {name: values[rows[where]] for name, values in local.items()}
-            updates, after = self.compute_updates(shared, own, piece, key)
+            updates, after = self.compute_updates(shared, own, piece, key, self.n_items(shared))
             updates.add_into(total.blocks, np.ones(len(piece)))
             for name, values in after.items():
                 local[name][rows[where]] = values

@@ -137,13 +137,13 @@ class Scaffolded(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         import torch
 
         from fedrec.neural.batched import train_batched
 
-        work, _ = self.work(batch, key, self.n_items(shared), shared)
+        work, _ = self.work(batch, key, n_items, shared)
         tables, dense = self._base.split(shared)
         pull = {name: shared[COMMON + name] - local[OWN + name] for name in self._learned_names}
         rule, own = self.device.at(key.round), self._base_local(local)

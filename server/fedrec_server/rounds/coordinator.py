@@ -350,7 +350,7 @@ class Coordinator:
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            here = dict.fromkeys(self._attendance.meet(), request)
+            here = dict.fromkeys(self._attendance.present(), request)
             self._exchange.exchange(here, self.task.rounds.deadline_seconds)
         self._checkpoints.save(self._standing)
 

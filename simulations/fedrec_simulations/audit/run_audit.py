@@ -105,7 +105,9 @@ class Training:
     def planted_updates(self, round_: int) -> Updates:
         """What every planted user would send, not clipped."""
         key = RoundSeed(self._seed, round_)
-        return self._recommender.compute_updates(self._shared, _copied(self._rare_local), self._rare, key)[0]
+        return self._recommender.compute_updates(
+            self._shared, _copied(self._rare_local), self._rare, key, self._n_items
+        )[0]
 
     def apply(self, total: UpdateSum) -> None:
         """One step of the model."""

@@ -13,10 +13,10 @@ from fedrec.core.errors import EnvironmentProblem
 from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag, Overrides, read_config
-from fedrec_simulations.cli.progress import RoundProgress
 from fedrec_simulations.cli.running import default_folder, lay_out
 from fedrec_simulations.experiments.prepare import prepare
 from fedrec_simulations.experiments.run_folder import RunFolder
+from fedrec_simulations.report.progress import RoundProgress
 
 app = typer.Typer(help="A federation on this machine: SuperLink, gateway, nodes, over TLS.")
 Folder = Annotated[Path, typer.Option("--folder", help="Where the federation keeps keys, database and logs.")]

@@ -21,7 +21,7 @@ from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.neural.example_gradients import device_model_of
 from fedrec.privacy.noised_means import HELD_DATA
-from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.recommenders.registry import RECOMMENDERS, ModelConfig, build
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_simulations.experiments.sections import (
@@ -47,7 +47,14 @@ def _privacy_kind(section: Any) -> str:
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: what an experiment file says.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-mf")
+        >>> isinstance(experiment, fedrec.Experiment), experiment.data.core, experiment.split.method
+        (True, 5, 'leave_one_out')
+    """
 
     name: str = "run"
     data: DataSection = DataSection()
@@ -241,6 +248,10 @@ class Config(Section):
         return []
 
 
+#: Its name in the Python API.
+Experiment = Config
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply overrides `a.b=value` (value in TOML; bare words are text).
 
@@ -267,7 +278,7 @@ def parse_config(
     try:
         return Config.model_validate(values, context=OWN_CONFIGURATION)
     except ValidationError as error:
-        problems = "; ".join(_problem(item) for item in error.errors())
+        problems = "; ".join(_problem(item, values) for item in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
 
 
@@ -291,12 +302,12 @@ def _override(values: dict[str, Any], text: str) -> None:
         target[key] = value
 
 
-def _problem(item: Any) -> str:
+def _problem(item: Any, values: dict[str, Any]) -> str:
     """One validation error as text: where, what was given, what was expected."""
     where = [str(part) for part in item["loc"] if part not in ("none", "private")]
     place = ".".join(where) or "top level"
     if item["type"] == "extra_forbidden":
-        known = _keys_near(where[:-1])
+        known = _keys_near(where[:-1], values)
         near = difflib.get_close_matches(where[-1], known, n=1)
         return f"unknown key {place}" + (f" (did you mean {near[0]!r}?)" if near else "")
     if item["type"] in KIND_PROBLEMS:
@@ -313,8 +324,10 @@ def _problem(item: Any) -> str:
     return f"{place} = {given[:80]}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def _keys_near(sections: list[str]) -> list[str]:
-    """Keys that are known in a section, over all kinds of models."""
+def _keys_near(sections: list[str], values: dict[str, Any]) -> list[str]:
+    """Keys that are known in a section; deeper within a model, those of all kinds."""
+    if sections == ["model"]:
+        return list(RECOMMENDERS.get(values["model"]["kind"], paths=True).config_class.model_fields)
     schema = Config.model_json_schema()
     return sorted(set(_keys(schema))) if sections else list(schema["properties"])
 

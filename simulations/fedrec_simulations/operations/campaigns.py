@@ -35,6 +35,7 @@ from fedrec.wire.package import Package, Terms, pack_model
 from fedrec.wire.signing import OnlineKeys
 from fedrec_client.node.node_terms import config_hash
 from fedrec_server.federation.federation import Federation
+from fedrec_server.federation.launch import Launch
 from fedrec_server.operations.campaigns import DONE, CampaignBook, Enrolled
 from fedrec_server.registry import Registry
 from fedrec_server.rounds.task import Task
@@ -186,7 +187,7 @@ class Campaign:
         with self._ended_by_errors():
             devices = self.book.close(self.id)
             task, run = self._task(devices)
-            watch = self._watch(task, devices, on_step)
+            watch = self._watch(task, devices, Launch(run / "coordinator"), on_step)
             federation = Federation.admit(
                 self.folder / "federation",
                 [d.node_key for d in devices],
@@ -211,7 +212,7 @@ class Campaign:
             return made
 
     def _watch(
-        self, task: Task, devices: list[Enrolled], on_step: Callable[[str], None]
+        self, task: Task, devices: list[Enrolled], launch: Launch, on_step: Callable[[str], None]
     ) -> Callable[[], bool]:
         """Asked while devices train; raises RegistryError when no sum can be opened any more, and tells who left."""
         terms, told, few_since = task.aggregation, 0, float("inf")
@@ -224,6 +225,7 @@ class Campaign:
             stay = [device for device in devices if device.identity not in gone]
             if len(gone) != told:
                 told = len(gone)
+                launch.note_left([str(k) for k, device in enumerate(devices) if device not in stay])
                 on_step(f"{told} of {len(devices)} devices have left")
             enough = len(stay) >= terms.min_nodes and sum(device.users for device in stay) >= terms.min_users
             few_since = float("inf") if enough else min(few_since, time.monotonic())
