@@ -25,7 +25,8 @@ from fedrec.secagg.terms import SecaggTerms, Terms
 def guarded_sums(recommender: Recommender, privacy: PrivacyTerms | None) -> tuple[Guarded, ...]:
     """Kinds of sums that carry no noise and speak of the same data each time (`fedrec.secagg.schedule`).
 
-    Where devices add the noise themselves no sum is exact; elsewhere the sums that the server sees are. Rounds of gradients ask about another model each time and cannot follow the rule.
+    Where devices add the noise themselves no sum is exact; elsewhere the sums that the server sees are. Rounds of
+    gradients ask about another model each time and cannot follow the rule.
     """
     if privacy is not None and not mechanism_of(privacy.plan).sends_clean_sums:
         return ()
