@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Never, Protocol
 
-from fedrec.core.errors import PrivacyRefused
+from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.core.registry import Registry
 from fedrec.privacy._releases import Release
 from fedrec.privacy.accounting import Accountant
@@ -62,9 +62,25 @@ DETAILS = {
     "carried": "sums carried by integers",
 }
 
+
+def _check_mechanism(name: str, made: object) -> None:
+    """Raises ConfigError for what is not a class with all that a plan asks for."""
+    asked = (*NoiseModel.__annotations__, "problems", "noise_std", "releases", "lost_delta")
+    missing = [each for each in asked if not hasattr(made, each)]
+    if not isinstance(made, type) or missing:
+        raise ConfigError(
+            f"privacy.mechanism {name!r} is {made!r:.60}: expected a class with {', '.join(missing) or 'a plan'}; "
+            "derive it from fedrec.privacy.mechanism.Mechanism"
+        )
+
+
 #: A plan is all that a mechanism is made of.
 MECHANISMS: Registry[type[NoiseModel]] = Registry(
-    "mechanisms", "privacy.mechanism", packages=("fedrec.privacy.mechanisms",)
+    "mechanisms",
+    "privacy.mechanism",
+    packages=("fedrec.privacy.mechanisms",),
+    by_module=True,
+    check=_check_mechanism,
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedrec.core.errors import PrivacyRefused
+from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.privacy._releases import Release
 from fedrec.privacy.accounting import Accountant
 from fedrec.privacy.accounting import epsilon as epsilon_of
@@ -81,7 +81,10 @@ class PrivacyPlan(BaseModel):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        problems = [text for text, wrong in self._problems() if wrong]
+        try:
+            problems = [text for text, wrong in self._problems() if wrong]
+        except ConfigError as error:  # a mechanism that is not known here
+            raise ValueError(str(error)) from error
         if problems:
             raise ValueError("; ".join(problems))
         check_delta(self.delta, self.population)

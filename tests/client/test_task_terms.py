@@ -130,6 +130,9 @@ WEAKER: dict[str, list[Change]] = {
     "privacy.ledger": [put("privacy.ledger", "/tmp/of-another")],
     "privacy.plan.unit": [put("privacy.plan.unit", "interaction")],
     "privacy.plan.trust": [put("privacy.plan.trust", value) for value in ("central", "local")],
+    "privacy.plan.mechanism": [
+        put("privacy.plan.mechanism", value) for value in ("central", "local", "unknown", "os:system")
+    ],
     "privacy.plan.delta": [put("privacy.plan.delta", 0.0019)],
     "privacy.plan.population": [put("privacy.plan.population", 10_000)],
     "privacy.plan.rounds": [put("privacy.plan.rounds", 3)],

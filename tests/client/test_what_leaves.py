@@ -22,6 +22,7 @@ from small_models import ALL, FEATURES, model_of
 
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusals import CODES, code_of
+from fedrec.core.stage import ANNOUNCED
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.integers import Integers
 from fedrec.privacy.metrics_release import MetricsRelease
@@ -102,8 +103,8 @@ MODELS: dict[str, Callable[[State], State]] = {
     "of strangers": lambda shared: {"stranger": np.ones(3, np.float32)},
 }
 METAS: dict[str, dict[str, Any]] = {
-    "rows of another kind": {"rows": "nonsense"},
-    "a bound that is none": {"clip_norm": float("nan")},
+    "rows of another kind": {ANNOUNCED + "rows": "nonsense"},
+    "a bound that is none": {ANNOUNCED + "adaptive_clip": float("nan")},
     "words": {"hello": "x" * 50},
 }
 

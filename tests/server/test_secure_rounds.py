@@ -16,15 +16,17 @@ from flower_helpers import lay_out
 from fedrec.core.errors import AggregationRefused, FedrecError, RoundAbandoned
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.core.refusal_reasons import Reason
+from fedrec.core.stage import ANNOUNCED
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import RoundSettings
-from fedrec.rounds.shards import read_rows, spell_rows
+from fedrec.rounds.shards import Rows, read_rows, spell_rows
 from fedrec_client.node._memory import HeldMemory
 from fedrec_client.node._secure_party import open_party
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
+ROWS = ANNOUNCED + Rows.name
 ROUNDS = RoundSettings(rounds=3, min_nodes=3, deadline_seconds=5, max_abandoned=2)
 #: Whether a node is silent: (node, request) -> bool.
 Silent = Callable[[str, Request], bool]
@@ -265,9 +267,8 @@ def test_a_server_that_asks_one_node_something_else_is_refused(tmp_path: Path, w
         if any(q.kind == "train" for q in requests.values()):
             honest = requests["0"]
             if what == "rows":
-                rows = read_rows(honest.meta["stage/rows"], 60, 0.5)
-                others = np.setdiff1d(np.arange(60), rows)
-                changed = replace(honest, meta=honest.meta | {"stage/rows": spell_rows(others, 60)})
+                others = np.setdiff1d(np.arange(60), read_rows(honest.meta[ROWS], 60, 0.5))
+                changed = replace(honest, meta=honest.meta | {ROWS: spell_rows(others, 60)})
             else:
                 other = {name: values + 1 for name, values in honest.arrays.items() if "/" not in name}
                 changed = replace(honest, arrays=honest.arrays | other)
