@@ -28,7 +28,7 @@ from fedrec.ranking._cold import add_items
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import History, ServingModel
 from fedrec.recommenders.registry import build
-from fedrec.recommenders.serving import serving_model
+from fedrec.recommenders.serving import serving_form
 from fedrec_simulations.experiments.config import Config, load_config
 from fedrec_simulations.experiments.prepare import load
 
@@ -78,7 +78,7 @@ def trained(config: Config, train: Interactions) -> ServingModel:
     epochs = recommender.fixed_rounds or (
         EPOCHS_MF if config.model.kind == "mf" else config.federation.rounds
     )
-    return serving_model(config.model, recommender.fit(train, config.federation.seed, epochs)[0])
+    return serving_form(recommender, recommender.fit(train, config.federation.seed, epochs)[0])
 
 
 def new_users(split: Split) -> NDArray[np.int64]:

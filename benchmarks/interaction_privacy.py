@@ -31,9 +31,10 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.interaction import train_interactions
 from fedrec.privacy.noise import NoiseSource
-from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.settings import InteractionPlan
 from fedrec.recommenders.collaborative._mf_device import MfModule
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 POSITIVES, STEPS, CATALOGUES = 165, 5, (3_706, 100_000)
 RATE, EXPECTED = 1 / STEPS, POSITIVES / STEPS

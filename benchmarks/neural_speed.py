@@ -21,7 +21,7 @@ from benchmarks.workload import N_ITEMS, SEED, cohort
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.recommenders.registry import build, parse
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 WIDTH = 64
 MODELS: dict[str, dict[str, Any]] = {

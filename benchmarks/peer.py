@@ -23,7 +23,7 @@ from fedrec.core.errors import FederationError
 from fedrec.core.processes import end, is_alive
 from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec_server.federation.flower_cli import last_words
 from fedrec_simulations.engines.flower import simulation_superlink
 

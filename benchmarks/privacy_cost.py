@@ -21,14 +21,14 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import UpdateSum
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 REPEATS = 9
 LIMIT = 0.15
@@ -46,7 +46,7 @@ def variants(model: Recommender, batch: UserBatch, round_: int) -> dict[str, Wor
         with one_blas_thread():
             for where, chunk in batch.chunks(model.chunk_entries, model.chunk_users):
                 mine = {name: values[where] for name, values in local.items()}
-                updates, _ = model.compute_updates(shared, mine, chunk, key)
+                updates, _ = model.compute_updates(shared, mine, chunk, key, N_ITEMS)
                 updates.add_into(total.blocks, np.ones(len(chunk)))
         total.users = float(len(batch))
         return model.apply(shared, server, total)

@@ -23,7 +23,7 @@ from fedrec.core.recommender import RoundSeed
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import prepare
 

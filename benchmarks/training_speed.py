@@ -22,7 +22,7 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 Backend = Literal["compiled", "torch"]
 CLIP_NORM = 1.0

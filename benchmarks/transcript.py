@@ -26,8 +26,8 @@ from fedrec.core.errors import FederationError
 from fedrec.core.files import read_arrays
 from fedrec.core.processes import cut, flower_environment, free_ports, marked, start
 from fedrec_server.federation.federation import Federation
-from fedrec_server.network.certificates import make_node_key
 from fedrec_server.federation.run_files import app_folder, read_outcome
+from fedrec_server.network.certificates import make_node_key
 from fedrec_simulations.experiments.config import load_config
 from fedrec_simulations.experiments.prepare import prepare
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -220,7 +220,7 @@ def main() -> None:
     folder: Path = given.folder.resolve()
     config = load_config(given.config, (*OVERRIDES, f"federation.nodes={NODES}"))
     RunFolder.create(folder / "run", config, prepare(config), NODES)
-    transcript = Transcript(on_line=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    transcript = Transcript(on_line=lambda line: print(line, file=sys.stderr, flush=True))
     perform(folder / "run", folder / "federation", transcript)
     given.out.write_text(render(transcript, config.name, folder))
 

@@ -11,7 +11,7 @@ from fedrec.core.interactions import Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 CHANCE_RECALL = 0.15
 
@@ -70,9 +70,9 @@ class RecommenderContract:
             mine = {name: values[rows] for name, values in local.items()}
             touched = recommender.touched_rows(one, key, split.train.n_items)
             layout = recommender.layout(split.train.n_items, 2)
-            whole, _ = recommender.compute_updates(shared, mine, one, key)
+            whole, _ = recommender.compute_updates(shared, mine, one, key, split.train.n_items)
             blind, _ = recommender.compute_updates(
-                poison(shared, touched, split.train.n_items), mine, one, key
+                poison(shared, touched, split.train.n_items), mine, one, key, split.train.n_items
             )
             np.testing.assert_array_equal(whole.vector(0, layout), blind.vector(0, layout))
 
@@ -81,11 +81,15 @@ class RecommenderContract:
         batch, key = split.train.batch(np.arange(40)), RoundSeed(3, 2)
         mine = {name: values[:40] for name, values in local.items()}
         layout = recommender.layout(split.train.n_items, 2)
-        together, after = recommender.compute_updates(shared, mine, batch, key)
+        together, after = recommender.compute_updates(shared, mine, batch, key, split.train.n_items)
         for user in (0, 9, 39):
             rows = np.array([user])
             alone, own = recommender.compute_updates(
-                shared, {name: values[rows] for name, values in mine.items()}, batch.take(rows), key
+                shared,
+                {name: values[rows] for name, values in mine.items()},
+                batch.take(rows),
+                key,
+                split.train.n_items,
             )
             np.testing.assert_allclose(together.vector(user, layout), alone.vector(0, layout), atol=1e-6)
             for name in own:
@@ -95,7 +99,7 @@ class RecommenderContract:
         shared, local = trained
         batch = split.train.batch(np.arange(12))
         mine = {name: values[:12] for name, values in local.items()}
-        updates, _ = recommender.compute_updates(shared, mine, batch, RoundSeed(3, 2))
+        updates, _ = recommender.compute_updates(shared, mine, batch, RoundSeed(3, 2), split.train.n_items)
         layout = recommender.layout(split.train.n_items, 2)
         sent = [np.linalg.norm(updates.vector(user, layout)) for user in range(12)]
         np.testing.assert_allclose(updates.norms(), sent, rtol=1e-9)

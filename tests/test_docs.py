@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import click
@@ -47,7 +48,10 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "docs"}
+    # A module that can be found: dataclasses look their annotations up in it.
+    module = types.ModuleType("docs")
+    monkeypatch.setitem(sys.modules, "docs", module)
+    names = module.__dict__
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{name(page)}, Python block {number}", "exec"), names)
         said = capsys.readouterr().out
@@ -81,9 +85,8 @@ COMMANDS = [(page, line) for page in PAGES for line in command_lines(page)]
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name(p)}: {line}" for p, line in COMMANDS])
 def test_command_lines_parse(page: Path, line: str) -> None:
-    from typer.main import get_command
-
     from fedrec_simulations.cli.app import app
+    from typer.main import get_command
 
     words = shlex.split(line.replace("[", "").replace("]", ""))
     own = list(itertools.takewhile(lambda word: word not in SHELL, words))
@@ -138,7 +141,8 @@ def test_every_pitfall_names_a_test_that_exists() -> None:
             continue
         found = re.search(r"`(test_\w+\.py)::(test_\w+)`", cell)
         assert found, f"pitfall {number} names no test"
-        source = (ROOT / "tests" / found[1]).read_text("utf-8")
+        (path,) = (ROOT / "tests").rglob(found[1])
+        source = path.read_text("utf-8")
         assert f"def {found[2]}(" in source, f"pitfall {number}: {found[2]} is not in {found[1]}"
 
 

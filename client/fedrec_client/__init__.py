@@ -5,14 +5,15 @@ Importing this package loads neither torch nor Flower nor gRPC; the names below 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedrec.core.facade import lazy
 
 if TYPE_CHECKING:
     from fedrec.ranking.diversity import Dpp, Mmr
     from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
     from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
-    from fedrec.ranking.pipeline import Wanted
+    from fedrec.ranking.pipeline import RecommendationRequest
     from fedrec_client.app.aio import AsyncClient
     from fedrec_client.app.client import Client
     from fedrec_client.store.base import Retention, Store
@@ -47,7 +48,7 @@ _HOMES = {
     "SystemPlatform": "fedrec_client.terms.platform",
     "Thompson": "fedrec.ranking.exploration",
     "Transport": "fedrec_client.updates.transport",
-    "Wanted": "fedrec.ranking.pipeline",
+    "RecommendationRequest": "fedrec.ranking.pipeline",
 }
 
 __all__ = [
@@ -68,20 +69,13 @@ __all__ = [
     "Pin",
     "Platform",
     "Policy",
+    "RecommendationRequest",
     "Retention",
     "Store",
     "SystemPlatform",
     "Thompson",
     "Transport",
-    "Wanted",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy(__name__, _HOMES)

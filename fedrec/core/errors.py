@@ -40,7 +40,19 @@ from __future__ import annotations
 
 
 class FedrecError(Exception):
-    """Base of all errors that are the user's or the environment's, not a bug in fedrec."""
+    """Base of all errors that are the user's or the environment's, not a bug in fedrec.
+
+    Attributes:
+        exit_code: of the command line that ends with it.
+
+    Example:
+        >>> import fedrec
+        >>> try:
+        ...     fedrec.load_dataset("movie-tweetings")
+        ... except fedrec.FedrecError as error:
+        ...     print(error.exit_code, str(error)[:40])
+        3 no data set is called 'movie-tweetings':
+    """
 
     exit_code = 1
 

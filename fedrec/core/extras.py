@@ -5,7 +5,8 @@ Out of scope: what is installed (`fedrec doctor`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from fedrec.core.errors import EnvironmentProblem
@@ -31,6 +32,21 @@ def extra_of(package: str) -> str | None:
     return next((extra for extra, packages in EXTRAS.items() if package in packages), None)
 
 
+def require(what: str, packages: Iterable[str]) -> None:
+    """Packages that code reaches only later, where their lack would be taken for something else.
+
+    Args:
+        what: needs them, as the user calls it.
+        packages: top-level names.
+
+    Raises:
+        EnvironmentProblem: one is not installed; names the extra that brings it.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise EnvironmentProblem(_missing(what, package, extra_of(package) or "all"))
+
+
 @contextmanager
 def needs(what: str, extra: str | None = None) -> Iterator[None]:
     """Imports inside may miss an optional package.
@@ -49,6 +65,8 @@ def needs(what: str, extra: str | None = None) -> Iterator[None]:
         known = extra_of(package)
         if known is None:
             raise
-        raise EnvironmentProblem(
-            f"{what} needs package {package!r}, which is not installed: pip install 'fedrec[{extra or known}]'"
-        ) from error
+        raise EnvironmentProblem(_missing(what, package, extra or known)) from error
+
+
+def _missing(what: str, package: str, extra: str) -> str:
+    return f"{what} needs package {package!r}, which is not installed: pip install 'fedrec[{extra}]'"

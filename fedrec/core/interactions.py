@@ -34,6 +34,12 @@ class Interactions:
         item_ids: [I] str, the data set's own item ids.
         review: [N, R] float32, vectors of what users wrote, zeros where they wrote nothing; None: not known. The
             text itself is not kept. Like a rating it belongs to the user and never leaves the node.
+
+    Example:
+        >>> import fedrec
+        >>> visits = fedrec.Interactions.from_columns(["bob", "ann", "ann"], ["tea", "milk", "tea"])
+        >>> visits.user_ids.tolist(), visits.item_ids.tolist(), visits.history(0).tolist()
+        (['ann', 'bob'], ['milk', 'tea'], [0, 1])
     """
 
     user: IntArray
@@ -270,6 +276,12 @@ class Catalog:
         categories: one tuple of category names per item.
         text: a free description per item, empty where unknown.
         features: [I, F] float32 or None.
+
+    Example:
+        >>> import fedrec, numpy as np
+        >>> catalog = fedrec.Catalog.bare(np.array(["milk", "tea"]))
+        >>> len(catalog), catalog.label(1)
+        (2, 'tea')
     """
 
     item_ids: NDArray[np.str_]
@@ -312,9 +324,24 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Interactions with their catalogue, and where they came from."""
+    """Interactions with their catalogue, and where they came from.
+
+    Attributes:
+        name: as reports call it.
+        interactions: all of them.
+        catalog: of its items.
+        terms: of use.
+        source: the name by which `load_dataset` loads it again; empty: data of the caller's own.
+
+    Example:
+        >>> import fedrec
+        >>> data = fedrec.load_dataset("movietweetings")
+        >>> data.name, data.interactions.n_users, data.catalog.titles[0].item()
+        ('movietweetings', 16554, "Fantômas - À l'ombre de la guillotine (1913)")
+    """
 
     name: str
     interactions: Interactions
     catalog: Catalog
     terms: str = ""
+    source: str = ""

@@ -3,6 +3,8 @@
 A block may be held in a compact form (rows, a rank-one matrix) because it is *computed* sparsely; its meaning
 is always the dense vector of the `Layout`, and that is what is clipped, counted in bytes and sent.
 
+What is compiled is imported when it is used, so that plans and messages can be read without numba.
+
 Letters: U users of a batch, I items, d embedding size, N touched rows over all users.
 Out of scope: what the numbers mean (models) and noise (privacy).
 """
@@ -18,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import ProtocolError
-from fedrec.core.kernels import add_dense, add_rows, add_scalars, gram_into, squared_row_norms
 
 #: Named arrays; which ones there are is the recommender's business.
 State = dict[str, NDArray[Any]]
@@ -140,6 +141,8 @@ class Dense:
     symmetric: bool = False
 
     def squared_norms(self) -> Floats:  # noqa: D102
+        from fedrec.core.kernels import squared_row_norms
+
         values = self.values
         if self.symmetric:
             rows, columns = np.triu_indices(values.shape[-1])
@@ -150,6 +153,8 @@ class Dense:
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        from fedrec.core.kernels import add_dense
+
         flat = np.ascontiguousarray(self.values.reshape(len(self.values), -1))
         add_dense(total.reshape(-1), flat, scale)
 
@@ -163,12 +168,16 @@ class Rows:
     values: NDArray[np.floating]
 
     def squared_norms(self) -> Floats:  # noqa: D102
+        from fedrec.core.kernels import squared_row_norms
+
         out = np.zeros(len(self.indptr) - 1)
         values = self.values[:, None] if self.values.ndim == 1 else self.values
         squared_row_norms(self.indptr, np.ascontiguousarray(values), out)
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        from fedrec.core.kernels import add_rows, add_scalars
+
         if self.values.ndim == 1:
             add_scalars(total, self.indptr, self.row, self.values, scale)
         else:
@@ -188,7 +197,59 @@ class Gram:
         return (_segment_sums(square, self.indptr) ** 2 + _segment_sums(np.square(square), self.indptr)) / 2
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        from fedrec.core.kernels import gram_into
+
         gram_into(total, self.indptr, self.item, self.x, scale)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some cells of an I x I matrix per user: co-occurrences, transitions, what two items have in common.
+
+    User u has the cells (`row[n]`, `column[n]`) for n in `indptr[u]:indptr[u+1]`, each once, with `values` [N]. In a
+    symmetric block a cell stands for both of its mirror images and has row <= column.
+    """
+
+    indptr: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    values: NDArray[np.float64]
+    symmetric: bool = False
+
+    @classmethod
+    def summed(
+        cls,
+        user: NDArray[np.int64],
+        row: NDArray[np.int64],
+        column: NDArray[np.int64],
+        values: NDArray[np.float64],
+        n_users: int,
+        *,
+        symmetric: bool = False,
+    ) -> Pairs:
+        """The block of entries in any order, each of a user 0..U-1; entries of one cell of a user add up.
+
+        The norm of a sum is not that of its entries, so a cell must be there once.
+        """
+        if symmetric:
+            row, column = np.minimum(row, column), np.maximum(row, column)
+        width = 1 + max(int(row.max(initial=0)), int(column.max(initial=0)))
+        cell, where = np.unique((user * width + row) * width + column, return_inverse=True)
+        indptr = np.searchsorted(cell, np.arange(n_users + 1) * width**2)
+        total = np.bincount(where, values, minlength=len(cell)).astype(np.float64)
+        return cls(indptr.astype(np.int64), cell // width % width, cell % width, total, symmetric)
+
+    def squared_norms(self) -> Floats:  # noqa: D102
+        return _segment_sums(np.square(self.values), self.indptr)
+
+    def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
+        from fedrec.core.kernels import add_scalars
+
+        flat, width = total.reshape(-1), total.shape[-1]
+        add_scalars(flat, self.indptr, self.row * width + self.column, self.values, scale)
+        if self.symmetric:
+            mirrored = np.where(self.row < self.column, self.values, 0.0)
+            add_scalars(flat, self.indptr, self.column * width + self.row, mirrored, scale)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Each held-out event is asked for at its own moment: how likely is this click, beside items that the user does not
 have; how high is this rating? Out of scope: what the sums say (`fedrec.evaluation._ranking_metrics`), and where the
-item stands among all others (`fedrec.evaluation._ranks`), which is evaluated as for every recommender.
+item stands among all others (`fedrec.evaluation.ranks`), which is evaluated as for every recommender.
 
 Letters: E held-out events, W items asked about.
 """

@@ -18,10 +18,10 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender
 from fedrec.core.updates import State
 from fedrec.evaluation._candidates import draw_candidates, not_candidates
-from fedrec.evaluation._ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.evaluate import CHUNK_SCORES, chosen
 from fedrec.evaluation.metrics import AT_K
 from fedrec.evaluation.names import parse_bounded
+from fedrec.evaluation.ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
 
 Floats = NDArray[np.float64]

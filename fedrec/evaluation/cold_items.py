@@ -19,8 +19,8 @@ from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.randomness import Purpose, bits, key, user_keys
 from fedrec.data.split import Split
 from fedrec.evaluation._bootstrap import interval, replicate_weights
-from fedrec.evaluation._ranks import check_batches, full_ranks, lowest_where_missing
 from fedrec.evaluation.metrics import capped_recall
+from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing
 
 #: Keeps this draw apart from those of `fedrec.data.splits`.
 COLD_STREAM = 2

@@ -21,9 +21,9 @@ from fedrec.core.recommender import Recommender
 from fedrec.core.updates import State
 from fedrec.evaluation._bootstrap import replicate_weights
 from fedrec.evaluation._candidates import draw_candidates, not_candidates
-from fedrec.evaluation._ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.answers import Ranker, evaluate_answers
 from fedrec.evaluation.metrics import all_metrics, diversity
+from fedrec.evaluation.ranks import check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
 from fedrec.ranking.top_n import top_n
@@ -65,9 +65,7 @@ def evaluate(
         DataError: scores, histories and held-out items do not fit together.
     """
     if settings.probabilities and not isinstance(recommender, Ranker):
-        raise ConfigError(
-            f"evaluation.probabilities: {recommender.kind!r} gives none; train a ranker (deepfm)"
-        )
+        raise ConfigError(f"evaluation.probabilities: {recommender.kind!r} gives none; train a ranker")
     evaluated = np.flatnonzero((target.counts > 0) & chosen(target, settings, seed))
     # Someone must be scored to learn the size of the catalogue, evaluated or not.
     rows = evaluated if len(evaluated) else np.arange(min(len(history), 1), dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.interactions import IntArray
-from fedrec.evaluation._ranks import Ranks
+from fedrec.evaluation.ranks import Ranks
 
 Floats = NDArray[np.float64]
 

@@ -76,8 +76,8 @@ def device_model_of(recommender: object) -> DeviceModel:
     if not isinstance(recommender, DeviceModel):
         kind = getattr(recommender, "kind", type(recommender).__name__)
         raise PrivacyRefused(
-            f"recommender {kind!r} has no per-example training on the device: expected one that has (mf) for "
-            "privacy unit 'interaction'; take mf, or unit 'user'"
+            f"recommender {kind!r} has no per-example training on the device: expected one that has for "
+            "privacy unit 'interaction' (docs/reference/recommenders.md); take unit 'user' for this one"
         )
     return recommender
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class NeuralConfig(RecommenderConfig):
-    """What every model trained by gradients is configured by.
+    """Keys of every model trained by gradients.
 
     Attributes:
         local_epochs: passes over the user's work in one round.
@@ -160,11 +160,11 @@ class NeuralRecommender(Recommender):
         return np.arange(n_items) if touched is None else np.unique(touched.row)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         from fedrec.neural.batched import train_batched
 
-        work, touched = self.work(batch, key, self.n_items(shared), shared)
+        work, touched = self.work(batch, key, n_items, shared)
         tables, dense = self.split(shared)
         return train_batched(work, self.device.at(key.round), tables, dense, local, touched)
 

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.randomness import Purpose, bits, key, user_keys
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.dropout import dropout_masks
 from fedrec.neural.head import with_head
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class SequenceConfig(NeuralConfig):
-    """What every model of the next item is configured by.
+    """Keys of every model of the next item.
 
     Attributes:
         embedding_size: d.
@@ -63,7 +63,7 @@ class SequenceConfig(NeuralConfig):
 
 
 class AttentionConfig(SequenceConfig):
-    """What every model of the next item that attends is configured by.
+    """Keys of every model of the next item that attends.
 
     Attributes:
         heads: H, parts of d that attend on their own.
@@ -92,6 +92,11 @@ class SequenceRecommender(NeuralRecommender):
         self._sequence = config
         #: Entries that masks of dropout have for each position.
         self.mask_width = config.embedding_size
+
+    @property
+    def needs(self) -> DataNeeds:
+        """Reviews, where it is configured for them."""
+        return DataNeeds(reviews=self._sequence.reviews)
 
     @property
     def settings(self) -> SequenceConfig:

@@ -11,7 +11,7 @@ algorithm for vector quantizer design", IEEE Trans. Communications). A user's cl
 and the centroids: it is found anew where it is needed, and no one is told.
 
 Letters: U users, I items, F width of the public vectors, k clusters, N interactions.
-Out of scope: what is done with clusters (`fedrec.recommenders.wrappers.clustered`), how sums are protected.
+Out of scope: what is done with clusters (`fedrec.recommenders.collaborative.clustered`), how sums are protected.
 """
 
 from __future__ import annotations

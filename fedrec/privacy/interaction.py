@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import PrivacyRefused, ProtocolError
 from fedrec.core.interactions import IntArray, UserBatch
+from fedrec.core.stage import Noise
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State, UpdateSum
 from fedrec.neural.example_gradients import DeviceModel, PublicKey, device_model_of
 from fedrec.privacy.accounting import grouped_epsilon
-from fedrec.privacy.noise import NoiseSource, snap
+from fedrec.privacy.noise import snap
 
 if TYPE_CHECKING:
     from fedrec.privacy.plan import PrivacyPlan
@@ -54,7 +55,7 @@ def train_interactions(
     batch: UserBatch,
     round_key: PublicKey,
     plan: PrivacyPlan,
-    noise: NoiseSource,
+    noise: Noise,
     n_items: int,
 ) -> tuple[UpdateSum, State]:
     """Sum of the users' noised updates, ready to be sent, and their new (noised) local state.
@@ -149,9 +150,7 @@ class _Device:
         local: arrays [1, ...], up to date after every step.
     """
 
-    def __init__(
-        self, model: DeviceModel, shared: State, local: State, rule: _Rule, noise: NoiseSource
-    ) -> None:
+    def __init__(self, model: DeviceModel, shared: State, local: State, rule: _Rule, noise: Noise) -> None:
         self._model, self._shared, self._rule, self._noise = model, shared, rule, noise
         self.local = local
         self.rows: IntArray = np.zeros(0, dtype=np.int64)
@@ -212,7 +211,7 @@ class _Device:
         self.steps_of_noise[here] = step
 
 
-def _finish(total: UpdateSum, missing: NDArray[np.float64], rule: _Rule, noise: NoiseSource) -> None:
+def _finish(total: UpdateSum, missing: NDArray[np.float64], rule: _Rule, noise: Noise) -> None:
     """Add the noise that the rows still lack, in one draw for all users, and round everything to one grid."""
     total.noise_std = rule.std * math.sqrt(total.users * rule.limits.local_steps)
     for name, values in total.blocks.items():
@@ -221,7 +220,7 @@ def _finish(total: UpdateSum, missing: NDArray[np.float64], rule: _Rule, noise: 
             total.blocks[name] = snap(values, total.noise_std)
 
 
-def _scaled(noise: NoiseSource, shape: tuple[int, ...], std: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scaled(noise: Noise, shape: tuple[int, ...], std: NDArray[np.float64]) -> NDArray[np.float64]:
     """Normal noise of the given shape, row r with standard deviation std[r]."""
     drawn = noise.normal(math.prod(shape), 1.0).reshape(shape)
     return np.asarray(drawn * std.reshape(-1, *[1] * (len(shape) - 1)))

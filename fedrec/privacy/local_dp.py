@@ -1,10 +1,10 @@
 """Local differential privacy: every user's own message is noisy enough, so that no one has to be trusted.
 
-It is the strongest trust model and the dearest one. In a sum over n users the noise has a standard deviation of
-sqrt(n) times one user's, where central noise stays that of a single user whatever n is. Asking n users for one bit
-at epsilon 1 finds a share to about 1 / sqrt(n): good for a few counts over many users (who opened the app, which
-of ten genres). Of a model update with P values each value has a noise-to-signal ratio of z sqrt(P) / sqrt(n),
-which no population of real size pays for: `Local` exists for comparison and for models of a handful of numbers.
+It is the strongest trust model and the most expensive one. In a sum over n users the noise has a standard deviation
+of sqrt(n) times one user's, where central noise stays that of a single user whatever n is. Asking n users for one
+bit at epsilon 1 finds a share to about 1 / sqrt(n): good for a few counts over many users (how many opened the app,
+which of ten genres). Of a model update with P values each value has a noise-to-signal ratio of z sqrt(P) / sqrt(n),
+which no population of real size pays for (`fedrec.privacy.mechanisms.local`).
 
 Randomised response (Warner 1965) and its k-ary form (Kairouz, Oh and Viswanath 2014, arXiv 1407.1338) are pure:
 delta is 0. Their adjacency, and that of `LocalGaussian`, is the strict local one: any two messages of a user. The
@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import PrivacyRefused
+from fedrec.core.updates import Floats
 from fedrec.privacy.accounting import GaussianRelease, calibrate
-from fedrec.privacy.central import FloatSums, noised
-from fedrec.privacy.mechanism import Contribution, Floats, checked, contribution
 from fedrec.privacy.noise import NoiseSource, snap
 
 #: Above this, a coin of 53 bits would no longer be exact enough, and there is nothing left to protect.
@@ -144,24 +143,6 @@ class LocalGaussian:
     def estimate(self, messages: Floats) -> tuple[Floats, float]:
         """The sum of all users' vectors [P], and the standard error of each of its values, from messages [n, P]."""
         return np.asarray(messages.sum(axis=0)), self.std * math.sqrt(len(messages))
-
-
-@dataclass(frozen=True)
-class Local(FloatSums):
-    """The mechanism of trust "local": each user's update carries full noise before it leaves the node."""
-
-    def contribute(
-        self, vector: Floats, users: int, round_: int, clip_norm: float, noise: NoiseSource
-    ) -> Contribution:
-        """[P] the sum plus one full noise per user, as one draw."""
-        values, std = contribution(vector, users), self.plan.noise_multipliers[round_ - 1] * clip_norm
-        return noised(values, std * math.sqrt(users), noise)
-
-    def release(
-        self, total: Contribution, users: int, round_: int, clip_norm: float, noise: NoiseSource
-    ) -> Floats:
-        """[P] the total as it is."""
-        return checked(total, users)
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -15,12 +15,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedrec.core.errors import PrivacyRefused
-from fedrec.privacy._releases import GaussianRelease, Release, SkellamRelease
+from fedrec.core.errors import ConfigError, PrivacyRefused
+from fedrec.privacy._releases import Release
 from fedrec.privacy.accounting import Accountant
 from fedrec.privacy.accounting import epsilon as epsilon_of
 from fedrec.privacy.integers import Carried, Integers
 from fedrec.privacy.metrics_release import MetricsRelease
+from fedrec.privacy.noise_models import DETAILS, MECHANISMS, NoiseModel, default_mechanism, detail_problems
 from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, Trust, Unit
 
 
@@ -31,6 +32,7 @@ class PrivacyPlan(BaseModel):
         unit: whose contribution is hidden.
         trust: "central": the coordinator sees clean sums and adds the noise; "distributed": devices add shares of
             it; "local": every device adds all of it (always so for unit "interaction").
+        mechanism: the name of what carries it out; None: what follows from unit and trust.
         adjacency: one unit's contribution is zeroed out; the population is public.
         target_epsilon, delta: what was asked for.
         population: N, public.
@@ -45,6 +47,12 @@ class PrivacyPlan(BaseModel):
         carried: trust "central" where sums travel as integers; None: as real numbers.
         metrics: what is released of metrics once the rounds are over, charged as number T + 1; None: nothing.
         noise_seed: not None: noise can be foreseen, so NOTHING is private; for simulations on public data.
+
+    Example:
+        >>> import fedrec
+        >>> plan = fedrec.plan_privacy(3.0, population=10_000, rounds=1, parameters=50, gradient=False).plan
+        >>> isinstance(plan, fedrec.PrivacyPlan), plan.sampling, round(plan.epsilon(), 1)
+        (True, 'everyone', 3.0)
     """
 
     # A target may be infinite (no privacy asked for), which JSON has no number for.
@@ -52,6 +60,7 @@ class PrivacyPlan(BaseModel):
 
     unit: Unit
     trust: Trust
+    mechanism: str | None = None
     adjacency: Literal["zero-out"] = "zero-out"
     target_epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
@@ -72,14 +81,18 @@ class PrivacyPlan(BaseModel):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        problems = [text for text, wrong in self._problems() if wrong]
+        try:
+            problems = [text for text, wrong in self._problems() if wrong]
+        except ConfigError as error:  # a mechanism that is not known here
+            raise ValueError(str(error)) from error
         if problems:
             raise ValueError("; ".join(problems))
         check_delta(self.delta, self.population)
         return self
 
     def _problems(self) -> list[tuple[str, bool]]:
-        z = self.noise_multipliers
+        z, name, model = self.noise_multipliers, self.mechanism_name, self.noise_model
+        given = frozenset(each for each in DETAILS if getattr(self, each) is not None)
         return [
             (f"{len(z)} noise multipliers for {self.rounds} rounds", len(z) != self.rounds),
             (
@@ -91,30 +104,20 @@ class PrivacyPlan(BaseModel):
                 (self.sampling == "everyone") != (self.sampling_rate == 1.0),
             ),
             (
-                "trust 'distributed' needs its integers, and nothing else has them",
-                (self.trust == "distributed") != (self.distributed is not None),
+                f"mechanism {name!r} has unit {model.unit!r} and trust {model.trust!r}: the plan has "
+                f"{self.unit!r} and {self.trust!r}",
+                (model.unit, model.trust) != (self.unit, self.trust),
             ),
             (
-                "unit 'interaction' needs its local steps, and nothing else has them",
-                (self.unit == "interaction") != (self.interaction is not None),
+                f"noise of mechanism {name!r} is accounted by {' or '.join(model.accountants)}",
+                self.accountant not in model.accountants,
             ),
             (
-                "unit 'interaction' adds its noise on the device: trust must be 'local'",
-                self.unit == "interaction" and self.trust != "local",
+                "sums carried by integers need a fixed clip norm: drop adaptive clipping",
+                self.carried is not None and self.adaptive is not None,
             ),
-            (
-                "distributed noise is accounted by 'rdp'",
-                self.trust == "distributed" and self.accountant != "rdp",
-            ),
-            (
-                "adaptive clipping needs unit 'user' and trust 'central'",
-                self.adaptive is not None and (self.unit, self.trust) != ("user", "central"),
-            ),
-            (
-                "sums carried by integers need unit 'user', trust 'central' and a fixed clip norm",
-                self.carried is not None
-                and (self.unit, self.trust, self.adaptive) != ("user", "central", None),
-            ),
+            *((text, True) for text in detail_problems(model, name, given)),
+            *((text, True) for text in model.problems()),
             *self._metrics_problems(),
         ]
 
@@ -137,6 +140,20 @@ class PrivacyPlan(BaseModel):
                 own is not None and rounds is not None and own.bits != rounds.bits,
             ),
         ]
+
+    @property
+    def mechanism_name(self) -> str:
+        """Under which the mechanism that carries out the plan is registered.
+
+        Raises:
+            PrivacyRefused: nothing implements the unit and the trust model.
+        """
+        return self.mechanism or default_mechanism(self.unit, self.trust)
+
+    @property
+    def noise_model(self) -> NoiseModel:
+        """The mechanism, as far as a plan is concerned; never from an import path, since plans come over networks."""
+        return MECHANISMS.get(self.mechanism_name, paths=False)(self)
 
     @property
     def denominator(self) -> float:
@@ -165,13 +182,13 @@ class PrivacyPlan(BaseModel):
             "parameters": self.metrics.values,
             "distributed": self.metrics.integers,
         }
-        alone: dict[str, Any] = {"adaptive": None, "carried": None, "metrics": None}
+        alone: dict[str, Any] = {"mechanism": None, "adaptive": None, "carried": None, "metrics": None}
         return PrivacyPlan.model_validate(dict(self) | changes | alone)
 
     @property
     def amplification(self) -> float:
         """Sampling rate that may be claimed: only of secret coins, and against those who do not see who replied."""
-        return self.sampling_rate if self.sampling == "poisson" and self.trust == "central" else 1.0
+        return self.sampling_rate if self.sampling == "poisson" and self.noise_model.claims_sampling else 1.0
 
     def noise_std(self, round_: int, clip_norm: float | None = None) -> float:
         """Standard deviation of the noise on each value of the released sum of round `round_` (from 1).
@@ -179,17 +196,13 @@ class PrivacyPlan(BaseModel):
         Raises:
             PrivacyRefused: unit "interaction", whose noise depends on the model's step.
         """
-        if self.unit == "interaction":
-            raise PrivacyRefused(
-                "noise of unit 'interaction' depends on the model: use released_noise_std of `interaction`"
-            )
-        z, clip = self.noise_multipliers[round_ - 1], self.clip_norm if clip_norm is None else clip_norm
-        if self.trust == "local":
-            return z * clip * math.sqrt(self.denominator)
-        if self.distributed is not None:
-            return math.sqrt(self.share_variance(round_) * self.denominator) / self.distributed.scale
-        rounding = 0.0 if self.carried is None else self.carried.rounding(self.parameters)
-        return self.update_multiplier(z) * (clip + rounding)
+        clip = self.clip_norm if clip_norm is None else clip_norm
+        return self.noise_model.noise_std(round_, clip + self.rounding)
+
+    @property
+    def rounding(self) -> float:
+        """By how much integers that carry clean sums let one user's part of the sum exceed C."""
+        return 0.0 if self.carried is None else self.carried.rounding(self.parameters)
 
     def update_multiplier(self, z: float) -> float:
         """Noise multiplier of the update itself where the count of unclipped updates takes part of the budget.
@@ -226,17 +239,7 @@ class PrivacyPlan(BaseModel):
         """Everything that the first `charges` charges (None: all) release about one unit: rounds, then metrics."""
         count = self.charges if charges is None else charges
         last = self.metrics_plan().releases() if self.metrics is not None and count > self.rounds else []
-        return [*self._round_releases(count), *last]
-
-    def _round_releases(self, rounds: int) -> list[Release]:
-        done = self.noise_multipliers[:rounds]
-        if self.interaction is not None:
-            steps, rate = self.interaction.local_steps, self.interaction.batch_rate
-            return [GaussianRelease(z, steps, rate) for z in done]
-        if self.distributed is not None:
-            l2, l1 = self.integer_sensitivity
-            return [SkellamRelease(l2, l1, (z * l2) ** 2) for z in done]
-        return [GaussianRelease(z, 1, self.amplification) for z in done]
+        return [*self.noise_model.releases(min(count, self.rounds)), *last]
 
     def epsilon(self, charges: int | None = None, accountant: Accountant | None = None) -> float:
         """Epsilon at `delta` of the first `charges` charges; what integers may break is taken off delta first."""
@@ -244,11 +247,10 @@ class PrivacyPlan(BaseModel):
 
     def lost_delta(self, charges: int) -> float:
         """Part of delta that goes to integers in so many charges: rounding too far, or wrapping around."""
-        rounds = min(charges, self.rounds)
-        if self.distributed is not None:
-            last = self.metrics.integers if self.metrics is not None and charges > self.rounds else None
-            return self.distributed.beta * rounds + (last.beta if last is not None else 0.0)
-        return 0.0 if self.carried is None else 2.0 * self.carried.wrap * rounds
+        last = (
+            self.metrics_plan().lost_delta(1) if self.metrics is not None and charges > self.rounds else 0.0
+        )
+        return self.noise_model.lost_delta(min(charges, self.rounds)) + last
 
     @property
     def kept_delta(self) -> float:

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.privacy._headroom import with_room
 from fedrec.privacy._metrics_budget import metrics_for
-from fedrec.privacy.accounting import Accountant, calibrate
+from fedrec.privacy.accounting import calibrate
 from fedrec.privacy.feasibility import check
 from fedrec.privacy.integers import Carried, Integers, integers_of
+from fedrec.privacy.noise_models import MECHANISMS, default_mechanism
 from fedrec.privacy.plan import PrivacyPlan, check_delta
 from fedrec.privacy.settings import InteractionPlan, PrivacySettings
 
@@ -76,10 +77,13 @@ def _calibrated(
     sampling_rate: float,
     carried: Carried | None,
 ) -> PrivacyPlan:
-    accountant: Accountant = "rdp" if settings.trust == "distributed" else settings.accountant
+    name = settings.mechanism
+    model = MECHANISMS.get(name or default_mechanism(settings.unit, settings.trust), paths=True)
+    accountant = settings.accountant if settings.accountant in model.accountants else model.accountants[0]
     fields: dict[str, Any] = {
         "unit": settings.unit,
-        "trust": "local" if settings.unit == "interaction" else settings.trust,
+        "trust": model.trust,
+        "mechanism": name,
         "target_epsilon": settings.epsilon,
         "delta": delta,
         "population": population,
@@ -90,9 +94,7 @@ def _calibrated(
         "accountant": accountant,
         "parameters": parameters,
         "adaptive": settings.adaptive,
-        "interaction": (settings.interaction or InteractionPlan())
-        if settings.unit == "interaction"
-        else None,
+        "interaction": (settings.interaction or InteractionPlan()) if "interaction" in model.needs else None,
         "carried": carried,
         "noise_seed": settings.noise_seed,
     }
@@ -108,7 +110,7 @@ def _calibrated(
         z = calibrate(lambda z: at(z, integers).releases(), settings.epsilon, left, accountant)
         return at(z, integers)
 
-    if settings.trust == "distributed":
+    if "distributed" in model.needs:
         integers = integers_of(settings, delta, rounds, parameters)
         return with_room(kept, integers, chosen=settings.scale is not None)
     plan = kept(None)

@@ -59,6 +59,7 @@ class PrivacySettings(BaseModel):
         unit: whose contribution is hidden: a whole user, or one interaction (training on the device, trust "local").
         trust: who may see sums without noise: "central" the coordinator; "distributed" no one; "local" no one, and
             every single contribution is noised in full.
+        mechanism: the name or import path of what adds the noise; None: what follows from unit and trust.
         epsilon: to be kept over all rounds.
         delta: None: N^-1.1.
         clip_norm: C.
@@ -85,6 +86,7 @@ class PrivacySettings(BaseModel):
 
     unit: Unit
     trust: Trust = "central"
+    mechanism: str | None = None
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from fedrec.core.errors import ConfigError
 from fedrec.core.files import PUBLIC, write_json
 from fedrec.privacy._interpretation import tier
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement_fields import (
     Field,
@@ -270,13 +271,9 @@ def _provenance(facts: StatementFacts) -> Field:
 def _headline(plan: PrivacyPlan | None, guarantee: Field) -> str:
     if plan is None:
         return "No differential privacy: nothing is promised to the users in this data."
-    trust = {
-        "central": "the server is trusted",
-        "distributed": "against those who see only the sums",
-        "local": "no one but one's own node is trusted",
-    }[plan.trust]
-    if plan.unit == "interaction":
-        trust = f"for a whole user it is {number(guarantee['user_epsilon'])}; no one but one's own node is trusted"
+    trust = mechanism_of(plan).trusted
+    if "user_epsilon" in guarantee:
+        trust = f"for a whole user it is {number(guarantee['user_epsilon'])}; {trust}"
     if plan.noise_seed is not None:
         return "NOT PRIVATE: the noise comes from a known seed. It may only be used to see what privacy would cost."
     what = f"all {plan.rounds} rounds" + (" and their metrics" if plan.metrics else "")
@@ -297,14 +294,12 @@ def _warnings(plan: PrivacyPlan | None, facts: StatementFacts) -> list[str]:
             out.append(
                 "NOT PRIVATE: the noise comes from a known seed and can be subtracted (simulation only)."
             )
-        epsilon = plan.epsilon()
-        if plan.unit == "interaction":
-            epsilon = whole_user_epsilon(plan)
+        epsilon = whole_user_epsilon(plan)
         if tier(epsilon) == "weak":
             out.append(f"WEAK: for a whole user, epsilon is {number(epsilon)} at delta {plan.delta:.2g}.")
         if facts.exact_numbers:
             out.append(f"EXACT NUMBERS leave the nodes without noise: {', '.join(facts.exact_numbers)}.")
-        if plan.trust == "distributed" and facts.aggregator != "secagg":
+        if mechanism_of(plan).needs_secure_aggregation and facts.aggregator != "secagg":
             own = local_epsilon(plan, facts.users_per_node)
             out.append(
                 "NO SECURE AGGREGATION: the server sees each node's contribution; against the server epsilon is "

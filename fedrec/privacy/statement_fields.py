@@ -15,6 +15,7 @@ from typing import Any
 from fedrec.privacy._composition import rounding_delta
 from fedrec.privacy._interpretation import attack_power, tier
 from fedrec.privacy.accounting import gaussian_mu, summary
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noised_means import TUNING_NOT_COVERED
 from fedrec.privacy.plan import PrivacyPlan
 
@@ -98,8 +99,8 @@ def guarantee_field(plan: PrivacyPlan | None, rounds: int) -> Field:
             f"{rounds} of {plan.rounds} planned rounds were released. The epsilon is that of the whole plan, "
             "because when to stop may itself depend on the data."
         )
-    if plan.unit == "interaction":
-        whole = whole_user_epsilon(plan)
+    whole = whole_user_epsilon(plan)
+    if whole != epsilon:
         values["user_epsilon"] = whole
         text.append(
             f"For a whole user, the same releases have epsilon {number(whole)} at delta {plan.delta:.2g}: a "
@@ -121,10 +122,8 @@ def released_field(
     """What leaves the nodes or the coordinator."""
     if plan is None:
         text = [f"The sums of the users' updates of {rounds} rounds, without noise, and every model."]
-    elif plan.trust == "central" and plan.unit == "user":
-        text = [f"One noised sum of the users' updates per round ({rounds} rounds)."]
     else:
-        text = [f"What every node sends, with its noise, in each of {rounds} rounds, and the sums."]
+        text = [mechanism_of(plan).released_sentence.format(rounds=rounds)]
     if plan is not None:
         text.append(
             "The model after every round and the final model; they are computed from those sums alone."
@@ -162,13 +161,8 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
         return {"text": ["No noise is added."], "noise": None}
     z = plan.noise_multipliers
     spread = f"{z[0]:.4g}" if min(z) == max(z) else f"{min(z):.4g} to {max(z):.4g}"
-    kind, where = {
-        "central": ("Gaussian", "once per round by the coordinator, to the sum, also when no one answers"),
-        "distributed": ("Skellam (integers)", "in shares by the nodes, one for each user"),
-        "local": ("Gaussian", "in full for every single user, before anything leaves the node"),
-    }[plan.trust]
-    if plan.unit == "interaction":
-        kind, where = "Gaussian", "on the node, to the sum of gradients of every local step (DP-SGD)"
+    mechanism = mechanism_of(plan)
+    kind, where = mechanism.noise_kind, mechanism.noise_place
     text = [
         f"What one {plan.unit} adds is cut down to an L2 norm of at most {plan.clip_norm:g} over all parameters.",
         f"{kind} noise of {spread} times that norm is added {where}.",
@@ -246,7 +240,7 @@ def accountant_field(plan: PrivacyPlan | None) -> Field:
         return {"text": ["None was used."], "accountant": None}
     costs = _costs(plan)
     library = package_version("dp-accounting")
-    gaussian = plan.amplification == 1.0 and plan.unit == "user" and costs["mu"] is not None
+    gaussian = plan.amplification == 1.0 and costs["mu"] is not None
     if plan.accountant == "rdp":
         how = "Rényi divergences: a valid upper bound, looser than the truth."
     elif gaussian:
@@ -288,10 +282,8 @@ def _costs(plan: PrivacyPlan) -> Mapping[str, float | None]:
 
 @lru_cache(maxsize=16)
 def whole_user_epsilon(plan: PrivacyPlan) -> float:
-    """Epsilon of all interactions of a user, where the plan is about single ones."""
-    from fedrec.privacy.interaction import user_epsilon
-
-    return user_epsilon(plan)
+    """Epsilon of everything that a user contributed, where the plan may be about single interactions."""
+    return mechanism_of(plan).user_epsilon()
 
 
 def _percent(share: float) -> str:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from fedrec.privacy._composition import rounding_delta
-from fedrec.privacy._releases import SkellamRelease
-from fedrec.privacy.accounting import epsilon
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.plan import PrivacyPlan
 
 _OUTSIDE = "everyone who gets the model of any round, other users included"
@@ -45,8 +42,13 @@ def adversary(
         "users_per_node": users_per_node,
     }
     text = [*_whom(plan), "A node is trusted by its own users: it holds their data."]
-    if plain:
-        sees = "the clean sum" if plan is None or _central(plan) else "the noised contribution"
+    if aggregator == "simulated":
+        text.append(
+            "This run was a simulation: one process held all data and added up by function calls, so that nothing "
+            "was hidden from it."
+        )
+    elif plain:
+        sees = "the clean sum" if _is_clean(plan) else "the noised contribution"
         alone = "; with one user on a node that is this user's own update" if users_per_node == 1 else ""
         which = "the one node" if nodes == 1 else f"each of {nodes:,} nodes"
         sealed = (
@@ -58,7 +60,7 @@ def adversary(
     else:
         text += _secure(plan, least_nodes, nodes, simulated=simulated)
         values |= {"least_nodes": least_nodes, "simulated": simulated}
-    if plan is not None and plan.trust == "distributed" and plan.unit == "user":
+    if plan is not None and mechanism_of(plan).needs_secure_aggregation:
         values |= _shares(plan, plain, users_per_node, text)
     return {"text": text, **values}
 
@@ -66,22 +68,10 @@ def adversary(
 def local_epsilon(plan: PrivacyPlan, users: float) -> float:
     """Epsilon, at the plan's delta, against a server that can take away all noise but that of `users` users.
 
-    It sees the contribution of one node with so many users, or works with all the others in a sum. What is left are
-    the users' shares: users / (number of honest users that shares were sized for) of the variance. Infinite for a
+    It sees the contribution of one node with so many users, or works with all the others in a sum. Infinite for a
     plan whose nodes add no noise.
     """
-    if plan.distributed is None:
-        return math.inf if _central(plan) else plan.epsilon()
-    honest = plan.distributed.honest
-    parts = [min(1.0, users / (honest * plan.denominator))] * plan.rounds
-    if plan.metrics is not None:
-        # Everyone is asked for them, whatever the cohort of a round is.
-        parts.append(min(1.0, users / (honest * plan.population)))
-    shares = [
-        replace(each, variance=each.variance * part) if isinstance(each, SkellamRelease) else each
-        for each, part in zip(plan.releases(), parts, strict=True)
-    ]
-    return epsilon(shares, plan.delta - rounding_delta(plan, plan.charges), plan.accountant)
+    return mechanism_of(plan).epsilon_of_nodes(users)
 
 
 def uncovered(
@@ -112,20 +102,7 @@ def uncovered(
     out = []
     if plan.noise_seed is not None:
         out.append("The noise itself: its seed is known, so it can be subtracted. Nothing below it counts.")
-    if _central(plan):
-        out.append("The server: it sees sums before noise is added, and picks who takes part.")
-    if plan.trust == "distributed":
-        if plain:
-            out.append("The server: it sees what each node sends, which has only that node's noise in it.")
-        out.append(
-            "Cheating nodes: nodes that leave their noise share out and work with the server take that share away "
-            f"from all users; the plan allows for {_missing(plan)} of the cohort not answering and for "
-            f"{_corrupted(plan):.0%} of it cheating; {_beyond(plan)}."
-        )
-    if plan.unit == "interaction":
-        out.append(
-            "Whole users: what shows in many interactions of a user is covered only by the user epsilon."
-        )
+    out += mechanism_of(plan).uncovered(plain=plain)
     which = (
         "those released are noised and charged; any others"
         if metrics == "noised"
@@ -148,18 +125,7 @@ def _whom(plan: PrivacyPlan | None) -> list[str]:
             "Protects against no one.",
             "The server, the network and everyone with the model are all trusted.",
         ]
-    if _central(plan):
-        return [
-            f"Protects against {_OUTSIDE}.",
-            "The server is trusted: it adds up updates as they are, adds the noise, and must forget the clean sums.",
-        ]
-    if plan.trust == "distributed" and plan.unit == "user":
-        return [
-            f"Protects against {_OUTSIDE}; and against the server as far as it sees sums over the cohort only."
-        ]
-    return [
-        f"Protects against {_OUTSIDE}, and against the server and the network: the noise is added before sending."
-    ]
+    return mechanism_of(plan).adversary(_OUTSIDE)
 
 
 def _secure(plan: PrivacyPlan | None, least: int, nodes: int, *, simulated: bool) -> list[str]:
@@ -169,7 +135,7 @@ def _secure(plan: PrivacyPlan | None, least: int, nodes: int, *, simulated: bool
         "one, as long as the nodes around it that work with the server are too few to open its masks, and the list "
         "of nodes' keys was not written by the server; a server that wrote it is trusted to follow the protocol.",
     ]
-    if plan is None or _central(plan):
+    if _is_clean(plan):
         text.append(
             "The sum itself is exact and tells of single users where few took part: in a small cohort most items of "
             "the sum were touched by one user alone."
@@ -226,23 +192,6 @@ def _choices(selected: bool, tuned: bool) -> list[str]:
     ]
 
 
-def _central(plan: PrivacyPlan) -> bool:
-    return plan.trust == "central" and plan.unit == "user"
-
-
-def _corrupted(plan: PrivacyPlan) -> float:
-    return plan.distributed.corrupted if plan.distributed else 0.0
-
-
-def _beyond(plan: PrivacyPlan) -> str:
-    """What is left of the guarantee when twice as many nodes cheat as the plan allows for."""
-    assert plan.distributed is not None
-    twice = max(2.0 * plan.distributed.corrupted, 0.1)
-    left = max(plan.distributed.survivors - twice, 0.0) * plan.denominator
-    found = math.inf if left <= 0 else local_epsilon(plan, left)
-    shown = "no bound is left" if math.isinf(found) else f"epsilon would be {found:.3g}"
-    return f"with {twice:.0%} of it cheating {shown}"
-
-
-def _missing(plan: PrivacyPlan) -> str:
-    return f"{1 - plan.distributed.survivors:.0%}" if plan.distributed else "none"
+def _is_clean(plan: PrivacyPlan | None) -> bool:
+    """Whether nodes send sums without noise."""
+    return plan is None or mechanism_of(plan).sends_clean_sums

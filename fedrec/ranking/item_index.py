@@ -1,4 +1,4 @@
-"""What lists need of a model and its items, computed once per model: categories, popularity, newness.
+"""What lists need of a model and its items, computed once per model: categories, popularity, recency.
 
 Out of scope: anything about a user.
 """
@@ -9,18 +9,22 @@ import difflib
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.items import Items
-from fedrec.ranking.model import ServingModel
+from fedrec.ranking.model import Scorer
 
 DAY = 86_400.0
 
 
-class Shelf:
+Model = TypeVar("Model", bound=Scorer, covariant=True)
+
+
+class ItemIndex(Generic[Model]):
     """A model with its items, ready to make lists; immutable, safe for several threads.
 
     Args:
@@ -34,14 +38,14 @@ class Shelf:
         DataError: model and items are of different numbers.
     """
 
-    def __init__(self, model: ServingModel, items: Items) -> None:
+    def __init__(self, model: Model, items: Items) -> None:
         if model.n_items != len(items):
             raise DataError(
                 f"a model of {model.n_items} items with {len(items)} items: give those of its tables"
             )
         self.model, self.items = model, items
-        inner = getattr(model, "inner", model)
-        self.trained: int = inner.n_items if model.kind == "with_cold_items" else model.n_items
+        cold = getattr(model, "kind", "") == "with_cold_items"
+        self.trained: int = getattr(model, "inner", model).n_items if cold else model.n_items
 
     @cached_property
     def _members(self) -> dict[str, NDArray[np.int64]]:
@@ -80,7 +84,7 @@ class Shelf:
     def _undated(self) -> NDArray[np.int64]:
         return np.flatnonzero(~(self.items.added > 0))
 
-    def newness(self, now: float, half_life_days: float) -> NDArray[np.float32]:
+    def recency(self, now: float, half_life_days: float) -> NDArray[np.float32]:
         """[I] 2^(-age / half-life), in [0, 1]; 0 for items of unknown age, 1 for those of the future."""
         halvings = ((now - self.items.added) / (DAY * half_life_days)).astype(np.float32)
         new = np.exp(np.float32(-math.log(2.0)) * np.maximum(halvings, 0, out=halvings))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,33 +31,33 @@ class History:
     """What one user did, oldest first.
 
     Attributes:
-        item: [L] places in the model's items.
-        strength: [L] above 0; 1 is an ordinary interaction, one of strength 2 counts twice.
+        item: [L] indices in the model's items.
+        weight: [L] interaction weights above 0; 1 is an ordinary interaction, one of weight 2 counts twice.
 
     Raises:
-        DataError: lengths differ, a place is negative, a strength is not above 0.
+        DataError: lengths differ, an index is negative, a weight is not above 0.
     """
 
     item: NDArray[np.int64]
-    strength: NDArray[np.float32]
+    weight: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.item.shape != self.strength.shape or self.item.ndim != 1:
+        if self.item.shape != self.weight.shape or self.item.ndim != 1:
             raise DataError(
-                f"history of {self.item.shape} items and {self.strength.shape} strengths: give one each"
+                f"history of {self.item.shape} items and {self.weight.shape} weights: expected one weight per item"
             )
-        if len(self.item) and (self.item.min() < 0 or not np.all(self.strength > 0)):
+        if len(self.item) and (self.item.min() < 0 or not np.all(self.weight > 0)):
             raise DataError(
-                "a history has a negative place or a strength of 0 or less: build it with History.of"
+                "a history has a negative index or a weight of 0 or less: build it with History.of"
             )
 
     def __len__(self) -> int:
         return len(self.item)
 
     @classmethod
-    def of(cls, items: Items, ids: Sequence[str], strengths: Sequence[float] | None = None) -> History:
+    def of(cls, items: Items, ids: Sequence[str], weights: Sequence[float] | None = None) -> History:
         """The entries whose items the model knows; the others cannot be used by it."""
-        given = np.ones(len(ids)) if strengths is None else strengths
+        given = np.ones(len(ids)) if weights is None else weights
         known = [(place, s) for i, s in zip(ids, given, strict=True) if (place := items.index(i)) is not None]
         return cls(
             np.array([place for place, _ in known], dtype=np.int64),
@@ -96,6 +96,51 @@ class Explanation:
     score: float
     base: float
     contributions: NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """What making a list needs of a model; a `ServingModel` is one."""
+
+    @property
+    def n_items(self) -> int:
+        """I."""
+
+    def scores(self, user: User) -> Scores:
+        """[I] higher is better, in an array of the caller's own; seen items are not masked."""
+
+    def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, any] one vector per item, for diversity and exploration; alike items have alike vectors."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one user that are computed already, by a model that does not serve by itself.
+
+    Attributes:
+        values: [I] higher is better.
+    """
+
+    values: Scores
+
+    @property
+    def n_items(self) -> int:
+        """I."""
+        return len(self.values)
+
+    def scores(self, user: User) -> Scores:
+        """[I] a copy of the values."""
+        return self.values.copy()
+
+    def vectors(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores alone say nothing of how alike items are.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            "diversity and exploration need vectors of items, and there are scores alone: use the serving form of "
+            "the model, or leave them out"
+        )
 
 
 #: Every kind whose module is imported.

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from fedrec.core.recommender import Recommender
 from fedrec.evaluation.settings import EvaluationSettings
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Guarded
@@ -23,10 +24,10 @@ from fedrec.secagg.terms import Terms
 def guarded_sums(recommender: Recommender, privacy: PrivacyTerms | None) -> tuple[Guarded, ...]:
     """Kinds of sums that carry no noise and speak of the same data each time (`fedrec.secagg.schedule`).
 
-    Devices add the noise themselves under trust "distributed" and "local"; elsewhere the sums that the server sees
-    are exact. Rounds of gradients ask about another model each time and cannot follow the rule.
+    Where devices add the noise themselves no sum is exact; elsewhere the sums that the server sees are. Rounds of
+    gradients ask about another model each time and cannot follow the rule.
     """
-    if privacy is not None and privacy.plan.trust != "central":
+    if privacy is not None and not mechanism_of(privacy.plan).sends_clean_sums:
         return ()
     return ("evaluate",) if recommender.gradient_rounds else ("evaluate", "train")
 

@@ -21,8 +21,9 @@ Letters: U users, I items, d embedding size, r rank. Out of scope: hiding what i
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import ceil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, isfinite
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -32,10 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedrec.core.errors import ProtocolError
 from fedrec.core.interactions import IntArray
 from fedrec.core.randomness import Purpose, key, normal, uniform, user_keys
-from fedrec.core.updates import Floats, Layout, State, Updates, UpdateSum, finite
+from fedrec.core.stage import DenseBlock, RoundContext, Stage, UserUpdates
+from fedrec.core.updates import Floats, Layout, State, Updates, UpdateSum
 
-#: What the server keeps between rounds beside its optimiser's state.
-RATE, SENT = "compression/rate", "compression/sent"
+#: What the server remembers of each row: how fast it moves, and when it was sent last.
+RATE, SENT = "rate", "sent"
 #: A row of which nothing was heard waits as if it moved at so much of the mean rate: none is forgotten for good.
 LEAST_RATE = 0.02
 #: Updates below it, of which float32 cannot hold a step, are zero.
@@ -64,10 +66,6 @@ class Compression(BaseModel):
         if self.feedback and self.rows is None and self.rank is None:
             raise ValueError("compression.feedback keeps what rows or rank leave out: set one of them")
         return self
-
-    def payload(self, size: int) -> int:
-        """Bytes of an update of so many values."""
-        return 4 * size if self.bits is None else ceil(size * self.bits / 8) + 4
 
 
 def sketched(layout: Layout, n_items: int, rank: int, seed: int, round_: int) -> Layout:
@@ -110,71 +108,135 @@ def note_rows(server: State, total: UpdateSum, n_items: int, rows: IntArray, rou
     return {RATE: rate, SENT: sent}
 
 
-class Compressor:
-    """Adds updates to a sum as a server would read them, each user's on its own.
-
-    Args:
-        compression: what is done.
-        layout: of the round.
-        carried: arrays [U, ...] of what users have not sent yet, changed in place; empty without feedback.
-        seed: of the rounding, with the round.
-        round_: from 1.
+@dataclass(frozen=True)
+class LowRank(Stage):
+    """Sends a row of an item table as its product with the round's public basis; narrower tables stay as they are.
 
     Attributes:
-        carried: as given, after `add` what is left.
-        last: what the last user sent, where it was quantised.
+        rank: r.
     """
 
-    def __init__(
-        self, compression: Compression, layout: Layout, carried: State, seed: int, round_: int
-    ) -> None:
-        self._compression, self._layout, self.carried = compression, layout, carried
-        self._base = key(seed, Purpose.ROUNDING, round_)
-        self.last: Quantised | None = None
+    name = "low_rank"
 
-    def add(
-        self, total: UpdateSum, updates: Updates, where: IntArray, users: IntArray, clip_norm: float | None
-    ) -> None:
-        """Add the updates of `users` (keys), whose rows of `carried` are `where`; one not finite counts as zero."""
-        for k in range(updates.n_users):
-            blocks = self._layout.zeros()
-            updates.add_into(blocks, np.eye(1, updates.n_users, k)[0])
-            for name, kept in self.carried.items():
-                blocks[name] += kept[where[k]]
-            norm = float(np.sqrt(sum(np.vdot(values, values) for values in self._halves(blocks))))
-            if not np.isfinite(norm):
-                blocks, norm = self._layout.zeros(), 0.0
-                total.zeroed += 1
-            scale = 1.0 if clip_norm is None else clip_norm / max(norm, clip_norm)
-            sent = self._sent(self._layout.flatten(blocks) * scale, users[k], clip_norm)
-            for name, values in self._layout.unflatten(sent).items():
-                total.blocks[name] += values
-                if name in self.carried:
-                    self.carried[name][where[k]] = blocks[name] * scale - values
-            total.clipped += int(clip_norm is not None and norm > clip_norm)
-            total.norm += norm
-        total.users += updates.n_users
-        total.loss += finite(updates.loss)
-        total.examples += finite(updates.examples)
+    rank: int = 1
 
-    def nothing(self) -> Quantised:
-        """What a user without anything to send sends, in the same form as everyone else."""
-        assert self._compression.bits is not None
-        return Quantised(np.zeros(self._layout.size, dtype=np.int8), 0.0, self._compression.bits)
+    def layout(self, layout: Layout, context: RoundContext) -> Layout:
+        """The layout with a basis for each table; an orthonormal one lengthens nothing."""
+        return sketched(layout, context.n_items, self.rank, context.seed, context.round)
 
-    def _halves(self, blocks: dict[str, Floats]) -> list[NDArray[np.floating]]:
-        """All values, once each: of a symmetric matrix the upper triangle."""
+
+@dataclass(frozen=True)
+class Feedback(Stage):
+    """Error feedback: what a user did not send is added to the next update, before clipping.
+
+    Its state on the node is that remainder, [U, I, ...] for each item table.
+    """
+
+    name = "feedback"
+    dense = True
+
+    def init_users(self, layout: Layout, n_items: int, users: int) -> State:
+        """Nothing is left from before."""
+        return {
+            name: np.zeros((users, *spec.shape), dtype=np.float32)
+            for name, spec in layout.blocks.items()
+            if spec.is_table(n_items)
+        }
+
+    def on_user(self, updates: UserUpdates, context: RoundContext, state: State) -> UserUpdates:
+        """The update with what is left of earlier ones."""
+        blocks = dense_blocks(updates)
+        for name, kept in state.items():
+            blocks[name].values[...] += kept[updates.where[0]]
+        return updates
+
+    def on_sent(self, before: UserUpdates, sent: UserUpdates, context: RoundContext, state: State) -> None:
+        """Keep what clipping left and the stages after it did not send; of an update that is not finite, nothing."""
+        whole, values, factor = dense_blocks(before), dense_blocks(sent), sent.factor[0]
+        for name, kept in state.items():
+            left = whole[name].values * factor if factor else 0.0
+            kept[before.where[0]] = left - values[name].values
+
+    def conflicts(self, others: Sequence[Stage]) -> list[str]:
+        """It has to see what is sent of every single user."""
+        if any(isinstance(stage, Project) for stage in others):
+            return []
         return [
-            replace(spec, rows=None, basis=None).pack(blocks[name])
-            for name, spec in self._layout.blocks.items()
+            "error feedback needs each user's update as it is sent: add a stage that projects or quantises it"
         ]
 
-    def _sent(self, values: NDArray[np.floating], user: int, clip_norm: float | None) -> NDArray[np.floating]:
-        if self._compression.bits is None:
-            return values
-        stream = user_keys(self._base, np.array([user], dtype=np.int64))
-        self.last = quantise(values, self._compression.bits, uniform(stream, len(values))[0], clip_norm)
-        return self.last.values()
+
+@dataclass(frozen=True)
+class Project(Stage):
+    """Each user's update as the server would read it: the declared part of it, written out."""
+
+    name = "project"
+    dense = True
+
+    def on_user(self, updates: UserUpdates, context: RoundContext, state: State) -> UserUpdates:
+        """The update that arrives, and the arrays in which it is sent."""
+        blocks, scale = dense_blocks(updates), updates.scale[0]
+        layout = Layout({name: spec for name, spec in context.layout.blocks.items() if name in blocks})
+        flat = layout.flatten({name: block.values for name, block in blocks.items()}) if scale else None
+        values, wire = self.sent(np.zeros(layout.size) if flat is None else flat * scale, updates, context)
+        arrived = {
+            name: DenseBlock(part, blocks[name].spec) for name, part in layout.unflatten(values).items()
+        }
+        return replace(updates, updates=replace(updates.updates, blocks=arrived), scale=np.ones(1), wire=wire)
+
+    def sent(
+        self, values: NDArray[np.floating], updates: UserUpdates, context: RoundContext
+    ) -> tuple[NDArray[np.floating], State | None]:
+        """[n] the values as they arrive, and the arrays of the wire; None: the values."""
+        return values, None
+
+
+@dataclass(frozen=True)
+class Quantise(Project):
+    """Values become integers of few bits and a scale; the scale is lowered where rounding led beyond the bound.
+
+    Attributes:
+        bits: 4 or 8.
+    """
+
+    name = "quantise"
+
+    bits: int = 8
+
+    def sent(
+        self, values: NDArray[np.floating], updates: UserUpdates, context: RoundContext
+    ) -> tuple[NDArray[np.floating], State | None]:
+        """[n] the values of the levels, and the levels."""
+        stream = user_keys(key(context.seed, Purpose.ROUNDING, context.round), updates.users)
+        draws = uniform(stream, len(values))[0]
+        bound = context.bound.l2 if isfinite(context.bound.l2) else None
+        found = quantise(values, self.bits, draws, bound)
+        return found.values(), found.pack()
+
+    def nothing(self, size: int) -> State:
+        """What a user without an update sends, in the same form as all others."""
+        return Quantised(np.zeros(size, dtype=np.int8), 0.0, self.bits).pack()
+
+
+def dense_blocks(updates: UserUpdates) -> dict[str, DenseBlock]:
+    """The blocks of a single user who was handed on by a stage that asked for dense vectors."""
+    found = {}
+    for name, block in updates.updates.blocks.items():
+        assert isinstance(block, DenseBlock), name
+        found[name] = block
+    return found
+
+
+def written_out(updates: UserUpdates, layout: Layout) -> Iterator[UserUpdates]:
+    """Each user alone, as dense blocks of the whole layout, in list order."""
+    whole = updates.updates
+    for k in range(whole.n_users):
+        blocks = layout.zeros()
+        whole.add_into(blocks, np.eye(1, whole.n_users, k)[0])
+        dense = {name: DenseBlock(values, layout.blocks[name]) for name, values in blocks.items()}
+        one = Updates(dense, 1)
+        here = slice(k, k + 1)
+        yield UserUpdates.of(one, updates.users[here], updates.where[here])
 
 
 class Quantised:

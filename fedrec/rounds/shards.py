@@ -11,50 +11,81 @@ Letters: I items. Out of scope: hiding what is sent.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedrec.core.errors import ProtocolError
 from fedrec.core.interactions import IntArray
+from fedrec.core.messages import Scalar
 from fedrec.core.randomness import Purpose, key, user_keys
-from fedrec.core.updates import Layout, State
-from fedrec.rounds.compression import rows_count, sketched
-from fedrec.rounds.settings import NodeSettings
+from fedrec.core.stage import RoundContext, Stage
+from fedrec.core.updates import Layout, State, UpdateSum
+from fedrec.rounds.compression import choose_rows, note_rows, rows_count
 
 
-def round_layout(
-    layout: Layout,
-    n_items: int,
-    settings: NodeSettings,
-    round_: int,
-    *,
-    gradient: bool,
-    named: IntArray | None = None,
-) -> Layout:
-    """What is sent in a round: the layout itself, or one of some rows of every item table, whole or sketched.
+@dataclass(frozen=True)
+class Shard(Stage):
+    """A part of the rows of all item tables, drawn from the public seed, where the whole does not fit.
 
-    Args:
-        layout: of the whole update.
-        n_items: I, the first axis of item tables.
-        settings: of the run; `shard_parameters` is the most values that are sent.
-        round_: from 1.
-        gradient: the update is a gradient.
-        named: rows that the server has named, rising; None: the public seed draws them, where any are left out.
+    Attributes:
+        most: values that are sent at most.
     """
-    if not gradient:
-        return layout
-    rank = settings.compression.rank if settings.compression else None
-    if rank is not None:
-        layout = sketched(layout, n_items, rank, settings.seed, round_)
-    rows = shard_rows(layout, n_items, settings, round_) if named is None else named
+
+    name = "shard"
+
+    most: int = 1
+
+    def layout(self, layout: Layout, context: RoundContext) -> Layout:
+        """The layout with the rows of the round; a part of a vector is no longer than the vector."""
+        return with_rows(
+            layout,
+            context.n_items,
+            shard_rows(layout, context.n_items, self.most, context.seed, context.round),
+        )
+
+
+@dataclass(frozen=True)
+class Rows(Stage):
+    """The rows that the server names: by the sums it has seen, those in which most has been waiting longest.
+
+    Its state on the server is [I] how fast each row moves, and [I] the round in which it was sent last.
+
+    Attributes:
+        part: of the rows that is sent in a round.
+    """
+
+    name = "rows"
+
+    part: float = 1.0
+
+    def announce(self, context: RoundContext, state: State) -> Scalar | None:
+        """The rows of the round, one bit per item."""
+        return spell_rows(choose_rows(state, context.n_items, self.part, context.round), context.n_items)
+
+    def layout(self, layout: Layout, context: RoundContext) -> Layout:
+        """The layout with the rows that were announced."""
+        rows = read_rows(context.announced.get(self.name), context.n_items, self.part)
+        return with_rows(layout, context.n_items, rows)
+
+    def on_server(self, total: UpdateSum, context: RoundContext, state: State) -> tuple[UpdateSum, State]:
+        """The sum itself, and what it tells of its rows; a sum over no users tells nothing."""
+        if not total.users:
+            return total, state
+        rows = read_rows(context.announced.get(self.name), context.n_items, self.part)
+        return total, note_rows(state, total, context.n_items, rows, context.round)
+
+
+def with_rows(layout: Layout, n_items: int, rows: IntArray | None) -> Layout:
+    """The layout of which some rows of every item table are sent; None: all."""
     if rows is None:
         return layout
-    blocks = {
-        name: replace(spec, rows=rows) if spec.is_table(n_items) else spec
-        for name, spec in layout.blocks.items()
-    }
-    return Layout(blocks)
+    return Layout(
+        {
+            name: replace(spec, rows=rows) if spec.is_table(n_items) else spec
+            for name, spec in layout.blocks.items()
+        }
+    )
 
 
 def spell_rows(rows: IntArray, n_items: int) -> str:
@@ -64,17 +95,17 @@ def spell_rows(rows: IntArray, n_items: int) -> str:
     return np.packbits(chosen).tobytes().hex()
 
 
-def read_rows(spelt: object, n_items: int, settings: NodeSettings) -> IntArray | None:
-    """Rows that came with a request, rising; None where the run has none named.
+def read_rows(spelt: object, n_items: int, part: float) -> IntArray:
+    """Rows that came with a request, rising.
+
+    Args:
+        spelt: as `spell_rows` gave them.
+        n_items: I.
+        part: of the rows that is sent in a round.
 
     Raises:
-        ProtocolError: not as many as the settings say.
+        ProtocolError: not as many as the part says.
     """
-    part = settings.compression.rows if settings.compression else None
-    if part is None:
-        if spelt is not None:
-            raise ProtocolError("request names rows: compression.rows is not set on this node")
-        return None
     try:
         raw = np.frombuffer(bytes.fromhex(str(spelt)), dtype=np.uint8)
     except ValueError:
@@ -88,18 +119,17 @@ def read_rows(spelt: object, n_items: int, settings: NodeSettings) -> IntArray |
     return rows
 
 
-def shard_rows(layout: Layout, n_items: int, settings: NodeSettings, round_: int) -> IntArray | None:
+def shard_rows(layout: Layout, n_items: int, most: int, seed: int, round_: int) -> IntArray | None:
     """The rows of a round, rising; None where everything fits."""
-    limit = settings.shard_parameters
-    if limit is None or layout.size <= limit:
+    if layout.size <= most:
         return None
     tables = [spec for spec in layout.blocks.values() if spec.is_table(n_items)]
     if not tables:
         return None
     per_row = sum(spec.size // n_items for spec in tables)
     rest = layout.size - per_row * n_items
-    count = max(1, min(n_items, (limit - rest) // max(per_row, 1)))
-    draws = user_keys(key(settings.seed, Purpose.SHARD, round_), np.arange(n_items, dtype=np.int64))
+    count = max(1, min(n_items, (most - rest) // max(per_row, 1)))
+    draws = user_keys(key(seed, Purpose.SHARD, round_), np.arange(n_items, dtype=np.int64))
     return np.sort(np.argsort(draws, kind="stable")[:count]).astype(np.int64)
 
 

@@ -42,19 +42,19 @@ class Schedule(BaseModel):
     """The sums of a run.
 
     Attributes:
-        select_rounds: training rounds of phase "tuning", at most; 0: there is no such phase.
-        final_rounds: training rounds of phase "refit", at most.
+        tuning_rounds: training rounds of phase "tuning", at most; 0: there is no such phase.
+        refit_rounds: training rounds of phase "refit", at most.
         evaluate_every: phase "tuning" is evaluated after every so many rounds and after its last; 0: never.
-        final_evaluation: phase "refit" is evaluated, once.
+        refit_evaluation: phase "refit" is evaluated, once.
         guarded: kinds of sums whose participants follow the rule of the module's text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    select_rounds: int = Field(default=0, ge=0)
-    final_rounds: int = Field(default=1, ge=0)
+    tuning_rounds: int = Field(default=0, ge=0)
+    refit_rounds: int = Field(default=1, ge=0)
     evaluate_every: int = Field(default=0, ge=0)
-    final_evaluation: bool = False
+    refit_evaluation: bool = False
     guarded: tuple[Guarded, ...] = ("evaluate", "train")
 
     def check(self, kind: str, phase: str, round_: int, given: Collection[str]) -> None:
@@ -69,14 +69,14 @@ class Schedule(BaseModel):
         Raises:
             AggregationRefused: it is not, or its like was let out before.
         """
-        rounds = {"tuning": self.select_rounds, "refit": self.final_rounds}.get(phase, 0)
+        rounds = {"tuning": self.tuning_rounds, "refit": self.refit_rounds}.get(phase, 0)
         if kind == "train":
             allowed = 1 <= round_ <= rounds
         elif kind == "evaluate" and phase == "tuning":
             every = self.evaluate_every
             allowed = every > 0 and 1 <= round_ <= rounds and (round_ % every == 0 or round_ == rounds)
         else:
-            allowed = kind == "evaluate" and phase == "refit" and self.final_evaluation
+            allowed = kind == "evaluate" and phase == "refit" and self.refit_evaluation
             # Under a plan the release of metrics has the number after the last round.
             allowed = allowed and 0 <= round_ <= rounds + 1
         if not allowed:
@@ -85,9 +85,9 @@ class Schedule(BaseModel):
                 "sums; prepare nodes and coordinator from one configuration",
                 Reason.SCHEDULE,
             )
-        if (kind, phase) == ("evaluate", "refit") and any(g.startswith("evaluate/final/") for g in given):
+        if (kind, phase) == ("evaluate", "refit") and any(g.startswith("evaluate/refit/") for g in given):
             raise AggregationRefused(
-                "phase final was evaluated before: expected one evaluation of it", Reason.SCHEDULE
+                "phase refit was evaluated before: expected one evaluation of it", Reason.SCHEDULE
             )
 
 

@@ -49,7 +49,7 @@ def honest_task() -> dict[str, Any]:
     members = tuple(Member(name=str(k), key=Identity.create().public.hex()) for k in range(DEVICES))
     secagg = SecaggTerms(
         run="run", roster=Roster(members=members), range_users=DEVICES, clip_norm=plan.clip_norm,
-        min_users=0.8 * DEVICES, plan="00", schedule=Schedule(final_rounds=2, guarded=()),
+        min_users=0.8 * DEVICES, plan="00", schedule=Schedule(refit_rounds=2, guarded=()),
     )  # fmt: skip
     privacy = PrivacyTerms(plan=plan, run="run", dataset="d", limit_epsilon=EPSILON)
     node = {
@@ -121,15 +121,18 @@ WEAKER: dict[str, list[Change]] = {
     "aggregation.threshold": [put("aggregation.threshold", 0.5000001)],
     "aggregation.neighbours": [put("aggregation.neighbours", value) for value in (2, 4, 20)],
     "aggregation.exact_sums": [put("aggregation.exact_sums", True)],
-    "aggregation.schedule.select_rounds": [put("aggregation.schedule.select_rounds", 1)],
-    "aggregation.schedule.final_rounds": [put("aggregation.schedule.final_rounds", 3)],
+    "aggregation.schedule.tuning_rounds": [put("aggregation.schedule.tuning_rounds", 1)],
+    "aggregation.schedule.refit_rounds": [put("aggregation.schedule.refit_rounds", 3)],
     "aggregation.schedule.evaluate_every": [put("aggregation.schedule.evaluate_every", 1)],
-    "aggregation.schedule.final_evaluation": [put("aggregation.schedule.final_evaluation", True)],
+    "aggregation.schedule.refit_evaluation": [put("aggregation.schedule.refit_evaluation", True)],
     "member.users": [members(DEVICES, users=2), members(3, users=1000, vouched=True)],
     "privacy.run": [put("privacy.run", "another")],
     "privacy.ledger": [put("privacy.ledger", "/tmp/of-another")],
     "privacy.plan.unit": [put("privacy.plan.unit", "interaction")],
     "privacy.plan.trust": [put("privacy.plan.trust", value) for value in ("central", "local")],
+    "privacy.plan.mechanism": [
+        put("privacy.plan.mechanism", value) for value in ("central", "local", "unknown", "os:system")
+    ],
     "privacy.plan.delta": [put("privacy.plan.delta", 0.0019)],
     "privacy.plan.population": [put("privacy.plan.population", 10_000)],
     "privacy.plan.rounds": [put("privacy.plan.rounds", 3)],
@@ -168,7 +171,7 @@ HARMLESS = {
     "privacy.dataset": "a label of the ledger, which a device keeps by itself",
     "privacy.limit_epsilon": "a device has limits of its own",
     "privacy.plan.adjacency": "one value",
-    "privacy.plan.target_epsilon": "a wish: epsilon is computed anew from the noise",
+    "privacy.plan.target_epsilon": "a target: epsilon is computed anew from the noise",
     "privacy.plan.sampling": "with its rate; no amplification is claimed under trust distributed",
     "privacy.plan.sampling_rate": "smaller cohorts make larger shares of noise",
     "privacy.plan.parameters": "a longer vector than that is refused where it is made (test below)",

@@ -22,6 +22,7 @@ from small_models import ALL, FEATURES, model_of
 
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusals import CODES, code_of
+from fedrec.core.stage import ANNOUNCED
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.integers import Integers
 from fedrec.privacy.metrics_release import MetricsRelease
@@ -29,6 +30,8 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import guarded_sums
+from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
@@ -36,7 +39,6 @@ from fedrec_client.node._commitments import FILE
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import guarded_sums
 from fedrec_client.node.outgoing import WrongForm, checked, emit
 
 ITEMS = 60
@@ -101,8 +103,8 @@ MODELS: dict[str, Callable[[State], State]] = {
     "of strangers": lambda shared: {"stranger": np.ones(3, np.float32)},
 }
 METAS: dict[str, dict[str, Any]] = {
-    "rows of another kind": {"rows": "nonsense"},
-    "a bound that is none": {"clip_norm": float("nan")},
+    "rows of another kind": {ANNOUNCED + "rows": "nonsense"},
+    "a bound that is none": {ANNOUNCED + "adaptive_clip": float("nan")},
     "words": {"hello": "x" * 50},
 }
 
@@ -194,8 +196,7 @@ def test_an_error_in_the_middle_of_training_is_a_zero(monkeypatch: pytest.Monkey
     def fail(*args: Any, **options: Any) -> Any:
         raise ValueError("user 4711 saw film-3")
 
-    monkeypatch.setattr("fedrec_client.node.node.train_users", fail)
-    monkeypatch.setattr("fedrec_client.node._private_training.train_users", fail)
+    monkeypatch.setattr(UpdateTraining, "train", fail)
     request = Request("train", 1, "refit", shared_of("mf"))
     for mode in MODES:
         quiet = {} if mode == "none" else {"noise_multipliers": (0.0,) * 3}
@@ -209,7 +210,7 @@ def test_a_missing_promise_is_one_code(tmp_path: Path) -> None:
         model = model_of("ease")
         terms, identities = enrolled(
             [1, 1, 1],
-            schedule=Schedule(final_rounds=1, guarded=guarded_sums(build(model), None)),
+            schedule=Schedule(refit_rounds=1, guarded=guarded_sums(build(model), None)),
             clip_norm=1.0,
             exact_sums=True,
         )

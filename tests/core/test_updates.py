@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from properties import quick, ragged, seeds
 
 from fedrec.core.errors import ProtocolError
-from fedrec.core.updates import Block, BlockSpec, Dense, Gram, Layout, RowGram, Rows, Updates, UpdateSum
+from fedrec.core.updates import (
+    Block,
+    BlockSpec,
+    Dense,
+    Gram,
+    Layout,
+    Pairs,
+    RowGram,
+    Rows,
+    Updates,
+    UpdateSum,
+)
 
 ITEMS, D = 9, 4
 Made = tuple[Block, BlockSpec, np.ndarray]
@@ -51,6 +62,27 @@ def gram(rng: np.random.Generator, n_users: int) -> Made:
     return Gram(batch.indptr, batch.item, x), BlockSpec((ITEMS, ITEMS), symmetric=True), outer
 
 
+def cells(rng: np.random.Generator, n_users: int, *, symmetric: bool) -> Made:
+    """Many entries of few cells, so that some are named several times."""
+    n = 12 * n_users
+    user, row, column = rng.integers(0, n_users, n), rng.integers(0, ITEMS, n), rng.integers(0, ITEMS, n)
+    values, full = rng.normal(size=n), np.zeros((n_users, ITEMS, ITEMS))
+    np.add.at(full, (user, row, column), values)
+    if symmetric:
+        off = row != column
+        np.add.at(full, (user[off], column[off], row[off]), values[off])
+    block = Pairs.summed(user, row, column, values, n_users, symmetric=symmetric)
+    return block, BlockSpec((ITEMS, ITEMS), symmetric=symmetric), full
+
+
+def pairs(rng: np.random.Generator, n_users: int) -> Made:
+    return cells(rng, n_users, symmetric=False)
+
+
+def symmetric_pairs(rng: np.random.Generator, n_users: int) -> Made:
+    return cells(rng, n_users, symmetric=True)
+
+
 def row_gram(rng: np.random.Generator, n_users: int) -> Made:
     batch = ragged(rng, n_users, ITEMS, ITEMS)
     weight, factor = rng.normal(size=len(batch.item)), rng.normal(size=(n_users, D))
@@ -60,7 +92,7 @@ def row_gram(rng: np.random.Generator, n_users: int) -> Made:
     return RowGram(batch.indptr, batch.item, weight, factor), BlockSpec((ITEMS, D, D), symmetric=True), full
 
 
-KINDS = (dense, dense_symmetric, rows, scalar_rows, gram, row_gram)
+KINDS = (dense, dense_symmetric, rows, scalar_rows, gram, pairs, symmetric_pairs, row_gram)
 kinds = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.interactions import Dataset
-from fedrec.data.bundled import build as bundle
+from fedrec.data.bundled import read as bundle
 from fedrec.data.loaders import dataset_info, dataset_names, load_dataset, load_with_report
+from fedrec.data.loaders._build_bundle import build
 from fedrec.data.splits import describe, from_split_column
 
 Files = dict[str, bytes]
@@ -284,7 +285,7 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_building_a_bundle_renumbers_users_and_loses_nothing_else(tmp_path: Path) -> None:
-    bundle.build(place(tmp_path, COLONS), tmp_path / "b.npz")
+    build(place(tmp_path, COLONS), tmp_path / "b.npz")
     data, catalog = bundle.load_bundle(tmp_path / "b.npz")
     assert data.user.tolist() == [0, 0, 1] and data.timestamp.tolist() == [978300000, 978300760, 978300001]
     assert data.item.tolist() == [0, 1, 1] and catalog.titles.tolist() == [
@@ -318,7 +319,7 @@ def test_real_files(name: str, sizes: tuple[int, int, int], first: str) -> None:
 
 
 def test_real_bundle_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
-    bundle.build(real("movietweetings"), tmp_path / "b.npz")
+    build(real("movietweetings"), tmp_path / "b.npz")
     assert (tmp_path / "b.npz").read_bytes() == bundle.BUNDLE.read_bytes()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedrec.evaluation import metrics
 from fedrec.evaluation._candidates import not_candidates
-from fedrec.evaluation._ranks import Ranks, full_ranks
+from fedrec.evaluation.ranks import Ranks, full_ranks
 
 
 def ranks(per_user: list[list[int]], candidates: int = 100) -> Ranks:

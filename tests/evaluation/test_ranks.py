@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedrec.core.errors import DataError
 from fedrec.core.interactions import UserBatch
 from fedrec.evaluation._candidates import draw_candidates, not_candidates
-from fedrec.evaluation._ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
+from fedrec.evaluation.ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 
 seeds = st.integers(0, 2**32 - 1)
 levels = st.one_of(st.none(), st.integers(1, 6))

@@ -15,8 +15,9 @@ import foreign_app
 import httpx
 import numpy as np
 import pytest
-from small_models import ALL, FEATURES, model_of
+from small_models import features_of, model_of
 
+from benchmarks.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
 from fedrec.core.errors import ConfigError, FederationError, RunError
 from fedrec.core.processes import is_alive, marked
 from fedrec.core.refusals import FOREIGN, REFUSED
@@ -24,7 +25,6 @@ from fedrec.rounds.settings import RoundSettings
 from fedrec_server.federation.federation import Federation, _point
 from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
-from benchmarks.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 NODES = 3
@@ -74,7 +74,7 @@ def test_features_and_personal_parts_find_their_way(
 ) -> None:
     """Public features travel with the model, a personal head outlives its round on the node; sums are masked."""
     rounds = RoundSettings(rounds=2, deadline_seconds=90, min_nodes=NODES)
-    how = {"secure": True, "model": model_of(name), "features": FEATURES if "features" in ALL[name] else None}
+    how = {"secure": True, "model": model_of(name), "features": features_of(name)}
     run = flower_helpers.lay_out(tmp_path / "run", NODES, rounds, **how)
     assert federation.run_and_wait(run, app_folder())
     # Masked vectors and the shares that open their sum went through SuperLink's database.

@@ -14,7 +14,7 @@ from fedrec.neural.item_features import FEATURES
 from fedrec.neural.recommender import NeuralRecommender
 from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.recommenders.registry import build, parse
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 

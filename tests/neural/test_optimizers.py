@@ -31,7 +31,7 @@ from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.neural.wrapper_settings import Scaffold
 from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.scaffold import COMMON, OWN, Scaffolded
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 from fedrec.rounds.settings import RoundSettings
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import Prepared
@@ -155,7 +155,7 @@ def test_the_round_reaches_the_device() -> None:
     shared = recommender.init_shared(9, 0)
     batch = UserBatch(np.array([4]), np.array([0, 5]), np.arange(5), np.ones(5, dtype=np.float32))
     norms = [
-        float(recommender.compute_updates(shared, {}, batch, RoundSeed(0, r))[0].norms()[0])
+        float(recommender.compute_updates(shared, {}, batch, RoundSeed(0, r), 9)[0].norms()[0])
         for r in (1, 2, 3)
     ]
     assert norms[0] == pytest.approx(2 * norms[1], rel=1e-5)

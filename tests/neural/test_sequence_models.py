@@ -164,7 +164,7 @@ def test_the_sampled_loss_is_right_on_average() -> None:
         layout = recommender.layout(N_ITEMS)
         gradients[loss] = np.mean(
             [
-                recommender.compute_updates(shared, {}, batch, RoundSeed(0, r))[0].vector(0, layout)
+                recommender.compute_updates(shared, {}, batch, RoundSeed(0, r), N_ITEMS)[0].vector(0, layout)
                 for r in range(rounds)
             ],
             axis=0,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from properties import quick
 
 from fedrec.core.errors import PrivacyRefused
-from fedrec.privacy.adaptive import AdaptiveClipState, bit_sum
+from fedrec.privacy.adaptive import bit_sum, next_clip_norm
 from fedrec.privacy.noise import NoiseSource
 
 USERS = 1000
@@ -18,11 +18,11 @@ USERS = 1000
 def followed(start: float, quantile: float, count_std: float, rounds: int = 200) -> list[float]:
     """Clip norms over the rounds, for norms uniform in 0.5 to 1.5."""
     norms = 0.5 + NoiseSource(1).uniform(USERS)
-    source, state, seen = NoiseSource(2), AdaptiveClipState(start), []
+    source, clip_norm, seen = NoiseSource(2), start, []
     for _ in range(rounds):
-        total = bit_sum(USERS, int((norms > state.clip_norm).sum())) + source.normal(1, count_std)[0]
-        state = state.update(total, USERS, quantile, 0.2)
-        seen.append(state.clip_norm)
+        total = bit_sum(USERS, int((norms > clip_norm).sum())) + source.normal(1, count_std)[0]
+        clip_norm = next_clip_norm(clip_norm, total, USERS, quantile, 0.2)
+        seen.append(clip_norm)
     return seen
 
 
@@ -40,10 +40,9 @@ def test_the_norm_converges_to_the_quantile_from_both_sides(
 
 def test_the_first_step_is_the_papers() -> None:
     """C exp(-0.2 (b - 0.5)): all clipped is b = 0, none clipped b = 1, half of a half cohort b = 1/2."""
-    state = AdaptiveClipState(2.0)
-    assert state.update(bit_sum(10, 10), 10, 0.5, 0.2).clip_norm == pytest.approx(2 * np.exp(0.1))
-    assert state.update(bit_sum(10, 0), 10, 0.5, 0.2).clip_norm == pytest.approx(2 * np.exp(-0.1))
-    assert state.update(bit_sum(6, 3), 12, 0.5, 0.2).clip_norm == 2.0
+    assert next_clip_norm(2.0, bit_sum(10, 10), 10, 0.5, 0.2) == pytest.approx(2 * np.exp(0.1))
+    assert next_clip_norm(2.0, bit_sum(10, 0), 10, 0.5, 0.2) == pytest.approx(2 * np.exp(-0.1))
+    assert next_clip_norm(2.0, bit_sum(6, 3), 12, 0.5, 0.2) == 2.0
 
 
 @given(users=st.integers(1, 10**6), clipped=st.integers(0, 10**6))
@@ -61,13 +60,13 @@ def test_leaving_a_user_out_changes_the_count_by_a_half(users: int, clipped: int
 def test_one_wild_count_moves_the_norm_by_one_step_at_most(
     noisy: float, quantile: float, rate: float
 ) -> None:
-    after = AdaptiveClipState(1.0).update(noisy, 100.0, quantile, rate).clip_norm
+    after = next_clip_norm(1.0, noisy, 100.0, quantile, rate)
     assert np.exp(-rate) * (1 - 1e-12) <= after <= np.exp(rate) * (1 + 1e-12)
 
 
 def test_broken_numbers_are_refused() -> None:
     for norm in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(PrivacyRefused, match="clip norm"):
-            AdaptiveClipState(norm)
+            next_clip_norm(norm, 0.0, 10, 0.5, 0.2)
     with pytest.raises(PrivacyRefused, match="noised count"):
-        AdaptiveClipState(1.0).update(float("nan"), 10, 0.5, 0.2)
+        next_clip_norm(1.0, float("nan"), 10, 0.5, 0.2)

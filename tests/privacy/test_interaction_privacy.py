@@ -28,7 +28,8 @@ from fedrec.privacy import _example_gradients as example_gradients
 from fedrec.privacy import interaction
 from fedrec.privacy.interaction import released_noise_std, train_interactions, user_epsilon
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
-from fedrec.privacy.plan import InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.settings import InteractionPlan
 from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
 

@@ -10,17 +10,19 @@ import pytest
 from conftest import planted as planted_interactions
 
 from fedrec.core.errors import ConfigError
-from fedrec.privacy import clipping
+from fedrec.core.updates import UpdateSum
 from fedrec.privacy.audit import _runs as runs
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit._evaluation import ALPHA
 from fedrec.privacy.audit.bugs import BUGS, inject
 from fedrec.privacy.audit.report import FALSE_ALARM, AuditReport, GameResult
+from fedrec.privacy.clipping import Clip
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import AdaptiveClip, PrivacySettings
 from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.chain import ServerRound
 from fedrec_simulations.audit.run_audit import Training, denominator, rare_users
 from fedrec_simulations.cli.privacy_audit import audit as audit_command
 
@@ -128,28 +130,26 @@ def test_a_plan_that_claims_too_much_is_refuted() -> None:
 
 
 def test_the_coordinator_divides_by_a_fixed_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedrec_server.rounds.private_rounds import PrivateRounds
-
     plan = plan_for("central", MF)
     layout = training(plan, MF).layout(1)
     assert denominator(plan, layout).verdict == "consistent"
-    real = PrivateRounds.release
+    real = ServerRound.combine
 
-    def realised(self: PrivateRounds, contributions: list, *rest: object) -> object:  # type: ignore[type-arg]
-        total, clip = real(self, contributions, *rest)  # type: ignore[arg-type]
-        total.users = sum(users for _, users in contributions)
-        return total, clip
+    def realised(self: ServerRound, replies: list[UpdateSum]) -> UpdateSum:
+        total = real(self, replies)
+        total.users = sum(reply.users for reply in replies)
+        return total
 
-    monkeypatch.setattr(PrivateRounds, "release", realised)
+    monkeypatch.setattr(ServerRound, "combine", realised)
     assert denominator(plan, layout).verdict == "VIOLATED"
 
 
 def test_bugs_leave_nothing_behind() -> None:
-    before = (clipping.add_clipped, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
+    before = (Clip.on_user, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
     for bug in BUGS:
         with pytest.raises(KeyError), inject(bug):
             raise KeyError
-    assert before == (clipping.add_clipped, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
+    assert before == (Clip.on_user, NoiseSource.normal, NoiseSource.skellam, NoiseSource.derive)
 
 
 def test_an_audit_can_be_repeated() -> None:

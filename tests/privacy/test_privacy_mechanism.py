@@ -13,11 +13,12 @@ from properties import quick, seeds
 from scipy import stats
 
 from fedrec.core.errors import PrivacyRefused
-from fedrec.privacy.distributed import dithered
-from fedrec.privacy.mechanism import Mechanism
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.integers import Carried, Integers
+from fedrec.privacy.mechanism import Mechanism, mechanism_of
+from fedrec.privacy.mechanisms.distributed import dithered
 from fedrec.privacy.noise import SNAP_BITS, NoiseSource
-from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan
 from fedrec.secagg.encoding import Encoding
 
 P, CLIP, Z = 20_000, 2.0, 1.3

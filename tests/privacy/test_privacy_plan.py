@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.accounting import GaussianRelease, SkellamRelease, epsilon
 from fedrec.privacy.feasibility import feasibility, noise_to_clip
-from fedrec.privacy.integers import MOST_ROUNDING_COST
-from fedrec.privacy.plan import AdaptiveClip, Carried, Integers, InteractionPlan, PrivacyPlan, PrivacySettings
+from fedrec.privacy.integers import MOST_ROUNDING_COST, Carried, Integers
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec_server.cli.answer import Answer
 from fedrec_simulations.cli.privacy_plan import plan as plan_command
 
@@ -243,7 +244,9 @@ def test_integers_for_clean_sums_do_not_go_with_other_modes() -> None:
         {"trust": "distributed"},
         {"unit": "interaction"},
     ):
-        with pytest.raises(ConfigError, match=r"sums carried by integers need .* and a fixed clip norm"):
+        with pytest.raises(
+            ConfigError, match=r"sums carried by integers (need a fixed clip norm|are not for)"
+        ):
             made(chosen, carried=carried)
 
 
@@ -312,9 +315,7 @@ def test_a_plan_that_disagrees_with_itself_cannot_be_built(changes: dict[str, An
 
 def test_settings_that_do_not_fit_are_one_line() -> None:
     adaptive = AdaptiveClip(count_noise_multiplier=9.0)
-    with pytest.raises(
-        ConfigError, match="adaptive clipping needs unit 'user' and trust 'central'"
-    ) as caught:
+    with pytest.raises(ConfigError, match="adaptive clipping are not for mechanism") as caught:
         made({"trust": "local", "adaptive": adaptive})
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="noise multipliers must be finite"):

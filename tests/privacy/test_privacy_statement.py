@@ -17,7 +17,9 @@ from privacy_plans import plan
 from fedrec.core.errors import ConfigError, RunError
 from fedrec.privacy._gaussian import gaussian_epsilon
 from fedrec.privacy._interpretation import attack_power, tier
-from fedrec.privacy.plan import Integers, InteractionPlan, MetricsRelease, PrivacyPlan
+from fedrec.privacy.integers import Integers
+from fedrec.privacy.plan import MetricsRelease, PrivacyPlan
+from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.statement import FIELDS, AuditFacts, StatementFacts, statement, write_statement
 from fedrec.privacy.threat_model import local_epsilon
 from fedrec_simulations.report.privacy_page import read_statement, write_privacy_page

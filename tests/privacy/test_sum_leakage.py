@@ -10,7 +10,7 @@ import pytest
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 # By its path: packages elsewhere are called `benchmarks`, too.
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "sum_leakage.py"))

@@ -99,7 +99,7 @@ def test_only_rankers_are_asked() -> None:
     with pytest.raises(ConfigError, match="train a ranker"):
         evaluate(ranker, {}, {}, batch([[0]]), batch([[1]]), EVALUATED, 0)
     plain: dict[str, Any] = {"privacy": {"unit": "none", "aggregator": "plain", "insecure": True}}
-    with pytest.raises(ConfigError, match="train 'deepfm'"):
+    with pytest.raises(ConfigError, match="train a ranker"):
         parse_config(plain | {"model": {"kind": "sasrec"}, "evaluation": {"probabilities": True}})
     with pytest.raises(ConfigError, match=r"set evaluation\.probabilities"):
         parse_config(

@@ -15,7 +15,7 @@ from fedrec.recommenders.closed_form.ials import Ials, IalsConfig
 from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 
 class TestEase(RecommenderContract):

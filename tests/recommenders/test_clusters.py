@@ -21,10 +21,10 @@ from fedrec.data.split import Split
 from fedrec.neural import user_clusters as clusters
 from fedrec.neural.user_clusters import Clusters
 from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
+from fedrec.recommenders.collaborative.clustered import Clustered, ClusteredConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
-from fedrec.recommenders.registry import build, parse
-from fedrec.recommenders.wrappers.clustered import Clustered, ClusteredConfig
-from fedrec.rounds.local_training import train_users
+from fedrec.recommenders.registry import build
+from fedrec.rounds.chain import train_users
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config, parse_config
@@ -218,9 +218,9 @@ def test_an_update_is_zero_outside_the_own_cluster(split: Split) -> None:
     number = recommender.config.cluster_rounds + 1
     layout = recommender.layout(N_ITEMS, number)
     assert layout.blocks["gram"].shape == (GROUPS, N_ITEMS, N_ITEMS)
-    updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(3, number))
+    updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(3, number), N_ITEMS)
     own = clusters.assigned(Clusters.of(shared), clusters.tastes(shared["item_features"], batch))
-    plain, _ = Ease(EaseConfig(reg=5.0)).compute_updates({}, {}, batch, RoundSeed(3, 1))
+    plain, _ = Ease(EaseConfig(reg=5.0)).compute_updates({}, {}, batch, RoundSeed(3, 1), N_ITEMS)
     for user in range(20):
         slices = updates.vector(user, layout).reshape(GROUPS, -1)
         assert np.flatnonzero(slices.any(axis=1)).tolist() == [own[user]]
@@ -301,4 +301,4 @@ def test_updates_of_clusters_are_not_made_smaller() -> None:
 def test_features_that_do_not_fit_are_refused_in_one_line() -> None:
     for features in (None, np.ones((N_ITEMS, 2), np.float32)):
         with pytest.raises(ConfigError, match=r"expected 60 x 6; set data\.features"):
-            build(parse({"kind": "clustered", "features": 6})).init_shared(N_ITEMS, 0, features)
+            clustered(EaseConfig()).init_shared(N_ITEMS, 0, features)

@@ -122,7 +122,7 @@ def test_what_the_device_knows_of_the_user_is_no_part_of_an_update() -> None:
     layout = recommender.layout(ITEMS)
     shared = recommender.init_shared(ITEMS, 0, described(ITEMS))
     one = data.batch(np.array([0]))
-    update, local = recommender.compute_updates(shared, {}, one, RoundSeed(0, 1))
+    update, local = recommender.compute_updates(shared, {}, one, RoundSeed(0, 1), ITEMS)
     # Only gradients of shared parameters; nothing of the user is kept or sent beside them.
     assert set(update.blocks) == set(layout.blocks) and local == {}
     assert "item_features" not in layout.blocks
@@ -146,7 +146,7 @@ def test_several_passes_are_several_steps() -> None:
         recommender = model("deepfm", local_epochs=passes, device=rule, **SMALL)
         shared = recommender.init_shared(ITEMS, 0)
         layout = recommender.layout(ITEMS)
-        updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(0, 1))
+        updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(0, 1), ITEMS)
         moved[passes] = np.stack([updates.vector(user, layout) for user in range(6)])
     assert (np.linalg.norm(moved[2], axis=1) > 1.5 * np.linalg.norm(moved[1], axis=1)).all()
     assert np.abs(moved[2] - 2 * moved[1]).max() > 1e-6

@@ -15,11 +15,11 @@ from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
 from fedrec.core.updates import State
+from fedrec.recommenders.private._private_gram import NearPairs, denoised
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_ials import DpIals, DpIalsConfig, semidefinite
-from fedrec.recommenders.private.private_gram import NearPairs, denoised
 from fedrec.recommenders.registry import build, parse
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 N_ITEMS = 12
 
@@ -98,7 +98,7 @@ def test_no_user_ever_sends_more_than_norm_one(batch: UserBatch, config, seed: i
     shared = recommender.init_shared(N_ITEMS, seed)
     for number in (1, 2, 3)[: recommender.fixed_rounds or 3]:
         layout = recommender.layout(N_ITEMS, number)
-        updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(seed, number))
+        updates, _ = recommender.compute_updates(shared, {}, batch, RoundSeed(seed, number), N_ITEMS)
         sent = np.array([np.linalg.norm(updates.vector(u, layout)) for u in range(len(batch))])
         assert np.all(updates.norms() <= 1.0)
         assert np.all(sent <= 1 + 1e-12)

@@ -8,14 +8,15 @@ from typing import Any
 import flower_helpers
 import numpy as np
 import pytest
-from small_models import ALL, FEATURES, MODELS, model_of
+from small_models import ALL, FEATURES, LONGER, MODELS, features_of, model_of
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
+from fedrec.neural.example_gradients import DeviceModel
 from fedrec.privacy.settings import Trust
-from fedrec.recommenders.registry import KINDS, build
-from fedrec.rounds.local_training import train_users
+from fedrec.recommenders.registry import RECOMMENDERS, build
+from fedrec.rounds.chain import train_users
 from fedrec.rounds.settings import RoundSettings
 from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.engines.in_process import run_in_process
@@ -27,9 +28,7 @@ NODES = 3
 
 def run(folder: Path, name: str, nodes: int = NODES, **how: Any) -> Outcome:
     model = model_of(name)
-    rounds = ROUNDS.model_copy(update={"rounds": build(model).fixed_rounds or ROUNDS.rounds})
-    if model.kind == "clustered" and build(model).fixed_rounds is None:
-        rounds = ROUNDS.model_copy(update={"rounds": 4})
+    rounds = ROUNDS.model_copy(update={"rounds": build(model).fixed_rounds or LONGER.get(name, 2)})
     return run_in_process(
         flower_helpers.lay_out(folder, nodes, rounds, model=model, features=FEATURES, **how)
     )
@@ -42,13 +41,13 @@ def assert_alike(one: Outcome, other: Outcome, rtol: float, atol: float) -> None
 
 
 def test_no_kind_is_left_out() -> None:
-    assert set(MODELS) == set(KINDS)
+    assert set(MODELS) == set(RECOMMENDERS.builtin_names())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_nodes_and_masks_change_nothing(tmp_path: Path, name: str) -> None:
     alone = run(tmp_path / "alone", name, nodes=1)
-    begun = build(model_of(name)).init_shared(60, 5, FEATURES if "features" in ALL[name] else None)
+    begun = build(model_of(name)).init_shared(60, 5, features_of(name))
     # What is compared below has moved by far more than it may differ.
     assert any(np.abs(alone.shared[part] - begun.get(part, 0)).max() > 0.01 for part in alone.shared)
     spread = run(tmp_path / "spread", name)
@@ -78,12 +77,12 @@ def test_a_norm_is_that_of_what_is_sent_though_items_repeat(name: str) -> None:
         rng.integers(0, 4, size=users * events) * 7,
         np.ones(users * events, dtype=np.float32),
     )
-    shared = recommender.init_shared(60, 5, FEATURES if "features" in ALL[name] else None)
+    shared = recommender.init_shared(60, 5, features_of(name))
     local = recommender.init_local(batch.user, 5)
     server = recommender.init_server(shared)
     for number in range(1, 1 + (recommender.fixed_rounds or 4)):
         key, layout = RoundSeed(5, number), recommender.layout(60, number)
-        updates, _ = recommender.compute_updates(shared, local, batch, key)
+        updates, _ = recommender.compute_updates(shared, local, batch, key, 60)
         sent = [np.linalg.norm(updates.vector(user, layout)) for user in range(users)]
         np.testing.assert_allclose(updates.norms(), sent, rtol=1e-6, atol=1e-12)
         total, local = train_users(recommender, shared, local, batch, key, None, 60)
@@ -98,8 +97,8 @@ def test_protecting_interactions_is_refused_before_anything_runs(name: str) -> N
         "model": plain,
         "privacy": {"unit": "interaction", "epsilon": 4.0, "aggregator": "sealed"},
     }
-    if name == "mf":
-        assert parse_config(values).model.kind == "mf"
+    if isinstance(build(model_of(name)), DeviceModel):
+        assert parse_config(values).model.kind == plain["kind"]
         return
     with pytest.raises(ConfigError, match=rf"recommender '{plain['kind']}' has no per-example training"):
         parse_config(values)

@@ -17,13 +17,13 @@ from scipy.stats import binom
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.messages import Phase
 from fedrec.core.randomness import Purpose, bits, key, user_keys
-from fedrec.core.recommender import Recommender, RoundSeed, Scores
+from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
 from fedrec.evaluation.report import EvaluationReport, build_report
 from fedrec.neural.views import build_views
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 USERS, ITEMS, ROUNDS, SEED = 400, 250, 30, 5
 PROTOCOL = EvaluationSettings(bootstrap=0, list_k=0)
@@ -47,7 +47,7 @@ class Memoriser(Recommender):
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         views = build_views(batch, key.seed, key.round, ITEMS, negatives=4, epochs=1)
         drawn = local["drawn"].copy()
@@ -93,7 +93,7 @@ def planted_data() -> Split:
 
 def quality_of(split: Split, phase: Phase, pool: Interactions) -> EvaluationReport:
     """Train on `pool` through the one path that every engine takes, then evaluate as every node does."""
-    model, batch = Memoriser(), split.batch(pool)
+    model, batch = Memoriser(RecommenderConfig()), split.batch(pool)
     shared, local = model.init_shared(ITEMS, SEED), model.init_local(batch.user, SEED)
     for round_ in range(1, ROUNDS + 1):
         _, local = train_users(model, shared, local, batch, RoundSeed(SEED, round_), None, ITEMS)

@@ -21,9 +21,9 @@ from fedrec.recommenders.closed_form.item_graph import (
     largest,
 )
 from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.recommenders.private._private_gram import NearPairs
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_item_graph import DpItemGraph, DpItemGraphConfig
-from fedrec.recommenders.private.private_gram import NearPairs
 
 
 class TestItemGraph(RecommenderContract):
@@ -151,7 +151,7 @@ def test_an_update_says_which_items_go_together_and_is_only_ever_summed(split) -
     assert {name: spec.shape for name, spec in layout.blocks.items()} == {"gram": (n_items, n_items)}
     assert layout.size == n_items * (n_items + 1) // 2
     batch = split.train.batch(np.arange(n_users))
-    updates, local = graph.compute_updates({}, {}, batch, RoundSeed(1, 1))
+    updates, local = graph.compute_updates({}, {}, batch, RoundSeed(1, 1), 60)
     assert isinstance(updates.blocks["gram"], Gram) and local == {}
     federated, _ = train(graph, split.train, 1)
     assert {values.shape for values in federated.values()} == {(n_items, 8), (n_items, 10)}
@@ -166,8 +166,8 @@ def test_the_private_graph_sends_what_private_ease_sends(split) -> None:
     batch = split.train.batch(np.arange(20))
     shared = train(ease, split.train, 2)[0]
     for number in (1, 2):
-        mine, _ = graph.compute_updates(shared, {}, batch, RoundSeed(0, number))
-        other, _ = ease.compute_updates(shared, {}, batch, RoundSeed(0, number))
+        mine, _ = graph.compute_updates(shared, {}, batch, RoundSeed(0, number), 60)
+        other, _ = ease.compute_updates(shared, {}, batch, RoundSeed(0, number), 60)
         layout = graph.layout(split.train.n_items, number)
         assert np.all(mine.norms() <= 1.0)
         np.testing.assert_array_equal(mine.vector(3, layout), other.vector(3, layout))
@@ -184,7 +184,7 @@ def test_the_private_graph_survives_noise_that_hides_a_user() -> None:
     for std in (0.5, 500.0):
         clean, _ = train(graph, split.train, 2)
         gram = np.zeros((60, 60))
-        updates, _ = graph.compute_updates(clean, {}, batch, RoundSeed(0, 2))
+        updates, _ = graph.compute_updates(clean, {}, batch, RoundSeed(0, 2), 60)
         updates.add_into({"gram": gram}, np.ones(len(batch)))
         upper = np.triu(std * rng.standard_normal((60, 60)))
         noisy = gram + upper + np.triu(upper, 1).T

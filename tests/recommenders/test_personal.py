@@ -21,7 +21,7 @@ from fedrec.neural.head import SHIFT, TURN
 from fedrec.neural.recommender import NeuralRecommender
 from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.personal import Personalised, _losses, _without_latest
-from fedrec.rounds.local_training import train_users
+from fedrec.rounds.chain import train_users
 
 LEVELS = ("fedper", "fedrep", "fedrecon", "mixed")
 ADAM = {"name": "adam", "learning_rate": 0.02}
@@ -193,7 +193,7 @@ def test_in_fedrep_the_body_learns_beside_a_head_that_has_learned(split: Split) 
     for level in ("fedper", "fedrep"):
         recommender = model(SASREC, level, steps=8, device={"name": "adam", "learning_rate": 0.05})
         shared, local = train(model(SASREC), split.train, 5)[0], recommender.init_local(batch.user, 0)
-        updates, _ = recommender.compute_updates(shared, local, batch, RoundSeed(0, 1))
+        updates, _ = recommender.compute_updates(shared, local, batch, RoundSeed(0, 1), 60)
         loss[level] = updates.loss.sum()
     assert loss["fedrep"] < 0.95 * loss["fedper"]
 
@@ -449,4 +449,4 @@ def test_a_model_that_learns_from_the_whole_history_has_no_halves(split: Split) 
     assert isinstance(recommender, Personalised)
     batch = split.train.batch(np.arange(3))
     with pytest.raises(ConfigError, match="as a whole"):
-        recommender.compute_updates(recommender.init_shared(60, 0), {}, batch, RoundSeed(0, 1))
+        recommender.compute_updates(recommender.init_shared(60, 0), {}, batch, RoundSeed(0, 1), 60)

@@ -238,12 +238,14 @@ def test_what_is_asked_for_is_not_told_by_its_own_words(kind: str) -> None:
     shared = recommender.init_shared(N_ITEMS, 0)
     shared["review"] = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
     layout = recommender.layout(N_ITEMS)
-    plain = recommender.compute_updates(shared, {}, one, key)[0].vector(0, layout)
+    plain = recommender.compute_updates(shared, {}, one, key, N_ITEMS)[0].vector(0, layout)
     moved = np.zeros(len(one.item), dtype=bool)
     for event in range(len(one.item)):
         review = one.review.copy()
         review[event] = 7.0
-        other = recommender.compute_updates(shared, {}, replace(one, review=review), key)[0].vector(0, layout)
+        other = recommender.compute_updates(shared, {}, replace(one, review=review), key, N_ITEMS)[0].vector(
+            0, layout
+        )
         moved[event] = not np.array_equal(plain, other)
     if kind == "bert4rec":
         work, _ = recommender.work(one, key, N_ITEMS, {})

@@ -22,8 +22,8 @@ from fedrec.ranking.model import History, ServingModel
 from fedrec.ranking.read import read_model
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import DenseWeights
-from fedrec.recommenders.registry import KINDS, build, parse
-from fedrec.recommenders.serving import serving_model
+from fedrec.recommenders.registry import RECOMMENDERS, build, parse
+from fedrec.recommenders.serving import serving_form
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 SMALL: dict[str, dict[str, Any]] = {
@@ -57,12 +57,17 @@ def trained(kind: str) -> tuple[Any, dict[str, Any], Interactions, ServingModel]
     recommender = build(config)
     rounds = recommender.fixed_rounds or ROUNDS.get(kind, 3)
     shared, _ = recommender.fit(data, 3, rounds, FEATURES if "features" in SMALL[kind] else None)
-    return recommender, shared, data, serving_model(config, shared)
+    return recommender, shared, data, serving_form(build(config), shared)
 
 
 #: A network per item and user is too slow for a device; one model per cluster does not serve yet.
-NOT_SERVED: dict[str, dict[str, Any]] = {"mlp": {}, "neumf": {}, "deepfm": {}, "clustered": {"features": 5}}
-SERVED = [kind for kind in KINDS if kind not in NOT_SERVED]
+NOT_SERVED: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "neumf": {},
+    "deepfm": {},
+    "clustered": {"features": 5, "base": {"kind": "ease"}},
+}
+SERVED = [kind for kind in RECOMMENDERS.builtin_names() if kind not in NOT_SERVED]
 MODELS = {kind: trained(kind) for kind in SERVED}
 
 
@@ -79,7 +84,7 @@ def test_every_recommender_has_a_serving_model() -> None:
     assert set(SMALL) == set(SERVED)
     for kind, needed in NOT_SERVED.items():
         with pytest.raises(ConfigError, match="cannot serve on a device"):
-            serving_model(parse({"kind": kind} | needed), {})
+            serving_form(build(parse({"kind": kind} | needed)), {})
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -147,10 +152,10 @@ def test_8_bits_keep_the_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ease", "ials", "mf", "item_knn"])
 def test_an_entry_of_strength_two_counts_twice(kind: str) -> None:
-    """Two entries of one item, one after the other, are one of strength two where the model has no recency."""
+    """Two entries of one item, one after the other, are one of weight two where the model has no recency."""
     config = parse({"kind": kind} | SMALL[kind] | ({} if kind == "mf" else {"scoring_half_life": None}))
     _, shared, _, _ = MODELS[kind]
-    model = serving_model(config, shared)
+    model = serving_form(build(config), shared)
     twice = History(np.array([2, 2, 5]), np.ones(3, np.float32))
     strong = History(np.array([2, 5]), np.array([2, 1], np.float32))
     np.testing.assert_allclose(
@@ -205,7 +210,7 @@ def test_bad_models_and_histories_are_refused_in_one_line() -> None:
     model = Factors(FloatTable(np.eye(4)), Ridge(0.1, 0.1))
     with pytest.raises(DataError, match="item 9: the model has 4"):
         model.fold_in(History(np.array([9]), np.ones(1, np.float32)))
-    with pytest.raises(DataError, match="strength"):
+    with pytest.raises(DataError, match="weight"):
         History(np.array([1]), np.zeros(1, np.float32))
     with pytest.raises(DataError, match="expected one of"):
         read_model({}, {"kind": "neural"})
@@ -270,4 +275,4 @@ def test_broken_items_are_refused() -> None:
 def test_a_history_keeps_what_the_model_knows() -> None:
     items = Items.of(["a", "b", "c"])
     found = History.of(items, ["c", "unheard of", "a"], [1.0, 1.0, 2.0])
-    assert found.item.tolist() == [2, 0] and found.strength.tolist() == [1.0, 2.0]
+    assert found.item.tolist() == [2, 0] and found.weight.tolist() == [1.0, 2.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,27 @@ from test_coordinator import FaultyExchange, run
 
 from fedrec.core.errors import ConfigError, ProtocolError
 from fedrec.core.messages import Reply, Request
+from fedrec.core.stage import RoundContext
 from fedrec.core.updates import BlockSpec, Dense, Layout, State, Updates, UpdateSum
-from fedrec.privacy.clipping import add_clipped
+from fedrec.privacy.clipping import Clip, add_clipped
+from fedrec.rounds.build import clear_chain
+from fedrec.rounds.chain import Chain, NodeRound
 from fedrec.rounds.compression import (
     RATE,
     SENT,
     Compression,
-    Compressor,
+    Feedback,
+    Project,
+    Quantise,
     Quantised,
     choose_rows,
     note_rows,
     quantise,
     sketched,
 )
+from fedrec.rounds.formats import LevelsFormat
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec.rounds.shards import read_rows, round_layout, spell_rows
+from fedrec.rounds.shards import Rows, read_rows, spell_rows
 from fedrec_client.node.node_folder import open_node
 from fedrec_simulations.experiments.config import parse_config
 
@@ -45,6 +52,16 @@ def some(users: int, seed: int = 0, scale: float = 1.0) -> Updates:
         name: Dense(scale * rng.normal(size=(users, *spec.shape))) for name, spec in WHOLE.blocks.items()
     }
     return Updates(blocks, users, np.zeros(users), np.ones(users))
+
+
+def node_round(
+    own: NodeSettings, kept: State, round_: int, rows: np.ndarray | None = None, chain: Chain | None = None
+) -> NodeRound:
+    """A round on a node under these settings, whose stages remember `kept` of its users."""
+    chain = chain or clear_chain(own, gradient=True)
+    said = {} if rows is None else {Rows.name: spell_rows(rows, ITEMS)}
+    named = {f"{Feedback.name}/{name}": values for name, values in kept.items()}
+    return NodeRound(chain, chain.context(WHOLE, ITEMS, round_, said), WHOLE, named)
 
 
 def vectors(updates: Updates) -> np.ndarray:
@@ -79,14 +96,13 @@ def test_sketches_turn_so_that_every_direction_is_heard() -> None:
 
 @given(st.integers(1, 60), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_rows_travel_as_one_bit_each(n_items: int, part: float, seed: int) -> None:
-    own = NodeSettings(compression=Compression(rows=part))
     rows = choose_rows({}, n_items, part, 1)
-    assert np.array_equal(read_rows(spell_rows(rows, n_items), n_items, own), rows)
+    assert np.array_equal(read_rows(spell_rows(rows, n_items), n_items, part), rows)
     for wrong in ("", "zz", None, spell_rows(rows, n_items) + "00", "00" * -(-n_items // 8)):
         with pytest.raises(ProtocolError, match="rows"):
-            read_rows(wrong, n_items, own)
-    with pytest.raises(ProtocolError, match="not set"):
-        read_rows(spell_rows(rows, n_items), n_items, NodeSettings())
+            read_rows(wrong, n_items, part)
+    with pytest.raises(ProtocolError, match="no stage"):
+        clear_chain(NodeSettings(), gradient=True).context(WHOLE, ITEMS, 1, {Rows.name: "00"})
 
 
 def test_rows_that_move_come_often_and_none_is_forgotten() -> None:
@@ -120,7 +136,8 @@ def test_values_are_off_by_less_than_a_step_and_survive_the_wire(
     assert np.abs(found.values() - values).max(initial=0) <= float(found.scale) * (1 + 1e-5) + 1e-37
     sent = found.pack()
     assert sent["levels"].nbytes == -(-len(values) * bits // 8)
-    assert sent["levels"].nbytes + 4 == Compression(bits=bits).payload(len(values))  # type: ignore[arg-type]
+    context = RoundContext(1, layout=Layout({"values": BlockSpec(values.shape)}))
+    assert sent["levels"].nbytes + 4 == LevelsFormat(None, Quantise(bits)).payload(context)
     back = Quantised.unpack(sent, len(values), bits)
     np.testing.assert_array_equal(back.values(), found.values())
 
@@ -165,7 +182,8 @@ def test_with_nothing_left_out_sums_are_those_of_clipping() -> None:
     updates, users = some(5), np.arange(5)
     whole, other = UpdateSum(WHOLE.zeros()), UpdateSum(WHOLE.zeros())
     add_clipped(whole, updates, 3.0)
-    Compressor(Compression(), WHOLE, {}, 0, 1).add(other, updates, users, users, 3.0)
+    alone = replace(clear_chain(NodeSettings(), gradient=True), stages=(Clip(3.0), Project()))
+    node_round(NodeSettings(), {}, 1, chain=alone).add(other, updates, users, users)
     for name, values in whole.blocks.items():
         np.testing.assert_allclose(other.blocks[name], values, atol=1e-12)
     assert dict(other.numbers()) == pytest.approx(dict(whole.numbers()))
@@ -183,9 +201,8 @@ def test_what_a_device_kept_and_what_it_sent_is_all_it_learned(
     learned, sent = {n: np.zeros(s.shape) for n, s in WHOLE.blocks.items()}, WHOLE.zeros()
     for round_ in range(1, 6):
         rows = choose_rows(server, ITEMS, 0.3, round_)
-        layout = round_layout(WHOLE, ITEMS, own, round_, gradient=True, named=rows)
         updates, total = some(3, seed + round_), UpdateSum(WHOLE.zeros())
-        Compressor(compression, layout, kept, seed, round_).add(total, updates, users, users, None)
+        node_round(own, kept, round_, rows).add(total, updates, users, users)
         server = note_rows(server, total, ITEMS, rows, round_)
         updates.add_into(learned, np.ones(3))
         for name in sent:
@@ -198,10 +215,10 @@ def test_what_a_device_kept_and_what_it_sent_is_all_it_learned(
 def test_what_was_kept_is_clipped_with_what_is_new() -> None:
     compression = Compression(rows=0.5, feedback=True)
     rows = np.arange(20)
-    layout = round_layout(WHOLE, ITEMS, NodeSettings(compression=compression), 1, gradient=True, named=rows)
+    own = NodeSettings(compression=compression, clip_norm=1.0)
     kept: State = {name: np.full((1, *WHOLE.blocks[name].shape), 50.0) for name in ("table", "bias")}
     total = UpdateSum(WHOLE.zeros())
-    Compressor(compression, layout, kept, 0, 1).add(total, some(1), np.arange(1), np.arange(1), 1.0)
+    node_round(own, kept, 1, rows).add(total, some(1), np.arange(1), np.arange(1))
     assert np.sqrt(sum((v**2).sum() for v in total.blocks.values())) <= 1 + 1e-9 and total.clipped == 1
 
 

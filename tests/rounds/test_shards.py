@@ -14,9 +14,11 @@ from test_secure_rounds import ROUNDS, Nodes, records, run
 from fedrec.core.updates import BlockSpec, Layout
 from fedrec.recommenders.closed_form.ease import Ease, EaseConfig
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
+from fedrec.recommenders.registry import build
+from fedrec.rounds.build import round_layout
 from fedrec.rounds.settings import NodeSettings
-from fedrec.rounds.shards import keep_outside, round_layout, shard_rows
-from fedrec_client.node.node_folder import open_node
+from fedrec.rounds.shards import keep_outside, shard_rows
+from fedrec_server.rounds.task import Task
 
 ITEMS = 500
 MF = MatrixFactorisation(MfConfig(embedding_size=8))
@@ -44,7 +46,7 @@ def test_a_part_fits_and_comes_back_where_it_was(limit: int, seed: int, round_: 
 def test_every_row_has_its_turns_and_rounds_differ() -> None:
     turns = np.zeros(ITEMS)
     for round_ in range(1, 401):
-        rows = shard_rows(WHOLE, ITEMS, settings(WHOLE.size // 4), round_)
+        rows = shard_rows(WHOLE, ITEMS, WHOLE.size // 4, 0, round_)
         assert rows is not None and (np.diff(rows) > 0).all()
         turns[rows] += 1
     assert abs(turns.mean() - 100) < 1 and turns.std() < 12 and turns.min() > 55
@@ -78,13 +80,13 @@ def test_rows_that_were_not_sent_stay_as_they_were() -> None:
 @pytest.mark.parametrize("secure", [False, True])
 def test_a_run_in_parts_moves_only_the_rows_of_its_rounds(tmp_path: Path, secure: bool) -> None:
     folder = lay_out(tmp_path, 3, ROUNDS, secure=secure, shard_parameters=60)
-    node = open_node(folder / "nodes" / "0")
-    n_items = node._n_items
+    task = Task.read(folder / "coordinator")
+    n_items, recommender = task.n_items, build(task.model)
     outcome = run(folder, Nodes(folder))
-    layout = node._recommender.layout(n_items)
+    layout = recommender.layout(n_items)
     assert layout.size > 60
-    sent = {int(r) for t in (1, 2, 3) for r in shard_rows(layout, n_items, node._settings, t)}  # type: ignore[union-attr]
-    first = node._recommender.init_shared(n_items, 5)["item_table"]
+    sent = {int(r) for t in (1, 2, 3) for r in shard_rows(layout, n_items, 60, 5, t)}  # type: ignore[union-attr]
+    first = recommender.init_shared(n_items, 5)["item_table"]
     moved = np.flatnonzero((outcome.shared["item_table"] != first).any(axis=1))
     assert set(moved.tolist()) <= sent and len(moved) > 0 and len(sent) < n_items
     if secure:

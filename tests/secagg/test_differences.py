@@ -31,6 +31,7 @@ from fedrec.core.refusal_reasons import Reason
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.evaluation.sums import MetricSums
 from fedrec.recommenders.registry import build, parse
+from fedrec.rounds.formats import read_update
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.context import Context
 from fedrec.secagg.schedule import KEPT, Group, Schedule
@@ -41,13 +42,13 @@ from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._secure_collector import SecureCollector
-from fedrec_server.rounds.replies import Host, read_update
+from fedrec_server.rounds.replies import Host
 
 N_ITEMS, FLOOR = 12, 3
 MODEL = {"kind": "ease"}
 EVALUATION = EvaluationSettings(bootstrap=0, sampled=False)
 SETTINGS = NodeSettings(seed=5, clip_norm=50.0)
-ONE_OF_EACH = Schedule(final_rounds=1, final_evaluation=True)
+ONE_OF_EACH = Schedule(refit_rounds=1, refit_evaluation=True)
 
 
 def lay_out(folder: Path, users: int, **terms: Any) -> tuple[list[Path], SecaggTerms, list[np.ndarray]]:
@@ -341,7 +342,7 @@ def test_the_parts_that_hold_the_rule_together() -> None:
 def test_only_scheduled_sums_are_open(
     kind: str, phase: str, round_: int, select: int, final: int, every: int, test: bool
 ) -> None:
-    schedule = Schedule(select_rounds=select, final_rounds=final, evaluate_every=every, final_evaluation=test)
+    schedule = Schedule(tuning_rounds=select, refit_rounds=final, evaluate_every=every, refit_evaluation=test)
     try:
         schedule.check(kind, phase, round_, ())
         opened = True

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fedrec_simulations.cli.app import run as cli
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_helpers import NOW, POPULATION, keys
@@ -26,12 +27,11 @@ from fedrec.wire.package import Terms, pack_model
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import Enrolment
 from fedrec_server.operations.campaign_book import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
+from fedrec_server.operations.campaigns import Campaign
 from fedrec_server.registry import Registry
 from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service.server import Service
-from fedrec_simulations.cli.app import run as cli
 from fedrec_simulations.experiments.config import parse_config
-from fedrec_server.operations.campaigns import Campaign
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:

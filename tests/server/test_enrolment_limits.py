@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from fedrec_simulations.cli.app import run as cli
 from hypothesis import given
 from hypothesis import strategies as st
 from service_helpers import Place, limits
@@ -32,7 +33,6 @@ from fedrec_server.service.enrolments import (
     issue,
     read_key,
 )
-from fedrec_simulations.cli.app import run as cli
 
 KEY = bytes(range(32))
 NOW = 1_800_000_000.0

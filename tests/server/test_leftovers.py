@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedrec_simulations.cli.app import run as cli
 from flower_helpers import lay_out
 from test_secure_rounds import Nodes
 
@@ -18,7 +19,6 @@ from fedrec_server.federation._federation_parts import Parts, Record
 from fedrec_server.federation.launch import Launch
 from fedrec_server.federation.leftovers import find_leftovers
 from fedrec_server.rounds.coordinator import open_coordinator
-from fedrec_simulations.cli.app import run as cli
 
 ROUNDS = RoundSettings(rounds=2, min_nodes=3, deadline_seconds=5)
 SUM = "secagg-sum.safetensors"
@@ -47,7 +47,7 @@ def test_a_finished_run_is_well(finished: Path, capsys: pytest.CaptureFixture[st
 def test_what_an_earlier_version_left_is_found_and_removed(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_arrays(finished / SUM, {"total": np.zeros(3, dtype="<u4")}, {"label": "train/final/2"})
+    write_arrays(finished / SUM, {"total": np.zeros(3, dtype="<u4")}, {"label": "train/refit/2"})
     (finished / f".{SUM}.4711.tmp").write_bytes(b"half")
     (finished / "staged.safetensors").write_bytes(b"never charged")
     (finished / "sealed.key").write_bytes(b"k" * 32)
@@ -69,7 +69,7 @@ def test_what_an_earlier_version_left_is_found_and_removed(
 def test_a_killed_run_is_told_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay_out(tmp_path, 3, ROUNDS, trust="central", secure=True)
     folder = tmp_path / "coordinator"
-    write_arrays(folder / SUM, {"total": np.zeros(3)}, {"label": "train/final/1", "noised": True})
+    write_arrays(folder / SUM, {"total": np.zeros(3)}, {"label": "train/refit/1", "noised": True})
     code, document = doctor(capsys, tmp_path)
     (bad,) = (check for check in document["checks"] if not check["ok"])
     assert code == 10 and "with its noise" in bad["found"] and bad["todo"].startswith("resume the run")

@@ -23,12 +23,13 @@ from test_secure_rounds import Nodes
 import fedrec_server.rounds.coordinator as coordinator_module
 from fedrec.core.errors import BudgetExhausted, FedrecError, PrivacyRefused, RoundAbandoned
 from fedrec.core.files import read_arrays, write_arrays
-from fedrec.privacy.adaptive import AdaptiveClipState
-from fedrec.privacy.central import Central
-from fedrec.privacy.plan import AdaptiveClip
+from fedrec.core.stage import RoundContext
+from fedrec.core.updates import State
+from fedrec.privacy.adaptive import next_clip_norm
+from fedrec.privacy.mechanisms.central import Central
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.private_files import remove_durably
-from fedrec.privacy.settings import PrivacySettings
+from fedrec.privacy.settings import AdaptiveClip, PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
@@ -118,21 +119,21 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
 def truth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     """What every run of the test must not leave: filled as sums come, with what everyone may see of them."""
     search = Search({})
-    real = Central.release
+    real = Central.noised
 
-    def release(self: Central, total: Any, users: int, round_: int, clip_norm: float, *rest: Any) -> Any:
+    def noised(
+        self: Central, total: Any, users: int, context: RoundContext, state: State
+    ) -> tuple[Any, State]:
         values, rule = np.asarray(total, dtype=np.float64), self.plan.adaptive
         if rule is not None:
             told = values[-1], self.plan.denominator, rule.quantile, rule.learning_rate
-            search.numbers[f"clip norm after round {round_}"] = (
-                AdaptiveClipState(clip_norm).update(*told).clip_norm
-            )
-        search.sums[f"the sum of round {round_}"] = values[:-1] if self.plan.adaptive else values
-        out = real(self, total, users, round_, clip_norm, *rest)
+            search.numbers[f"clip norm after round {context.round}"] = next_clip_norm(context.bound.l2, *told)
+        search.sums[f"the sum of round {context.round}"] = values[:-1] if self.plan.adaptive else values
+        out, state = real(self, total, users, context, state)
         search.public.append(np.asarray(out[: len(values) - (self.plan.adaptive is not None)]))
-        return out
+        return out, state
 
-    monkeypatch.setattr(Central, "release", release)
+    monkeypatch.setattr(Central, "noised", noised)
     yield search
 
 
@@ -232,7 +233,7 @@ def test_a_model_that_could_not_be_charged_goes_and_the_run_goes_on(
 ) -> None:
     expected = Run.lay_out(tmp_path / "baseline", aggregator).go().shared
     run = Run.lay_out(tmp_path / "run", aggregator)
-    real = coordinator_module.PrivateRounds.charge
+    real = coordinator_module.Charges.charge
 
     def charge(self: Any, round_: int, digest: str) -> None:
         if round_ == 2:
@@ -240,7 +241,7 @@ def test_a_model_that_could_not_be_charged_goes_and_the_run_goes_on(
         real(self, round_, digest)
 
     with monkeypatch.context() as patch, pytest.raises(ended):
-        patch.setattr(coordinator_module.PrivateRounds, "charge", charge)
+        patch.setattr(coordinator_module.Charges, "charge", charge)
         run.go()
     assert not truth.in_folder(run.coordinator)
     kept = {SUM} if aggregator == "secagg" and ended is not BudgetExhausted else set()
@@ -258,14 +259,14 @@ def test_a_charge_that_was_written_before_it_failed_counts(
     tmp_path: Path, truth: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.lay_out(tmp_path, "secagg")
-    real = coordinator_module.PrivateRounds.charge
+    real = coordinator_module.Charges.charge
 
     def charge(self: Any, round_: int, digest: str) -> None:
         real(self, round_, digest)
         raise PrivacyRefused("the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(PrivacyRefused):
-        patch.setattr(coordinator_module.PrivateRounds, "charge", charge)
+        patch.setattr(coordinator_module.Charges, "charge", charge)
         run.go()
     assert not run.left(), "the model is in place"
     assert run.go().finished and not run.lost()
@@ -294,7 +295,7 @@ def test_a_run_whose_nodes_stay_away_keeps_what_it_needs(
     expected = Run.lay_out(tmp_path / "baseline", "secagg").go().shared
     run = Run.lay_out(tmp_path / "run", "secagg", rounds=ROUNDS.model_copy(update={"wait_seconds": 0.1}))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(coordinator_module.PrivateRounds, "released", _killed)
+        patch.setattr(coordinator_module.ServerRound, "released", _killed)
         run.go()
     no_one = run.nodes()
     no_one.nodes_here = {}
@@ -309,7 +310,7 @@ def test_a_sum_that_an_earlier_version_left_goes_at_the_next_start(tmp_path: Pat
     run = Run.lay_out(tmp_path, "secagg")
     assert not run.go(stop=lambda: True).finished
     total = truth.sums["the sum of round 1"]
-    header = {"label": "train/final/2", "users": 120, "nodes": 3, "failures": {}, "record": {}}
+    header = {"label": "train/refit/2", "users": 120, "nodes": 3, "failures": {}, "record": {}}
     write_arrays(
         run.coordinator / SUM, {"total": np.rint(total * 1e6).astype(np.int64).astype("<u4")}, header
     )

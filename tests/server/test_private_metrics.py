@@ -27,16 +27,18 @@ from fedrec.privacy._gaussian import gaussian_epsilon
 from fedrec.privacy._releases import SkellamRelease
 from fedrec.privacy._renyi import rdp, rdp_epsilon
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import noised_means
-from fedrec.privacy.plan import PrivacyPlan, PrivacySettings
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash, guarded_sums
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
@@ -47,12 +49,11 @@ from fedrec_client.node._senders import PlainSender
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash, guarded_sums
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._private_metrics import noise_of
-from fedrec_server.rounds.coordinator import Coordinator, Outcome
-from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec_server.rounds.charges import Charges
+from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 from fedrec_server.rounds.replies import Host
 from fedrec_server.rounds.task import Task
 
@@ -118,7 +119,7 @@ def lay_out(
     own, settings_ = NodeSettings(seed=5), RoundSettings(rounds=plan.rounds, min_reply_fraction=0.0)
     shards = [split.shard(k, nodes) for k in range(nodes)]
     schedule = Schedule(
-        final_rounds=plan.rounds, final_evaluation=True, guarded=guarded_sums(build(model), terms)
+        refit_rounds=plan.rounds, refit_evaluation=True, guarded=guarded_sums(build(model), terms)
     )
     secagg, identities = enrolled([shard.train.n_users for shard in shards], schedule=schedule)
     aggregation: Terms = secagg if how == "secagg" else PLAIN
@@ -141,7 +142,7 @@ def lay_out(
 
 
 def run(folder: Path, wire: Wire | None = None) -> Outcome:
-    return Coordinator(folder / "coordinator", wire or Wire(folder)).run()
+    return open_coordinator(folder / "coordinator", wire or Wire(folder)).run()
 
 
 def final(plan: PrivacyPlan, shared: Mapping[str, Any], **changes: Any) -> Request:
@@ -433,7 +434,7 @@ def test_a_killed_coordinator_says_the_same_or_draws_for_the_first_time(
 ) -> None:
     folder = lay_out(tmp_path, "plain", trust)
     plan = Task.read(folder / "coordinator").privacy.plan  # type: ignore[union-attr]
-    charge, staged = PrivateRounds.charge, folder / "coordinator" / "staged-metrics.json"
+    charge, staged = Charges.charge, folder / "coordinator" / "staged-metrics.json"
     said: list[dict[str, Any]] = []
 
     def killing(self: Any, round_: int, digest: str) -> None:
@@ -451,7 +452,7 @@ def test_a_killed_coordinator_says_the_same_or_draws_for_the_first_time(
 
     release = Coordinator._release_metrics
     with monkeypatch.context() as patch:
-        patch.setattr(PrivateRounds, "charge", killing)
+        patch.setattr(Charges, "charge", killing)
         if when == "before result":
             patch.setattr(Coordinator, "_release_metrics", written)
         with pytest.raises(Killed):
@@ -468,7 +469,7 @@ def test_metrics_that_were_charged_and_are_gone_are_not_drawn_again(tmp_path: Pa
     folder = lay_out(tmp_path)
     run(folder)
     (folder / "coordinator" / "metrics.json").write_text("{}")
-    coordinator = Coordinator(folder / "coordinator", Wire(folder))
+    coordinator = open_coordinator(folder / "coordinator", Wire(folder))
     coordinator._progress.done = False
     outcome = coordinator.run
     with pytest.raises(FedrecError, match="is not what was charged"):

@@ -16,25 +16,28 @@ import fedrec_server.rounds.coordinator as coordinator_module
 from fedrec.core.errors import BudgetExhausted, PrivacyRefused, RoundAbandoned
 from fedrec.core.interactions import UserBatch
 from fedrec.core.messages import Failure, Reply, Request
+from fedrec.core.recommender import RoundSeed
 from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.ledger import Account, Ledger
-from fedrec.privacy.plan import AdaptiveClip, InteractionPlan, PrivacySettings
+from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.planner import make_plan
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.ease import EaseConfig
 from fedrec.recommenders.closed_form.ials import IalsConfig
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash
+from fedrec.rounds.build import chain_of
+from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec_client.node._private_training import PrivateTraining
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash
 from fedrec_server.rounds._checkpoints import Checkpoints
-from fedrec_server.rounds.coordinator import Coordinator, Outcome
+from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 from fedrec_server.rounds.task import Task
 
 MF = MfConfig(embedding_size=4, learning_rate=0.1)
@@ -118,7 +121,7 @@ def prepare(
 
 
 def run(folder: Path, exchange: Nodes | None = None) -> Outcome:
-    return Coordinator(folder / "coordinator", exchange or Nodes(folder)).run()
+    return open_coordinator(folder / "coordinator", exchange or Nodes(folder)).run()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -188,14 +191,16 @@ def test_repeated_items_do_not_carry_a_user_over_the_clip_norm(model: ModelConfi
         schedule=(1.0,),
         parameters=recommender.layout(split.train.n_items).size,
     )
-    terms = PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=1.0)
     key, n_items = np.array([7]), split.train.n_items
     item = np.array([3, 5, 3, 3, 3, 5, 3])
     batch = UserBatch(key, np.array([0, 7]), item, np.ones(7, dtype=np.float32))
     shared = recommender.init_shared(n_items, 5)
-    training = PrivateTraining(recommender, NodeSettings(seed=5), terms, key, n_items, None)
-    reply, _, _ = training.train(Request("train", 1, "refit", shared), recommender.init_local(key, 5), batch)
-    assert np.linalg.norm(reply.arrays["update"]) == pytest.approx(0.01, rel=1e-9)
+    chain, whole = chain_of(NodeSettings(seed=5), plan, gradient=False), recommender.layout(n_items)
+    stages = NodeRound(chain, chain.context(whole, n_items, 1, {}, NoiseSource(1)), whole)
+    local, seed = recommender.init_local(key, 5), RoundSeed(5, 1)
+    total, _ = chain.training.train(recommender, shared, local, chain.histories(batch), seed, stages)
+    arrays, _ = stages.write(total, 1, 1)
+    assert np.linalg.norm(arrays["update"]) == pytest.approx(0.01, rel=1e-9)
 
 
 def test_denominator_is_fixed_and_an_empty_cohort_is_noised_too(tmp_path: Path, split: Split) -> None:
@@ -338,7 +343,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
     tmp_path: Path, split: Split, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare(tmp_path, split)
-    private = coordinator_module.PrivateRounds
+    private = coordinator_module.Charges
     real_charge, real_append = private.charge, Checkpoints._append
     staged: list[bytes] = []
 
@@ -361,7 +366,7 @@ def test_a_killed_coordinator_never_draws_noise_twice_for_a_charged_round(
         patch.setattr(Checkpoints, "_append", append)
         with pytest.raises(Killed):
             run(folder)
-    resumed = Coordinator(folder / "coordinator", Nodes(folder))
+    resumed = open_coordinator(folder / "coordinator", Nodes(folder))
     if when == "before charge":
         assert resumed._progress.round == 1, "no one has seen the second round: it is done anew"
     else:
@@ -379,7 +384,7 @@ def test_half_a_staged_model_is_forgotten(tmp_path: Path, split: Split) -> None:
     run(folder)
     staged = folder / "coordinator" / "staged.safetensors"
     staged.write_bytes((folder / "coordinator" / "checkpoint.safetensors").read_bytes()[:100])
-    Coordinator(folder / "coordinator", Nodes(folder))
+    open_coordinator(folder / "coordinator", Nodes(folder))
     assert not staged.exists()
 
 

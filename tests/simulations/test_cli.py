@@ -15,10 +15,10 @@ from cli_helpers import ask, run, write_config, write_table
 from conftest import planted
 
 from fedrec.core import errors
+from fedrec_server.operations.checks import packages
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import load_config
 from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_server.operations.checks import packages
 
 Capture = pytest.CaptureFixture[str]
 

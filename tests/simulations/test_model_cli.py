@@ -85,7 +85,7 @@ def test_from_a_run_to_a_device(made: Path, capsys: Capture, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("model", "list", "--population", "no one"), 20, "no registry"),
+        (("model", "list", "--population", "strangers"), 20, "no registry"),
         (("model", "show", "77", "--population", "films"), 20, "no model version 77"),
         (("model", "publish", "none", "--population", "films"), 6, "no run folder"),
         (("model", "rollback", "1", "--population", "films", "--keys", "none"), 6, "no online key"),

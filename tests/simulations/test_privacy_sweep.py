@@ -135,7 +135,7 @@ def test_sweep_writes_table_page_and_plots(experiment: Path, tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from test_privacy_sweep import cells_of
 from fedrec_simulations.sweep.runner import run_sweep
 out = Path({out!r})
@@ -151,7 +151,7 @@ run_sweep(out, cells_of(Path({experiment!r}), out), 2, kill_after_three)
 def test_killed_sweep_ends_with_the_table_of_an_undisturbed_one(experiment: Path, tmp_path: Path) -> None:
     out, calm = tmp_path / "killed", tmp_path / "calm"
     out.mkdir()
-    code = KILLED.format(tests=str(Path(__file__).parent), out=str(out), experiment=str(experiment))
+    code = KILLED.format(path=sys.path, out=str(out), experiment=str(experiment))
     killed = subprocess.run(
         [sys.executable, "-c", code], check=False, env=os.environ | {"PYTHONWARNINGS": "ignore"}, timeout=120
     )

@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.recommender import Recommender
-from fedrec.core.updates import UpdateSum
-
 log = logging.getLogger("fedrec.node")
 T = TypeVar("T")
 
@@ -31,11 +28,6 @@ def computed(compute: Callable[[], T], otherwise: Callable[[], T]) -> T:
         return otherwise()
 
 
-def nothing(recommender: Recommender, n_items: int, round_: int, users: int) -> UpdateSum:
-    """The sum of the updates of users for whom nothing could be computed."""
-    return UpdateSum(recommender.layout(n_items, round_).zeros(), users=users, zeroed=users)
-
-
 def alike(arrays: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The arrays with the names, types and shapes of `like`; others are zero, and so is what is not finite."""
     out = {}
@@ -46,9 +38,3 @@ def alike(arrays: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) 
         values = np.where(np.isfinite(values), values, 0)
         out[name] = np.ascontiguousarray(values, dtype=example.dtype)
     return out
-
-
-def as_float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The same as float32, within its range; what is not finite is zero."""
-    largest = float(np.finfo(np.float32).max)
-    return np.clip(np.where(np.isfinite(values), values, 0.0), -largest, largest).astype(np.float32)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from fedrec.core.errors import PrivacyRefused
 from fedrec.core.interactions import IntArray
 from fedrec.core.messages import Reply, Request
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec_client.node._private_training import identity_of
+from fedrec_client.node._identity import identity_of
 from fedrec_client.node.private_releases import Releases
 
 
@@ -57,7 +57,7 @@ class PrivateMetrics:
         if (request.phase, request.round) != ("refit", self._plan.charges):
             raise PrivacyRefused(
                 f"evaluation of phase {request.phase!r}, number {request.round} is refused: under the privacy plan "
-                f"there is one, of phase 'final', number {self._plan.charges}"
+                f"there is one, of phase 'refit', number {self._plan.charges}"
             )
         earlier = self._releases.earlier(request)
         if earlier is not None:

@@ -59,6 +59,12 @@ class LocalStore:
         for r in self._on_disk(phase)[:-KEEP]:
             self._path(phase, r).unlink()
 
+    def write(self, folder: Path) -> None:
+        """Write the snapshots that are held into another folder."""
+        target = LocalStore(folder)
+        for (phase, round_), state in sorted(self._memory.items()):
+            target.put(phase, round_, state, persist=True)
+
     def _in_memory(self, phase: str) -> list[int]:
         return sorted(r for p, r in self._memory if p == phase)
 

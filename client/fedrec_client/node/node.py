@@ -22,7 +22,8 @@ from fedrec.core.errors import ProtocolError, RunError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.messages import Phase, Reply, Request
 from fedrec.core.recommender import Recommender, RoundSeed
-from fedrec.core.updates import Layout, State
+from fedrec.core.stage import RoundContext, announced_in
+from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.data.split import Split
 from fedrec.evaluation.bounded import bounded_sums
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate
@@ -30,22 +31,23 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import ModelConfig, build
-from fedrec.rounds.compression import Compressor
-from fedrec.rounds.local_training import in_cohort, in_turn, train_users
+from fedrec.rounds.agreement import config_hash
+from fedrec.rounds.build import chain_of
+from fedrec.rounds.chain import NodeRound
+from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
-from fedrec.rounds.shards import read_rows, round_layout
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
-from fedrec_client.node._computed import alike, as_float32, computed, nothing
+from fedrec_client.node._computed import alike, computed
+from fedrec_client.node._identity import identity_of, subject_of
 from fedrec_client.node._memory import HeldMemory, Memory
 from fedrec_client.node._private_metrics import PrivateMetrics
-from fedrec_client.node._private_training import PrivateTraining, identity_of, subject_of
 from fedrec_client.node._secure_party import STAGES, SecureParty
 from fedrec_client.node._senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 from fedrec_client.node.local_state import LocalStore
-from fedrec_client.node.node_terms import check_terms, config_hash
+from fedrec_client.node.node_terms import check_terms
 from fedrec_client.node.outgoing import checked
-from fedrec_client.node.private_releases import PrivateReleases, Releases
+from fedrec_client.node.private_releases import PrivateReleases, Releases, Unrecorded
 
 Matrix = NDArray[np.float32]
 #: Beside the personal state of a model: [U] who has ever taken part.
@@ -77,7 +79,6 @@ class Node:
         self._settings = settings
         self._evaluation = evaluation
         self._store = store
-        self._unsent = LocalStore(folder / "unsent" if folder and _feeds_back(settings) else None)
         self._categories = categories
         self._n_items = split.train.n_items
         self.config_hash = config_hash(
@@ -86,14 +87,16 @@ class Node:
         assert split.user_key is not None
         self._users = split.user_key
         self._learnable: dict[str, Interactions] = {}
-        self._private = None
-        self._metrics = None
+        plan = privacy.plan if privacy else None
+        self._chain = chain_of(settings, plan, gradient=self._recommender.gradient_rounds)
+        remembers = folder and self._chain.init_users(self._whole(1), self._n_items, 0)
+        self._unsent = LocalStore(folder / "unsent" if folder and remembers else None)
+        self._releases: Releases = Unrecorded()
+        self._metrics = self._noise = None
         if privacy is not None:
-            door = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
-            self._private = PrivateTraining(
-                self._recommender, settings, privacy, self._users, self._n_items, door
-            )
-            self._metrics = PrivateMetrics(privacy.plan, self._users, door)
+            self._releases = releases or PrivateReleases(privacy, folder, subject_of(self._users, folder))
+            self._metrics = PrivateMetrics(privacy.plan, self._users, self._releases)
+            self._noise = NoiseSource(privacy.plan.noise_seed).derive("node", identity_of(self._users))
         self._privacy = privacy
         self._name = folder.name if folder else "in memory"
         self._aggregation = aggregation
@@ -179,83 +182,53 @@ class Node:
         return _reply(request, {}, meta)
 
     def _train(self, request: Request) -> Reply:
-        if self._private is not None:
-            return self._train_privately(self._private, request)
-        round_key = RoundSeed(self._settings.seed, request.round)
-        batch = self._split.batch(self._part(request.phase))
-        local = self._state_before(request.phase, request.round)
-        takes_part = in_turn if self._settings.sampling == "shuffled" else in_cohort
-        joins = (batch.counts > 0) & takes_part(batch.user, self._settings.sampling_rate, round_key)
-        cohort = np.flatnonzero(joins)
-        layout = self._layout(request)
-        compressor = self._compressor(request, layout, cohort)
-        mine = {name: values[cohort] for name, values in local.items()}
-        total, changed = computed(
-            lambda: train_users(
-                self._recommender,
-                request.arrays,
-                mine,
-                batch.take(cohort),
-                round_key,
-                self._settings.clip_norm,
-                self._n_items,
-                compressor=compressor,
-            ),
-            lambda: (nothing(self._recommender, self._n_items, request.round, len(cohort)), mine),
-        )
-        persist = bool(request.meta.get("persist", True))
-        self._keep_personal(request, local, changed, cohort, persist=persist)
-        if compressor is not None and compressor.carried:
-            waiting = self._unsent_before(request)
-            self._keep(self._unsent, request, waiting, compressor.carried, cohort, persist=persist)
-        update: State = {"update": as_float32(layout.flatten(total.blocks))}
-        if compressor is not None and self._compresses and len(batch) == 1:
-            update = (compressor.last or compressor.nothing()).pack()
-        return _reply(request, update, dict(total.numbers()))
+        """The one way from histories to a reply: bounded, and charged before it leaves where there is a plan."""
+        earlier = self._releases.earlier(request)
+        if earlier is not None:
+            return earlier
+        seed = RoundSeed(self._settings.seed, request.round)
+        context = self._context(request)
+        batch = self._chain.histories(self._split.batch(self._part(request.phase)))
+        joins = self._chain.cohort.joins(batch, seed, context.noise)
+        # A user who has nothing to learn from takes part with a contribution of zero.
+        learners = np.flatnonzero(joins & (batch.counts > 0))
+        local, unsent = self._state_before(request.phase, request.round), self._unsent_before(request)
+        mine, kept = _rows(local, learners), _rows(unsent, learners)
+        stages = NodeRound(self._chain, context, self._whole(request.round), kept)
+        total, changed = self._summed(request, mine, batch.take(learners), seed, stages)
+        arrays, numbers = stages.write(total, int(joins.sum()), len(batch))
+        # Personal state first: a node killed here has released nothing and does the round again.
+        persist = self._releases.persists or bool(request.meta.get("persist", True))
+        self._keep_personal(request, local, changed, learners, persist=persist)
+        if kept:
+            self._keep(self._unsent, request, unsent, kept, learners, persist=persist)
+        return self._releases.release(request, _reply(request, arrays, numbers))
 
-    def _layout(self, request: Request) -> Layout:
-        """What is sent in the round of a request."""
-        return round_layout(
-            self._recommender.layout(self._n_items, request.round),
-            self._n_items,
-            self._settings,
-            request.round,
-            gradient=self._recommender.gradient_rounds,
-            named=read_rows(request.meta.get("rows"), self._n_items, self._settings),
+    def _summed(
+        self, request: Request, mine: State, batch: UserBatch, seed: RoundSeed, stages: NodeRound
+    ) -> tuple[UpdateSum, State]:
+        """The users' sum and their new personal state; what cannot be computed is replaced, whatever the reason."""
+        training, zero = self._chain.training, UpdateTraining()
+        given = (self._recommender, request.arrays, mine, batch, seed, stages)
+        return computed(
+            lambda: training.train(*given),
+            lambda: computed(lambda: training.replacement(*given), lambda: zero.replacement(*given)),
         )
 
-    def _compressor(self, request: Request, layout: Layout, cohort: IntArray) -> Compressor | None:
-        """What adds up the updates of the cohort, where they do not count as they are."""
-        compression = self._settings.compression
-        if compression is None or not (compression.bits or compression.feedback):
-            return None
-        unsent = self._unsent_before(request) if compression.feedback else {}
-        carried = {name: values[cohort] for name, values in unsent.items()}
-        return Compressor(compression, layout, carried, self._settings.seed, request.round)
+    def _context(self, request: Request) -> RoundContext:
+        noise = None if self._noise is None else self._noise.derive("round", request.round)
+        announced = announced_in(request.meta)
+        return self._chain.context(self._whole(request.round), self._n_items, request.round, announced, noise)
+
+    def _whole(self, round_: int) -> Layout:
+        return self._recommender.layout(self._n_items, round_)
 
     def _unsent_before(self, request: Request) -> State:
-        """[U, I, ...] for each item table: what users have kept of earlier updates."""
+        """[U, ...] what stages remember of every user."""
         state = self._unsent.before(request.phase, request.round)
         if state is not None:
             return state
-        whole = self._recommender.layout(self._n_items, request.round)
-        return {
-            name: np.zeros((len(self._users), *spec.shape), dtype=np.float32)
-            for name, spec in whole.blocks.items()
-            if spec.is_table(self._n_items)
-        }
-
-    def _train_privately(self, private: PrivateTraining, request: Request) -> Reply:
-        """The same under the run's privacy plan: bounded, charged before it leaves, and never computed twice."""
-        earlier = private.earlier(request)
-        if earlier is not None:
-            return earlier
-        batch = self._split.batch(self._part(request.phase))
-        local = self._state_before(request.phase, request.round)
-        reply, changed, cohort = private.train(request, local, batch)
-        # Personal state first: a node killed here has released nothing and does the round again.
-        self._keep_personal(request, local, changed, cohort, persist=True)
-        return private.release(request, reply)
+        return self._chain.init_users(self._whole(request.round), self._n_items, len(self._users))
 
     def _keep_personal(
         self, request: Request, local: State, changed: State, cohort: IntArray, *, persist: bool
@@ -334,12 +307,6 @@ class Node:
         self._unsent.persist(request.phase, request.round)
         return _reply(request, {}, {})
 
-    @property
-    def _compresses(self) -> bool:
-        """Whether values are sent in few bits, each user's on its own."""
-        compression = self._settings.compression
-        return compression is not None and compression.bits is not None
-
     def _part(self, phase: Phase) -> Interactions:
         if phase not in self._learnable:
             self._learnable[phase] = self._split.learnable(phase)
@@ -357,8 +324,8 @@ class Node:
         return state.get(LEARNED, np.zeros(len(self._users), dtype=bool)).astype(bool)
 
 
-def _feeds_back(settings: NodeSettings) -> bool:
-    return settings.compression is not None and settings.compression.feedback
+def _rows(state: State, where: IntArray) -> State:
+    return {name: values[where] for name, values in state.items()}
 
 
 def _reply(request: Request, arrays: State, meta: dict[str, Any]) -> Reply:

@@ -99,7 +99,8 @@ def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: boo
         check_deployed(aggregation, privacy)
     return Node(
         load_shard(folder / "shard.npz"),
-        parse(config["model"]),
+        # A folder that was handed over names what is installed here.
+        parse(config["model"], paths=not deployed),
         NodeSettings.model_validate(config["settings"]),
         parse_evaluation(config["evaluation"]),
         LocalStore(folder / "local"),

@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from fedrec.core.errors import PrivacyRefused
 from fedrec.core.messages import Reply, Request
+from fedrec.core.stage import announced_in
 from fedrec.privacy.ledger import Account, Ledger, Limit
 from fedrec.privacy.outbox import Outbox
 from fedrec.privacy.terms import PrivacyTerms
@@ -24,6 +25,9 @@ from fedrec.privacy.terms import PrivacyTerms
 
 class Releases(Protocol):
     """The door through which a node's contributions leave."""
+
+    #: Personal state must be on the disk before a reply leaves, whatever the request says.
+    persists: bool
 
     def earlier(self, request: Request) -> Reply | None:
         """The reply that was already let out for this round, or None."""
@@ -34,6 +38,20 @@ class Releases(Protocol):
         ...
 
 
+class Unrecorded:
+    """Of a run without a plan: nothing is charged, and a reply is made again when it is asked for again."""
+
+    persists = False
+
+    def earlier(self, request: Request) -> Reply | None:
+        """None."""
+        return None
+
+    def release(self, request: Request, reply: Reply) -> Reply:
+        """The reply itself."""
+        return reply
+
+
 class PrivateReleases:
     """Charges every round by itself, on disk.
 
@@ -42,6 +60,8 @@ class PrivateReleases:
         folder: the node's own, or None.
         subject: who is charged.
     """
+
+    persists = True
 
     def __init__(self, terms: PrivacyTerms, folder: Path | None, subject: str) -> None:
         if folder is None and terms.plan.noise_seed is None:
@@ -112,6 +132,8 @@ class PaidReleases:
     no one can ask for a round a second time. Out of scope: the charge itself, which is the caller's to prove.
     """
 
+    persists = True
+
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
         self._made: dict[int, tuple[str, Reply]] = {}
@@ -144,7 +166,7 @@ class PaidReleases:
 def _digest(request: Request) -> str:
     """Fingerprint of what was asked: round, phase, model and terms, but not how it is to be stored."""
     digest = hashlib.sha256(f"{request.kind} {request.round} {request.phase}".encode())
-    digest.update(json.dumps(request.meta.get("clip_norm")).encode())
+    digest.update(json.dumps(announced_in(request.meta), sort_keys=True).encode())
     for name in sorted(request.arrays):
         values = np.ascontiguousarray(request.arrays[name])
         digest.update(f"{name} {values.dtype} {values.shape}".encode())

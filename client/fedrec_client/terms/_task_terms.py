@@ -154,10 +154,10 @@ def least_devices(terms: SecaggTerms) -> int:
 
 def _schedule(plan: PrivacyPlan, terms: SecaggTerms) -> Iterator[str]:
     schedule = terms.schedule
-    if schedule.final_rounds > plan.rounds or schedule.select_rounds:
+    if schedule.refit_rounds > plan.rounds or schedule.tuning_rounds:
         yield (
-            f"schedule: {schedule.select_rounds} and {schedule.final_rounds} rounds, the plan has {plan.rounds} of "
+            f"schedule: {schedule.tuning_rounds} and {schedule.refit_rounds} rounds, the plan has {plan.rounds} of "
             "phase final"
         )
-    if schedule.evaluate_every or schedule.final_evaluation:
+    if schedule.evaluate_every or schedule.refit_evaluation:
         yield "schedule: evaluations, which the plan does not cover"

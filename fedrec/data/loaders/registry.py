@@ -31,7 +31,13 @@ BUNDLED = "movietweetings"
 
 
 def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows."""
+    """Names that `load_dataset` knows.
+
+    Example:
+        >>> import fedrec
+        >>> "movietweetings" in fedrec.dataset_names()
+        True
+    """
     return list(REGISTRY)
 
 
@@ -64,6 +70,11 @@ def load_dataset(
         ConfigError: there is no data set of that name, or it needs a category.
         DataError: the files are missing or damaged (even in one row: see `load_with_report`).
         DownloadError: it could not be fetched.
+
+    Example:
+        >>> import fedrec
+        >>> len(fedrec.load_dataset("movietweetings").interactions)
+        100000
     """
     dataset, report = load_with_report(name, path, download=download, progress=progress)
     if report.bad:
@@ -93,7 +104,7 @@ def load_with_report(
     loaded = _load(info, category, path, download, progress)
     title = f"{name} ({loaded.variant})" if loaded.variant else name
     catalog = loaded.catalog.align(loaded.interactions.item_ids)
-    return Dataset(title, loaded.interactions, catalog, info.terms), loaded.report
+    return Dataset(title, loaded.interactions, catalog, info.terms, name), loaded.report
 
 
 def _with_reviews(info: DatasetInfo, reader: Reader) -> DatasetInfo:

@@ -10,7 +10,6 @@ Out of scope: transport and the ledger.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,8 +21,7 @@ from fedrec.core.errors import PrivacyRefused
 from fedrec.core.updates import Layout, Updates, UpdateSum
 from fedrec.privacy import clipping
 from fedrec.privacy.adaptive import bit_sum
-from fedrec.privacy.mechanism import Mechanism
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import Mechanism, mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 
@@ -79,9 +77,7 @@ class Pipeline:
     @property
     def least_users(self) -> int:
         """The fewest users with whom something is released."""
-        if self.plan.distributed is not None:
-            return math.ceil(self.plan.distributed.survivors * self.plan.denominator - 1e-9)
-        return 1 if self.plan.trust == "local" else 0
+        return self.mechanism.least_users
 
     def planned_std(self, round_: int) -> float:
         """z C: the noise that the accounting of a round stands on."""
@@ -107,12 +103,12 @@ class Pipeline:
     def release(self, total: UpdateSum, layout: Layout, round_: int, run: int = 1) -> Floats:
         """[P] what becomes public of a sum.
 
-        Under trust "distributed" the shares of noise are those of the fewest survivors that the plan allows.
+        Where no sum without noise is released, users are the fewest with whom the plan releases something.
 
         Raises:
             PrivacyRefused: the mechanism would not release it.
         """
-        users = self.least_users if self.plan.trust == "distributed" else int(total.users)
+        users = self.mechanism.audited_users(int(total.users))
         mechanism, clip_norm, source = self.mechanism, self.plan.clip_norm, self.source.derive("run", run)
         node = source.derive("node", 0).derive("round", round_, "share")
         flat = self.vector(total, layout)

@@ -78,7 +78,7 @@ def directions(
 ) -> tuple[list[GameResult], Watch]:
     """The games on every round's release and on the final model, and on the noise of that run."""
     size = min(learner.layout(r).size for r in range(1, pipe.plan.rounds + 1))
-    local = pipe.plan.trust == "local"
+    local = pipe.mechanism.view == "every message"
     count = min(canaries, size, max(20, 4 * BUDGET // (size * pipe.plan.rounds)) if local else canaries)
     rounds = _rounds(pipe.plan, size * (count if local else 1))
     included = rng.random(count) < 0.5
@@ -95,7 +95,7 @@ def directions(
         flat = one_round(pipe, learner, known[layout.size], joins[-1], round_, watch)
         learner.apply(pipe.applied(flat, layout, round_))
     theory = Theory.of(pipe.plan, rounds)
-    view = "every message" if local else "every round"
+    view = pipe.mechanism.view
     scores, clean = Scores.split(watch.scores, included), Scores.split(watch.clean, included)
     out = [evaluated("directions", view, theory, scores, clean, independent=True)]
     seen = _change_along(learner, known, rounds)

@@ -1,24 +1,26 @@
 """Six ways in which private training goes wrong, planted into the real code so that the audit can be audited.
 
-Each is a context manager. Functions are replaced where they are defined and in every module that imported them;
-everything is put back at the end. For tests and for `fedrec privacy audit --inject`: nothing else imports this.
+Each is a context manager that replaces a method and puts it back at the end.
+For tests and for `fedrec privacy audit --inject`: nothing else imports this.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.updates import Updates, UpdateSum
-from fedrec.privacy import clipping
-from fedrec.privacy.central import Central
-from fedrec.privacy.distributed import Distributed
-from fedrec.privacy.local_dp import Local
+from fedrec.core.stage import VECTOR, RoundContext, UserUpdates
+from fedrec.core.updates import State, Updates, UpdateSum
+from fedrec.privacy.clipping import Clip
+from fedrec.privacy.mechanism import replaced
+from fedrec.privacy.mechanisms.central import Central
+from fedrec.privacy.mechanisms.distributed import Distributed
+from fedrec.privacy.mechanisms.local import Local
 from fedrec.privacy.noise import NoiseSource
 
 #: One seed for all sources: what "the same seed" means.
@@ -45,46 +47,43 @@ def noise_tenth() -> Iterator[None]:
 @contextmanager
 def no_clip() -> Iterator[None]:
     """Updates are added as they are."""
-    real = clipping.add_clipped
+    real = Clip.on_user
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
-        real(total, updates, None)
+    def on_user(self: Clip, updates: UserUpdates, context: RoundContext, state: State) -> UserUpdates:
+        return real(Clip(None), updates, context, state)
 
-    with _everywhere(real, add):
+    with _method(Clip, "on_user", on_user):
         yield
 
 
 @contextmanager
 def per_block_clip() -> Iterator[None]:
     """Every block is clipped to C by itself, so that B blocks together reach C sqrt(B)."""
-    real = clipping.add_clipped
+    real = Clip.on_user
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
-        for name, block in updates.blocks.items():
-            part = UpdateSum({name: total.blocks[name]})
-            real(part, Updates({name: block}, updates.n_users), clip_norm)
-        total.users += updates.n_users
+    def on_user(self: Clip, updates: UserUpdates, context: RoundContext, state: State) -> UserUpdates:
+        whole, blocks = updates.updates, {}
+        for name, block in whole.blocks.items():
+            alone = replace(updates, updates=Updates({name: block}, whole.n_users))
+            blocks[name] = _Weighted(block, real(self, alone, context, state).scale)
+        return replace(updates, updates=replace(whole, blocks=blocks))
 
-    with _everywhere(real, add):
+    with _method(Clip, "on_user", on_user):
         yield
 
 
 @contextmanager
 def weights_by_examples() -> Iterator[None]:
     """Federated averaging's weights: a user counts by the number of examples, relative to the others."""
-    real = clipping.add_clipped
+    real = Clip.on_user
 
-    def add(total: UpdateSum, updates: Updates, clip_norm: float | None) -> None:
-        examples = updates.examples
+    def on_user(self: Clip, updates: UserUpdates, context: RoundContext, state: State) -> UserUpdates:
+        clipped, examples = real(self, updates, context, state), updates.updates.examples
         if not len(examples) or not examples.any():
-            real(total, updates, clip_norm)
-            return
-        weights = examples / np.median(examples[examples > 0])
-        blocks = {name: _Weighted(block, weights) for name, block in updates.blocks.items()}
-        weighted = Updates(blocks, updates.n_users, updates.loss, examples)
-        real(total, weighted, clip_norm)
+            return clipped
+        return replace(clipped, scale=clipped.scale * examples / np.median(examples[examples > 0]))
 
-    with _everywhere(real, add):
+    with _method(Clip, "on_user", on_user):
         yield
 
 
@@ -97,11 +96,16 @@ def reused_seed() -> Iterator[None]:
 
 @contextmanager
 def skipped_empty_round() -> Iterator[None]:
-    """Where there is nothing to hide, there is no noise: a sum of no one, a contribution of zero."""
+    """Where there is nothing to hide, there is no noise: a sum over no users, a contribution of zero."""
+    server, clean = Central.noised, np.zeros
+
+    def noised(self: Central, vector: NDArray[Any], *rest: Any) -> tuple[NDArray[Any], State]:
+        return server(self, vector, *rest) if np.any(vector) else (clean(len(vector)), {})
+
     with ExitStack() as stack:
-        stack.enter_context(_method(Central, "release", _unless_zero(Central.release)))
+        stack.enter_context(_method(Central, "noised", noised))
         for kind in (Distributed, Local):
-            stack.enter_context(_method(kind, "contribute", _unless_zero(kind.contribute)))
+            stack.enter_context(_method(kind, "on_node", _unless_zero(kind.on_node)))
         yield
 
 
@@ -116,7 +120,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 
 class _Weighted:
-    """A block whose norm is that of the update before its weight: weights come after the clipping."""
+    """A block with weights of its own: they come after the clipping."""
 
     def __init__(self, block: Any, weights: NDArray[np.float64]) -> None:
         self._block, self._weights = block, weights
@@ -129,8 +133,9 @@ class _Weighted:
 
 
 def _unless_zero(real: Callable[..., Any]) -> Callable[..., Any]:
-    def maybe(self: Any, vector: NDArray[Any], *rest: Any) -> NDArray[Any]:
-        return real(self, vector, *rest) if np.any(vector) else np.array(self.zero(len(vector)))
+    def maybe(self: Any, total: UpdateSum, context: RoundContext) -> UpdateSum:
+        vector = total.blocks[VECTOR]
+        return real(self, total, context) if np.any(vector) else replaced(total, self.zero(len(vector)))
 
     return maybe
 
@@ -143,22 +148,3 @@ def _method(kind: type, name: str, replacement: Callable[..., Any]) -> Iterator[
         yield
     finally:
         setattr(kind, name, original)
-
-
-@contextmanager
-def _everywhere(original: Callable[..., Any], replacement: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function in every loaded module of ours that knows it."""
-    holders = [
-        (module, name)
-        for key, module in list(sys.modules.items())
-        if key.split(".")[0].startswith("fedrec")
-        for name, value in list(vars(module).items())
-        if value is original
-    ]
-    for module, name in holders:
-        setattr(module, name, replacement)
-    try:
-        yield
-    finally:
-        for module, name in holders:
-            setattr(module, name, original)

@@ -9,17 +9,19 @@ Letters: U users, I items, N interactions of a batch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import matrix, merged, profile, recency
+from fedrec.recommenders.profiles import matrix, merged, profile, recency
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class GramConfig(RecommenderConfig):
@@ -40,6 +42,7 @@ class GramRecommender(Recommender):
     """A recommender that is a function of the Gram matrix; subclasses give `solve` and `score`."""
 
     fixed_rounds: ClassVar[int | None] = 1
+    clusterable: ClassVar[bool] = True
 
     def __init__(self, config: GramConfig) -> None:
         self._profiles = config
@@ -51,22 +54,16 @@ class GramRecommender(Recommender):
     def layout(self, n_items: int, round_: int = 1) -> Layout:
         return Layout({"gram": BlockSpec((n_items, n_items), symmetric=True)})
 
-    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:
-        return {}
-
     def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         return Updates({"gram": Gram(*merged(batch, self._profile(batch)))}, len(batch)), {}
 
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:
         return self.solve(total.blocks["gram"]), server
-
-    def fold_in(self, shared: State, batch: UserBatch) -> State:
-        return {}
 
     def fit(
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

@@ -15,18 +15,22 @@ Letters: U users, I items, F width of the public vectors, N interactions of a ba
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, Recommender, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Gram, Layout, State, Updates, UpdateSum
 from fedrec.neural.item_features import FEATURES, required_features
+from fedrec.ranking.network import Network
+from fedrec.ranking.tables import FloatTable
 from fedrec.recommenders.closed_form._gram import GramConfig
-from fedrec.recommenders.closed_form.profiles import matrix, profile, recency
+from fedrec.recommenders.profiles import matrix, profile, recency
+from fedrec.recommenders.registry import recommender
 
 
 class ContentConfig(GramConfig):
@@ -38,21 +42,27 @@ class ContentConfig(GramConfig):
         item_reg: μ, how far M trusts directions in which items hardly differ.
     """
 
-    kind: Literal["content"] = "content"
+    kind: str = "content"
     features: int = Field(ge=1)
     profile_reg: float = Field(default=1.0, ge=0)
     item_reg: float = Field(default=5.0, gt=0)
 
 
+@recommender(ContentConfig)
 class Content(Recommender):
     """A ridge map between public item vectors."""
 
-    kind: ClassVar[str] = "content"
+    config: ContentConfig
     fixed_rounds: ClassVar[int | None] = 1
     chunk_users: ClassVar[int] = 64
+    small: ClassVar[Mapping[str, Any]] = {"features": 5}
 
     def __init__(self, config: ContentConfig) -> None:
         self.config = config
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return DataNeeds(features=self.config.features)
 
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         width = self.config.features
@@ -66,7 +76,7 @@ class Content(Recommender):
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         weights = profile(batch, self.config.training_half_life, self.config.activity_exponent)
         profiles = self._profiles(shared, batch, weights)
@@ -78,12 +88,13 @@ class Content(Recommender):
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return self._solve(shared, total.blocks["profiles"], total.users), server
 
-    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
-        return {}
-
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         profiles = self._profiles(shared, batch, recency(batch, self.config.scoring_half_life))
         return np.asarray(profiles @ shared["map"] @ shared[FEATURES].T, dtype=np.float32)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        settings = {"half_life": self.config.scoring_half_life, "max_length": 1 << 30}
+        return Network("content", settings, {"map": shared["map"]}, FloatTable(shared[FEATURES]))
 
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

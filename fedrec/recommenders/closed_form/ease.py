@@ -8,7 +8,8 @@ Letters: U users, I items.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,11 @@ from pydantic import Field
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Scores
 from fedrec.core.updates import State
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.weights import DenseWeights
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.registry import recommender
 
 
 class EaseConfig(GramConfig):
@@ -27,14 +32,16 @@ class EaseConfig(GramConfig):
         reg: λ, added to the diagonal of the Gram matrix.
     """
 
-    kind: Literal["ease"] = "ease"
+    kind: str = "ease"
     reg: float = Field(default=200.0, gt=0)
 
 
+@recommender(EaseConfig)
 class Ease(GramRecommender):
     """Closed-form item-item weights from a sum of outer products."""
 
-    kind: ClassVar[str] = "ease"
+    config: EaseConfig
+    small: ClassVar[Mapping[str, Any]] = {"reg": 5.0}
 
     def __init__(self, config: EaseConfig) -> None:
         super().__init__(config)
@@ -52,3 +59,6 @@ class Ease(GramRecommender):
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         weights = shared["weights"]
         return np.asarray(self.asked(batch, len(weights)) @ weights, dtype=np.float32)
+
+    def serving(self, shared: State) -> ItemItem:  # noqa: D102
+        return ItemItem(DenseWeights(FloatTable(shared["weights"])), self.config.scoring_half_life)

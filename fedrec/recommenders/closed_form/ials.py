@@ -18,7 +18,8 @@ Letters: U users, I items, d embedding size, N interactions of a batch.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,11 @@ from fedrec.core.randomness import Purpose, key, normal, user_keys
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import Block, BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import merged, recency
+from fedrec.ranking.factors import Factors
+from fedrec.ranking.folding import Ridge
+from fedrec.ranking.tables import FloatTable
+from fedrec.recommenders.profiles import merged, recency
+from fedrec.recommenders.registry import recommender
 
 
 class IalsConfig(RecommenderConfig):
@@ -45,7 +50,7 @@ class IalsConfig(RecommenderConfig):
         scoring_half_life: recency weight when a user vector is solved to recommend; None: 1.
     """
 
-    kind: Literal["ials"] = "ials"
+    kind: str = "ials"
     embedding_size: int = Field(default=64, ge=1)
     unobserved_weight: float = Field(default=0.3, gt=0)
     reg: float = Field(default=0.01, ge=0)
@@ -55,12 +60,14 @@ class IalsConfig(RecommenderConfig):
     scoring_half_life: float | None = Field(default=None, gt=0)
 
 
+@recommender(IalsConfig)
 class Ials(Recommender):
     """Alternating least squares whose user half never leaves the device."""
 
-    kind: ClassVar[str] = "ials"
+    config: IalsConfig
     round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
+    small: ClassVar[Mapping[str, Any]] = {"embedding_size": 4}
 
     def __init__(self, config: IalsConfig) -> None:
         self.config = config
@@ -85,7 +92,7 @@ class Ials(Recommender):
         return np.unique(batch.item)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         weight = recency(batch, self.config.training_half_life)
         users = self._solve_users(shared, batch, weight)
@@ -118,6 +125,11 @@ class Ials(Recommender):
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         users = self.fold_in(shared, batch)["user_vector"]
         return np.asarray(users @ shared["item_table"].T, dtype=np.float32)
+
+    def serving(self, shared: State) -> Factors:  # noqa: D102
+        c = self.config
+        ridge = Ridge(c.unobserved_weight, c.reg, c.reg_exponent, c.scoring_half_life)
+        return Factors(FloatTable(shared["item_table"]), ridge)
 
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None

@@ -17,19 +17,25 @@ Letters: U users, I items, d embedding size, k neighbours, L layers, h an item o
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import ArpackError, eigsh
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RecommenderConfig, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
+from fedrec.ranking.item_item import ItemItem
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.profiles import neighbour_matrix
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import graph_weights
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -56,14 +62,16 @@ class GraphConfig(RecommenderConfig):
 class ItemGraphConfig(GramConfig, GraphConfig):
     """Configuration of the graph recommender; see `GramConfig` for the profiles, `GraphConfig` for the graph."""
 
-    kind: Literal["item_graph"] = "item_graph"
+    kind: str = "item_graph"
     activity_exponent: float = Field(default=0.4, ge=0, le=1)
 
 
+@recommender(ItemGraphConfig)
 class ItemGraph(GramRecommender):
     """Propagation on an item-item graph from a sum of outer products."""
 
-    kind: ClassVar[str] = "item_graph"
+    config: ItemGraphConfig
+    small: ClassVar[Mapping[str, Any]] = {"neighbours": 8, "embedding_size": 5}
 
     def __init__(self, config: ItemGraphConfig) -> None:
         super().__init__(config)
@@ -75,6 +83,9 @@ class ItemGraph(GramRecommender):
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return graph_scores(shared, self.asked(batch, len(shared["vector"])))
+
+    def serving(self, shared: State) -> ItemItem:  # noqa: D102
+        return ItemItem(graph_weights(shared), self.config.scoring_half_life)
 
 
 def adjacency(gram: Floats) -> Floats:
@@ -116,6 +127,8 @@ def largest(matrix: Floats, d: int) -> tuple[Floats, Floats]:
 
 
 def _lanczos(matrix: Floats, d: int) -> tuple[Floats, Floats]:
+    from scipy.sparse.linalg import ArpackError, eigsh
+
     # A fixed start, so that equal sums give equal models; not of equal entries, which may be an eigenvector.
     start = np.random.default_rng(0).uniform(0.5, 1.5, len(matrix))
     try:
@@ -127,8 +140,5 @@ def _lanczos(matrix: Floats, d: int) -> tuple[Floats, Floats]:
 
 def graph_scores(shared: State, asked: csr_array) -> Scores:
     """[U, I] for profiles [U, I]; the two terms of the score."""
-    vector, neighbour = shared["vector"], shared["neighbour"]
-    n_items, k = neighbour.shape
-    pointers = np.arange(n_items + 1) * k
-    edges = csr_array((shared["edge"].reshape(-1), neighbour.reshape(-1), pointers), shape=(n_items, n_items))
+    vector, edges = shared["vector"], neighbour_matrix(shared["neighbour"], shared["edge"])
     return np.asarray((asked @ vector) @ vector.T + (asked @ edges.T).toarray(), dtype=np.float32)

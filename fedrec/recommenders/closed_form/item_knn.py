@@ -9,17 +9,21 @@ Letters: U users, I items, k neighbours.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import Scores
 from fedrec.core.updates import State
+from fedrec.ranking.item_item import ItemItem
 from fedrec.recommenders.closed_form._gram import GramConfig, GramRecommender
+from fedrec.recommenders.profiles import neighbour_matrix
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import neighbour_weights
 
 
 class ItemKnnConfig(GramConfig):
@@ -30,15 +34,17 @@ class ItemKnnConfig(GramConfig):
         shrinkage: added to the denominator, in units of co-occurrences; lowers similarities that few users back.
     """
 
-    kind: Literal["item_knn"] = "item_knn"
+    kind: str = "item_knn"
     neighbours: int = Field(default=100, ge=1)
     shrinkage: float = Field(default=10.0, ge=0)
 
 
+@recommender(ItemKnnConfig)
 class ItemKnn(GramRecommender):
     """Cosine neighbours from a sum of outer products."""
 
-    kind: ClassVar[str] = "item_knn"
+    config: ItemKnnConfig
+    small: ClassVar[Mapping[str, Any]] = {"neighbours": 6}
 
     def __init__(self, config: ItemKnnConfig) -> None:
         super().__init__(config)
@@ -58,8 +64,9 @@ class ItemKnn(GramRecommender):
         }
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
-        neighbour, similarity = shared["neighbour"], shared["similarity"]
-        n_items, k = neighbour.shape
-        pointers = np.arange(n_items + 1) * k
-        edges = csr_array((similarity.reshape(-1), neighbour.reshape(-1), pointers), shape=(n_items, n_items))
-        return np.asarray((self.asked(batch, n_items) @ edges.T).toarray(), dtype=np.float32)
+        edges = neighbour_matrix(shared["neighbour"], shared["similarity"])
+        return np.asarray((self.asked(batch, len(shared["neighbour"])) @ edges.T).toarray(), dtype=np.float32)
+
+    def serving(self, shared: State) -> ItemItem:  # noqa: D102
+        weights = neighbour_weights(shared["neighbour"], shared["similarity"])
+        return ItemItem(weights, self.config.scoring_half_life)

@@ -7,15 +7,17 @@ keeps the scaling gentle.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from fedrec.core.contributions import distinct, newest
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
+from fedrec.ranking.popular import Popular
+from fedrec.recommenders.registry import recommender
 
 
 class PopularityConfig(RecommenderConfig):
@@ -25,14 +27,15 @@ class PopularityConfig(RecommenderConfig):
         max_items: how many of a user's newest items count; None: all.
     """
 
-    kind: Literal["popularity"] = "popularity"
+    kind: str = "popularity"
     max_items: int | None = Field(default=None, ge=1)
 
 
+@recommender(PopularityConfig)
 class Popularity(Recommender):
     """Scores every item by how many users have it (among their newest items)."""
 
-    kind: ClassVar[str] = "popularity"
+    config: PopularityConfig
     fixed_rounds: ClassVar[int | None] = 1
 
     def __init__(self, config: PopularityConfig) -> None:
@@ -41,14 +44,11 @@ class Popularity(Recommender):
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout({"count": BlockSpec((n_items,))})
 
-    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
-        return {}
-
     def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
         return np.zeros(0, dtype=np.int64)
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         own = newest(distinct(batch), self.config.max_items)
         return Updates({"count": Rows(own.indptr, own.item, np.ones(len(own.item)))}, len(batch)), {}
@@ -56,14 +56,8 @@ class Popularity(Recommender):
     def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
         return {"count": total.blocks["count"].astype(np.float32)}, server
 
-    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
-        return {}
-
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return np.broadcast_to(shared["count"], (len(batch), len(shared["count"]))).astype(np.float32)
 
-    def fit(  # noqa: D102
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        own = newest(distinct(train.batch(np.arange(train.n_users))), self.config.max_items)
-        return {"count": np.bincount(own.item, minlength=train.n_items).astype(np.float32)}, {}
+    def serving(self, shared: State) -> Popular:  # noqa: D102
+        return Popular(shared["count"])

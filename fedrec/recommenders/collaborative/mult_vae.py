@@ -10,8 +10,9 @@ Letters: K users, L items of the longest history, I items, h width of the hidden
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +25,9 @@ from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.dropout import dropout_masks
 from fedrec.neural.recommender import NeuralConfig, NeuralRecommender, Parameter
 from fedrec.neural.windows import Windows, windows_of
+from fedrec.ranking.network import Network
+from fedrec.ranking.tables import FloatTable
+from fedrec.recommenders.registry import recommender
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +50,7 @@ class MultVaeConfig(NeuralConfig):
         max_history: the latest items that are read and learned from.
     """
 
-    kind: Literal["mult_vae"] = "mult_vae"
+    kind: str = "mult_vae"
     hidden_size: int = Field(default=100, ge=1)
     embedding_size: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -56,11 +60,17 @@ class MultVaeConfig(NeuralConfig):
     max_history: int = Field(default=1000, ge=1)
 
 
+@recommender(MultVaeConfig)
 class MultVae(NeuralRecommender):
     """Encoder and decoder over the catalogue."""
 
-    kind: ClassVar[str] = "mult_vae"
+    config: MultVaeConfig
     sorts_by_length: ClassVar[bool] = True
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "hidden_size": 8,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: MultVaeConfig) -> None:
         super().__init__(config)
@@ -92,6 +102,16 @@ class MultVae(NeuralRecommender):
             params, torch.from_numpy(own.item), torch.from_numpy(own.real.astype(np.float32))
         )
         return self.scores(params, mean)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        weights = {
+            name: values
+            for name, values in shared.items()
+            if name.split("/")[0] in ("read_bias", "latent", "back")
+        }
+        read, write = FloatTable(shared["read"]), FloatTable(shared["write"])
+        settings = {"max_length": self.config.max_history}
+        return Network("mult_vae", settings, weights, write, shared["item_bias"], read)
 
     def latent(self, params: Params, item: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """[K, d] mean and log variance of histories [K, L] whose items count `weight` [K, L]."""

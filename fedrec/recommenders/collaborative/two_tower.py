@@ -11,18 +11,23 @@ Letters: K users, L positions, S rows, F width of the public features, d embeddi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import causal, layer_norm, linear, linear_parameters, norm_parameters
-from fedrec.neural.item_features import required_features, row_features
+from fedrec.neural.item_features import FEATURES, required_features, row_features
 from fedrec.neural.projected import Projected
 from fedrec.neural.recommender import Parameter
 from fedrec.neural.sequence import SequenceConfig, SequenceRecommender
+from fedrec.ranking.network import Network
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import sequence_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,21 +43,32 @@ class TwoTowerConfig(SequenceConfig):
         hidden_size: width of the user tower's hidden layer.
     """
 
-    kind: Literal["two_tower"] = "two_tower"
+    kind: str = "two_tower"
     features: int = Field(default=0, ge=0)
     hidden_size: int = Field(default=64, ge=1)
 
 
+@recommender(TwoTowerConfig)
 class TwoTower(SequenceRecommender):
     """A history tower and an item tower."""
 
-    kind: ClassVar[str] = "two_tower"
+    config: TwoTowerConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+        "features": 5,
+    }
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__(config)
         self.config = config
         self.dropout_masks = 2
         self.mask_width = max(config.embedding_size, config.hidden_size)
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return replace(super().needs, features=self.config.features)
 
     def encoder_parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self.config
@@ -99,6 +115,12 @@ class TwoTower(SequenceRecommender):
         if self.config.features:
             params = self.item_tower(params, row_features(shared, None, len(batch)))
         return super().user_scores(params, shared, batch)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        items = shared["item_table"]
+        if self.config.features:
+            items = items + shared[FEATURES] @ shared["features"]
+        return sequence_network(self, shared, "two_tower", {}, items=items, without=("features",))
 
     @staticmethod
     def item_tower(params: Params, vectors: Tensor) -> Params:

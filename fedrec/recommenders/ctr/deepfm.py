@@ -17,14 +17,15 @@ d embedding size, P fields of a user, Q of an item.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from fedrec.core.contributions import distinct
 from fedrec.core.interactions import FloatArray, IntArray, UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.context_features import ACTIVITY, Past, activity, day, grid, hour
@@ -32,6 +33,7 @@ from fedrec.neural.item_features import required_features, row_features
 from fedrec.neural.recommender import NeuralConfig, NeuralRecommender, Parameter
 from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.neural.views import build_views
+from fedrec.recommenders.registry import recommender
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +58,7 @@ class DeepFmConfig(NeuralConfig):
         init_scale: standard deviation of the initial vectors' norms.
     """
 
-    kind: Literal["deepfm"] = "deepfm"
+    kind: str = "deepfm"
     embedding_size: int = Field(default=16, ge=1)
     layers: tuple[PositiveInt, ...] = (64, 32)
     target: Literal["click", "rating"] = "click"
@@ -75,16 +77,28 @@ class DeepFmConfig(NeuralConfig):
         return self
 
 
+@recommender(DeepFmConfig)
 class DeepFm(NeuralRecommender):
     """Factorisation machine and network over fields."""
 
-    kind: ClassVar[str] = "deepfm"
+    config: DeepFmConfig
     sorts_by_length: ClassVar[bool] = True
     chunk_entries: ClassVar[int] = 600
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 4,
+        "layers": (6,),
+        "features": 5,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: DeepFmConfig) -> None:
         super().__init__(config)
         self.config = config
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        c = self.config
+        return DataNeeds(c.rating_range if c.target == "rating" else None, c.context, c.features)
 
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self.config

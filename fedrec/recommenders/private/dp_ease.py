@@ -9,16 +9,22 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
-from fedrec.recommenders.private.private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.ranking.tables import FloatTable
+from fedrec.ranking.weights import DenseWeights
+from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.recommenders.registry import recommender
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpEaseConfig(PrivateGramConfig):
@@ -28,14 +34,16 @@ class DpEaseConfig(PrivateGramConfig):
         reg: λ, added to the diagonal of the denoised Gram matrix.
     """
 
-    kind: Literal["dp_ease"] = "dp_ease"
+    kind: str = "dp_ease"
     reg: float = Field(default=50.0, gt=0)
 
 
+@recommender(DpEaseConfig)
 class DpEase(PrivateGram):
     """Closed-form item-item weights from two noisy sums."""
 
-    kind: ClassVar[str] = "dp_ease"
+    config: DpEaseConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12}
 
     def __init__(self, config: DpEaseConfig) -> None:
         super().__init__(config)
@@ -53,3 +61,6 @@ class DpEase(PrivateGram):
 
     def relevance(self, shared: State, asked: csr_array) -> NDArray[np.floating]:  # noqa: D102
         return np.asarray(asked @ shared["weights"])
+
+    def serving_weights(self, shared: State) -> DenseWeights:  # noqa: D102
+        return DenseWeights(FloatTable(shared["weights"]))

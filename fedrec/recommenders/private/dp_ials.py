@@ -17,7 +17,8 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,17 @@ from pydantic import Field, model_validator
 
 from fedrec.core.contributions import UNIT, distinct, equal_weights, newest, restrict, selected_state, spread
 from fedrec.core.errors import ConfigError
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, key, normal, user_keys
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import BlockSpec, Dense, Layout, RowGram, Rows, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import recency
+from fedrec.ranking.factors import Factors
+from fedrec.ranking.folding import Ridge
+from fedrec.ranking.popular import Selected
+from fedrec.ranking.tables import FloatTable
+from fedrec.recommenders.profiles import recency
+from fedrec.recommenders.registry import recommender
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +63,7 @@ class DpIalsConfig(RecommenderConfig):
         scoring_half_life: recency when a user vector is solved to recommend, in interactions; None: none.
     """
 
-    kind: Literal["dp_ials"] = "dp_ials"
+    kind: str = "dp_ials"
     embedding_size: int = Field(default=16, ge=1)
     top_items: int = Field(default=600, ge=2)
     histogram_items: int = Field(default=50, ge=1)
@@ -84,12 +90,14 @@ class DpIalsConfig(RecommenderConfig):
         return self
 
 
+@recommender(DpIalsConfig)
 class DpIals(Recommender):
     """Alternating least squares whose sums are bounded per user and solved with knowledge of their noise."""
 
-    kind: ClassVar[str] = "dp_ials"
+    config: DpIalsConfig
     round_is_sweep: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 4096
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12, "embedding_size": 4}
 
     def __init__(self, config: DpIalsConfig) -> None:
         self.config = config
@@ -124,11 +132,8 @@ class DpIals(Recommender):
         table = normal(user_keys(key(seed, Purpose.INIT_SHARED), np.arange(k)), d) / np.sqrt(d)
         return {"item_table": table.astype(np.float32)}
 
-    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
-        return np.arange(n_items)
-
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self.config.histogram_items)
@@ -208,16 +213,10 @@ class DpIals(Recommender):
         scores[~users.any(axis=1)] = np.arange(scores.shape[1], 0, -1)
         return spread(scores, shared["count"], shared["selected"])
 
-    def fit(  # noqa: D102
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
-        for number in range(1, rounds + 1):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
-            blocks = self.layout(train.n_items, number).zeros()
-            updates.add_into(blocks, np.ones(len(batch)))
-            shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))
-        return shared, {}
+    def serving(self, shared: State) -> Selected:  # noqa: D102
+        c = self.config
+        ridge = Ridge(c.unobserved_weight, c.user_reg, 1.0, c.scoring_half_life, weighted_count=True)
+        return Selected(Factors(FloatTable(shared["item_table"]), ridge), shared["selected"], shared["count"])
 
 
 def semidefinite(matrices: NDArray[np.floating]) -> Floats:

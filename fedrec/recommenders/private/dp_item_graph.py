@@ -10,28 +10,36 @@ Out of scope: what adds the noise and what it guarantees (`fedrec.privacy`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fedrec.core.threads import one_blas_thread
 from fedrec.core.updates import State
+from fedrec.ranking.graph import GraphWeights
 from fedrec.recommenders.closed_form.item_graph import GraphConfig, adjacency, graph_scores, graph_state
-from fedrec.recommenders.private.private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.recommenders.private._private_gram import Floats, PrivateGram, PrivateGramConfig, denoised
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import graph_weights
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class DpItemGraphConfig(PrivateGramConfig, GraphConfig):
     """Configuration of the private graph; see `PrivateGramConfig` for the sums, `GraphConfig` for the graph."""
 
-    kind: Literal["dp_item_graph"] = "dp_item_graph"
+    kind: str = "dp_item_graph"
 
 
+@recommender(DpItemGraphConfig)
 class DpItemGraph(PrivateGram):
     """Propagation on an item-item graph from two noisy sums."""
 
-    kind: ClassVar[str] = "dp_item_graph"
+    config: DpItemGraphConfig
+    small: ClassVar[Mapping[str, Any]] = {"top_items": 12, "neighbours": 4, "embedding_size": 4}
 
     def __init__(self, config: DpItemGraphConfig) -> None:
         super().__init__(config)
@@ -46,3 +54,6 @@ class DpItemGraph(PrivateGram):
 
     def relevance(self, shared: State, asked: csr_array) -> NDArray[np.floating]:  # noqa: D102
         return graph_scores(shared, asked)
+
+    def serving_weights(self, shared: State) -> GraphWeights:  # noqa: D102
+        return graph_weights(shared)

@@ -10,7 +10,8 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +30,9 @@ from fedrec.neural.attention import (
 from fedrec.neural.recommender import Parameter
 from fedrec.neural.sequence import AttentionConfig, SequenceRecommender
 from fedrec.neural.windows import Lesson, Windows
+from fedrec.ranking.network import Network
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import sequence_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +49,21 @@ class Bert4RecConfig(AttentionConfig):
             the rounds, since that is what recommending asks for.
     """
 
-    kind: Literal["bert4rec"] = "bert4rec"
+    kind: str = "bert4rec"
     blocks: int = Field(default=2, ge=1)
     hidden_share: float = Field(default=0.3, gt=0, lt=1)
 
 
+@recommender(Bert4RecConfig)
 class Bert4Rec(SequenceRecommender):
     """Bidirectional self-attention."""
 
-    kind: ClassVar[str] = "bert4rec"
+    config: Bert4RecConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
@@ -105,3 +115,7 @@ class Bert4Rec(SequenceRecommender):
         last = self.hidden(params, x, review, real, None)[:, -1]
         table, bias = params["item_table"].transpose(1, 2), params["item_bias"].unsqueeze(1)
         return torch.baddbmm(bias, last.unsqueeze(1), table).squeeze(1)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        settings = {"blocks": self.config.blocks, "heads": self.config.heads}
+        return sequence_network(self, shared, "bert4rec", settings)

@@ -9,13 +9,18 @@ Letters: K users, L positions, d embedding size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from fedrec.core.updates import State
 from fedrec.neural.attention import linear, linear_parameters
 from fedrec.neural.recommender import Parameter
 from fedrec.neural.sequence import SequenceConfig, SequenceRecommender
+from fedrec.ranking.network import Network
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import sequence_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +35,21 @@ class Gru4RecConfig(SequenceConfig):
         layers: recurrent layers.
     """
 
-    kind: Literal["gru4rec"] = "gru4rec"
+    kind: str = "gru4rec"
     layers: int = Field(default=1, ge=1)
     init_scale: float = Field(default=0.1, gt=0)
 
 
+@recommender(Gru4RecConfig)
 class Gru4Rec(SequenceRecommender):
     """Gated recurrent units."""
 
-    kind: ClassVar[str] = "gru4rec"
+    config: Gru4RecConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: Gru4RecConfig) -> None:
         super().__init__(config)
@@ -59,6 +70,9 @@ class Gru4Rec(SequenceRecommender):
                 x = x * masks[layer]
             x = _gru(params, f"gru{layer}", x, real)
         return linear(params, "out", x if masks is None else x * masks[-1])
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        return sequence_network(self, shared, "gru4rec", {"layers": self.config.layers})
 
 
 def _gru(params: Params, name: str, x: Tensor, real: Tensor) -> Tensor:

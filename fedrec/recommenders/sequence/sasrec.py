@@ -10,12 +10,17 @@ Letters: K users, L positions, d embedding size, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from fedrec.core.updates import State
 from fedrec.neural.recommender import Parameter
 from fedrec.neural.sequence import AttentionConfig, SequenceRecommender
+from fedrec.ranking.network import Network
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import sequence_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +35,20 @@ class SasRecConfig(AttentionConfig):
         blocks: of attention and feed-forward layer.
     """
 
-    kind: Literal["sasrec"] = "sasrec"
+    kind: str = "sasrec"
     blocks: int = Field(default=2, ge=1)
 
 
+@recommender(SasRecConfig)
 class SasRec(SequenceRecommender):
     """Causal self-attention."""
 
-    kind: ClassVar[str] = "sasrec"
+    config: SasRecConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+    }
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__(config)
@@ -65,3 +76,7 @@ class SasRec(SequenceRecommender):
             own = None if masks is None else masks[1 + 2 * block : 3 + 2 * block]
             x = attention_block(params, f"block{block}", x, allowed, self.config.heads, own)
         return layer_norm(params, "last", x)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        settings = {"blocks": self.config.blocks, "heads": self.config.heads}
+        return sequence_network(self, shared, "sasrec", settings)

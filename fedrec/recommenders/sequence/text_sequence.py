@@ -11,14 +11,16 @@ Letters: K users, L positions, S rows, F width of the public vectors, d embeddin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State
 from fedrec.neural.attention import (
     attention_block,
@@ -27,11 +29,14 @@ from fedrec.neural.attention import (
     layer_norm,
     norm_parameters,
 )
-from fedrec.neural.item_features import required_features, row_features
+from fedrec.neural.item_features import FEATURES, required_features, row_features
 from fedrec.neural.lstm import lstm, lstm_parameters
 from fedrec.neural.projected import Projected
 from fedrec.neural.recommender import Parameter
 from fedrec.neural.sequence import AttentionConfig, SequenceRecommender
+from fedrec.ranking.network import Network
+from fedrec.recommenders.registry import recommender
+from fedrec.recommenders.serving_forms import sequence_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,22 +55,34 @@ class TextSequenceConfig(AttentionConfig):
         head: what reads the history's vectors.
     """
 
-    kind: Literal["text_sequence"] = "text_sequence"
+    kind: str = "text_sequence"
     features: int = Field(ge=1)
     rank: int = Field(default=16, ge=1)
     head: Literal["attention", "lstm"] = "attention"
     loss: Literal["full", "sampled"] = "sampled"
 
 
+@recommender(TextSequenceConfig)
 class TextSequence(SequenceRecommender):
     """Attention or an LSTM over text vectors."""
 
-    kind: ClassVar[str] = "text_sequence"
+    config: TextSequenceConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "embedding_size": 8,
+        "max_length": 7,
+        "server": {"name": "sgd", "learning_rate": 1.0},
+        "features": 5,
+        "rank": 2,
+    }
 
     def __init__(self, config: TextSequenceConfig) -> None:
         super().__init__(config)
         self.config = config
         self.dropout_masks = 3
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return replace(super().needs, features=self.config.features)
 
     def item_parameters(self) -> dict[str, Parameter]:  # noqa: D102
         c = self.config
@@ -111,6 +128,12 @@ class TextSequence(SequenceRecommender):
     def user_scores(self, params: Params, shared: State, batch: UserBatch) -> Tensor:  # noqa: D102
         vectors = row_features(shared, None, len(batch))
         return super().user_scores(self.project(params, vectors, shared[PROJECTION]), shared, batch)
+
+    def serving(self, shared: State) -> Network:  # noqa: D102
+        adapted = shared[PROJECTION] + shared["adapter/a"] @ shared["adapter/b"]
+        items = shared[FEATURES] @ adapted * np.exp(shared["temperature"])
+        settings = {"heads": self.config.heads}
+        return sequence_network(self, shared, f"text_{self.config.head}", settings, items=items)
 
     def project(self, params: Params, vectors: Tensor, projection: NDArray[np.float32]) -> Params:
         """The parameters with `item_table` [K, S, d] made of the rows' vectors [K, S, F], and no biases."""

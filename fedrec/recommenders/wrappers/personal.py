@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores
 from fedrec.core.updates import State, Updates, UpdateSum
 from fedrec.neural.device_optimizer import DeviceOptimizer
 from fedrec.neural.head import head_parameters
@@ -35,6 +35,7 @@ from fedrec.neural.recommender import NeuralRecommender, Parameter
 from fedrec.neural.sequence import SequenceRecommender
 from fedrec.neural.support_query import halved
 from fedrec.neural.wrapper_settings import Personal
+from fedrec.recommenders.registry import WRAPPERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fedrec.neural.batched import Params, Touched, Work
 
 
+@WRAPPERS.register("personal")
 class Personalised(NeuralRecommender):
     """Another model with a personal part.
 
@@ -71,6 +73,10 @@ class Personalised(NeuralRecommender):
 
     # The model -----------------------------------------------------------------------------------------
 
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return self._base.needs
+
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102
         return self._parameters
 
@@ -95,16 +101,16 @@ class Personalised(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         match self._personal.level:
             case "fedper":
-                return super().compute_updates(shared, local, batch, key)
+                return super().compute_updates(shared, local, batch, key, n_items)
             case "mixed":
-                return self._base.compute_updates(shared, {}, batch, key)
+                return self._base.compute_updates(shared, {}, batch, key, n_items)
         from fedrec.neural.batched import train_batched
 
-        work, touched = self.work(batch, key, self.n_items(shared), shared)
+        work, touched = self.work(batch, key, n_items, shared)
         first = second = work
         if self._personal.level == "fedrecon":
             local = self._untrained(batch.user, key.seed)
@@ -125,7 +131,7 @@ class Personalised(NeuralRecommender):
         total = UpdateSum(self.layout(self.n_items(shared)).zeros(), users=len(batch))
         for where, piece in batch.chunks(self.chunk_entries, self.chunk_users):
             own = {name: values[rows[where]] for name, values in local.items()}
-            updates, after = self.compute_updates(shared, own, piece, key)
+            updates, after = self.compute_updates(shared, own, piece, key, self.n_items(shared))
             updates.add_into(total.blocks, np.ones(len(piece)))
             for name, values in after.items():
                 local[name][rows[where]] = values
@@ -150,6 +156,9 @@ class Personalised(NeuralRecommender):
             case "fedrecon":
                 local = self._reconstruct(shared, batch)
         return super().score(shared, local, batch)
+
+    def serving_refusal(self) -> str | None:  # noqa: D102
+        return "a model with a personal part cannot serve on a device yet: train it without one"
 
     def _reconstruct(self, shared: State, batch: UserBatch) -> State:
         """The personal part of a history alone."""

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import Interactions, UserBatch
-from fedrec.core.recommender import RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, RoundSeed, Scores, Sending, ServingForm
 from fedrec.core.updates import Dense, State, Updates, UpdateSum
 from fedrec.neural.recommender import NeuralRecommender, Parameter
 from fedrec.neural.wrapper_settings import Scaffold
+from fedrec.recommenders.registry import WRAPPERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 COMMON, OWN = "control/", "own_control/"
 
 
+@WRAPPERS.register("scaffold")
 class Scaffolded(NeuralRecommender):
     """Another model whose local steps are corrected.
 
@@ -72,6 +74,36 @@ class Scaffolded(NeuralRecommender):
                 "a loss over the whole catalogue (loss = 'full')"
             )
 
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return self._base.needs
+
+    def conflicts(self, sending: Sending) -> list[str]:  # noqa: D102
+        found, size = super().conflicts(sending), self.layout(self._settings.items).size
+        if sending.limit is not None and size > sending.limit:
+            found.append(
+                f"model.scaffold sends {size:,} values and {sending.limit:,} are sent in a round: what is left out "
+                "would be lost to the control variates; take a smaller model, or raise federation.shard_parameters"
+            )
+        if sending.partly:
+            found.append(
+                "federation.compression.rank and rows leave parts out, which would be lost to the control variates "
+                "of model.scaffold: drop one of them"
+            )
+        return found
+
+    def size_conflicts(self, n_users: int, n_items: int) -> list[str]:  # noqa: D102
+        found = []
+        if n_items != self._settings.items:
+            found.append(
+                f"model.scaffold.items is {self._settings.items}, the catalogue has {n_items}: set it to that"
+            )
+        if n_users != self._settings.users:
+            found.append(
+                f"model.scaffold.users is {self._settings.users}, the data have {n_users} users: set it to that"
+            )
+        return found
+
     # The model -----------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, Parameter]:  # noqa: D102
@@ -105,13 +137,13 @@ class Scaffolded(NeuralRecommender):
     # Learning ------------------------------------------------------------------------------------------
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         import torch
 
         from fedrec.neural.batched import train_batched
 
-        work, _ = self.work(batch, key, self.n_items(shared), shared)
+        work, _ = self.work(batch, key, n_items, shared)
         tables, dense = self._base.split(shared)
         pull = {name: shared[COMMON + name] - local[OWN + name] for name in self._learned_names}
         rule, own = self.device.at(key.round), self._base_local(local)
@@ -151,6 +183,12 @@ class Scaffolded(NeuralRecommender):
 
     def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
         return self._base.score(shared, self._base_local(local), batch)
+
+    def serving_refusal(self) -> str | None:  # noqa: D102
+        return self._base.serving_refusal()
+
+    def serving(self, shared: State) -> ServingForm:  # noqa: D102
+        return self._base.serving({n: values for n, values in shared.items() if not n.startswith(COMMON)})
 
     @staticmethod
     def _base_local(local: State) -> State:

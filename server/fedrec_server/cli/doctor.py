@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from fedrec.core.errors import EnvironmentProblem
 from fedrec_server.cli.answer import Answer, notice
-from fedrec_simulations.cli.options import JsonFlag
+from fedrec_server.cli.options import JsonFlag
 from fedrec_server.operations.checks import Check, run_checks
 from fedrec_server.operations.folder_checks import check_folders
 

@@ -73,7 +73,7 @@ class _Deferred(TyperCommand):
 
 class _LazyGroup(TyperGroup):
     def __init__(self, name: str, group: Group) -> None:
-        commands = {
+        commands: dict[str, click.Command] = {
             word: _LazyGroup(word, entry) if isinstance(entry, Group) else _Deferred(word, entry)
             for word, entry in group.commands.items()
         }

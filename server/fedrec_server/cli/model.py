@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -14,14 +14,13 @@ from fedrec.core.errors import RegistryError, RunError, UpdateRejected
 from fedrec.wire.layout import DELEGATED, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fedrec.wire.manifest import Manifest
 from fedrec_server.cli.answer import Answer, notice, table
-from fedrec_simulations.cli.options import JsonFlag, RunArgument
+from fedrec_server.cli.options import JsonFlag, Keys, Models, Population, RunArgument
+from fedrec_server.operations.key_folder import KeyFolder
+from fedrec_server.operations.run_artifacts import RunArtifacts
+from fedrec_server.registry import Registry, write_bundle
 
-if TYPE_CHECKING:
 ROLES = (ROOT, TARGETS, *DELEGATED, SNAPSHOT, TIMESTAMP)
 
-Models = Annotated[Path, typer.Option("--registry", help="Folder of the registry.")]
-Population = Annotated[str, typer.Option("--population", help="Whose models.", show_default=False)]
-Keys = Annotated[Path, typer.Option("--keys", help="Folder of all keys.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", show_default=False)]
 HERE, KEYS = Path("models"), Path("keys")
 
@@ -37,12 +36,9 @@ def publish(
 ) -> Answer:
     """Sign the model of a finished run under the next version; no device uses it before it is promoted."""
     from fedrec.wire.package import Terms
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.experiments.run_folder import RunFolder
-    from fedrec_server.operations.key_folder import KeyFolder
     from fedrec_server.operations.publishing import files_of_run
 
-    files, summary = files_of_run(RunFolder.open(run), int8=int8)
+    files, summary = files_of_run(RunArtifacts.open(run), int8=int8)
     terms = Terms(0, int(time.time()), min_client, summary)
     made = Registry(registry, population).publish(files, terms, KeyFolder(keys, population).online())
     hint = f"promote it with: fedrec-server model promote {made.version} --population {population}"

@@ -27,25 +27,26 @@ from fedrec.privacy.statement import StatementFacts, statement, write_statement
 from fedrec.ranking.model import ServingModel
 from fedrec.recommenders.registry import build
 from fedrec.recommenders.serving import check_serves
+from fedrec.rounds.agreement import config_hash
 from fedrec.secagg.roster import Member
 from fedrec.secagg.terms import SecaggTerms
 from fedrec.wire.bundle import BUNDLE
 from fedrec.wire.manifest import Manifest
 from fedrec.wire.package import Package, Terms, pack_model
 from fedrec.wire.signing import OnlineKeys
-from fedrec_client.node.node_terms import config_hash
 from fedrec_server.federation.federation import Federation
+from fedrec_server.federation.launch import Launch
+from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_server.operations.campaign_book import DONE, CampaignBook, Enrolled
+from fedrec_server.operations.enrolment import schedule_of, secagg_terms
+from fedrec_server.operations.ledger_facts import ledger_facts
+from fedrec_server.operations.privacy_terms import terms_of
+from fedrec_server.operations.publishing import served, statement_of, summary
+from fedrec_server.operations.run_artifacts import HELD_DATA, environment
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import TaskSpecification
 from fedrec_server.registry import Registry
 from fedrec_server.rounds.task import Task
-from fedrec_server.federation.run_files import app_folder, read_outcome
-from fedrec_simulations.experiments.config import Config
-from fedrec_server.operations.enrolment import schedule_of, secagg_terms
-from fedrec_server.operations.privacy_terms import terms_of
-from fedrec_simulations.experiments.run_folder import environment
-from fedrec_simulations.experiments.sections import NoPrivacy
-from fedrec_server.operations.publishing import served, statement_of, summary
-from fedrec_simulations.report.privacy_facts import ledger_facts
 
 Event = dict[str, Any]
 Finish = Callable[[ServingModel, Package], ServingModel]
@@ -72,7 +73,7 @@ class Campaign:
     id: str
     book: CampaignBook
     registry: Registry
-    config: Config
+    config: TaskSpecification
     keys: OnlineKeys
     finish: Finish = lambda trained, champion: trained
     stop: Callable[[], bool] = lambda: False
@@ -83,7 +84,7 @@ class Campaign:
         cls,
         book: CampaignBook,
         registry: Registry,
-        config: Config,
+        config: TaskSpecification,
         keys: OnlineKeys,
         max_devices: int = 64,
         *,
@@ -101,16 +102,14 @@ class Campaign:
                 f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because no one "
                 "should see a device's own update"
             )
-        if config.evaluation.held_data:
-            raise ConfigError(
-                "evaluation.held_data is true: a campaign's data is on users's devices; drop it"
-            )
+        if getattr(config.evaluation, HELD_DATA, False):
+            raise ConfigError("evaluation.held_data is true: a campaign's data is on users' devices; drop it")
         if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
             raise ConfigError(
                 f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be evaluated; leave "
                 "it out"
             )
-        check_serves(config.model)
+        check_serves(build(config.model))
         read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]
         if read:
             raise ConfigError(
@@ -186,7 +185,7 @@ class Campaign:
         with self._ended_by_errors():
             devices = self.book.close(self.id)
             task, run = self._task(devices)
-            watch = self._watch(task, devices, on_step)
+            watch = self._watch(task, devices, Launch(run / "coordinator"), on_step)
             federation = Federation.admit(
                 self.folder / "federation",
                 [d.node_key for d in devices],
@@ -211,7 +210,7 @@ class Campaign:
             return made
 
     def _watch(
-        self, task: Task, devices: list[Enrolled], on_step: Callable[[str], None]
+        self, task: Task, devices: list[Enrolled], launch: Launch, on_step: Callable[[str], None]
     ) -> Callable[[], bool]:
         """Asked while devices train; raises RegistryError when no sum can be opened any more, and tells who left."""
         terms, told, few_since = task.aggregation, 0, float("inf")
@@ -224,6 +223,7 @@ class Campaign:
             stay = [device for device in devices if device.identity not in gone]
             if len(gone) != told:
                 told = len(gone)
+                launch.note_left([str(k) for k, device in enumerate(devices) if device not in stay])
                 on_step(f"{told} of {len(devices)} devices have left")
             enough = len(stay) >= terms.min_nodes and sum(device.users for device in stay) >= terms.min_users
             few_since = float("inf") if enough else min(few_since, time.monotonic())

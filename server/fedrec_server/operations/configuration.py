@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fedrec.core.errors import ConfigError
-from fedrec.recommenders.registry import KINDS
+from fedrec.core.registry import OWN_CONFIGURATION
+from fedrec.recommenders.registry import RECOMMENDERS
 
 M = TypeVar("M", bound=BaseModel)
+#: Errors of a model's kind, whose messages say everything.
+KIND_PROBLEMS = ("missing_kind", "unknown_kind", "refused_kind")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -53,9 +56,9 @@ def parse(
     for override in overrides:
         _override(values, override)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=OWN_CONFIGURATION)
     except ValidationError as error:
-        problems = "; ".join(_problem(kind, item) for item in error.errors())
+        problems = "; ".join(_problem(kind, item, values) for item in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
 
 
@@ -79,14 +82,16 @@ def _override(values: dict[str, Any], text: str) -> None:
         target[key] = value
 
 
-def _problem(kind: type[BaseModel], item: Any) -> str:
+def _problem(kind: type[BaseModel], item: Any, values: dict[str, Any]) -> str:
     """One validation error as text: where, what was given, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in (*KINDS, "none", "private")]
+    where = [str(part) for part in item["loc"] if part not in ("none", "private")]
     place = ".".join(where) or "top level"
     if item["type"] == "extra_forbidden":
-        known = _keys_near(kind, where[:-1])
+        known = _keys_near(kind, where[:-1], values)
         near = difflib.get_close_matches(where[-1], known, n=1)
         return f"unknown key {place}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if item["type"] in KIND_PROBLEMS:
+        return str(item["msg"]) if item["type"] == "unknown_kind" else f"{place}: {item['msg']}"
     if item["type"] == "missing":
         hint = {
             "privacy": " (nothing is assumed: set privacy.unit, 'none' switches differential privacy off)",
@@ -99,12 +104,17 @@ def _problem(kind: type[BaseModel], item: Any) -> str:
     return f"{place} = {given[:80]}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def _keys_near(kind: type[BaseModel], sections: list[str]) -> list[str]:
-    """Keys that are known in a section, over all kinds of models."""
+def _keys_near(kind: type[BaseModel], sections: list[str], values: dict[str, Any]) -> list[str]:
+    """Keys that are known in a section; deeper within a model, those of all kinds."""
+    if sections == ["model"]:
+        return list(RECOMMENDERS.get(values["model"]["kind"], paths=True).config_class.model_fields)
     schema = kind.model_json_schema()
-    names: set[str] = set()
-    if not sections:
-        return list(schema["properties"])
-    for definition in schema["$defs"].values():
-        names |= set(definition.get("properties", {}))
-    return sorted(names)
+    return sorted(set(_keys(schema))) if sections else list(schema["properties"])
+
+
+def _keys(schema: object) -> Iterator[str]:
+    """Names of properties anywhere in a schema."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _keys(part)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import PlainTerms, SealedTerms, SecaggTerms, Terms
-from fedrec.rounds.agreement import guarded_sums
 from fedrec_server.operations.privacy_terms import range_users
 from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification
@@ -62,7 +62,7 @@ def enrol(
     """
     run = privacy.run if privacy else secrets.token_hex(8)
     aggregator = config.privacy.aggregator
-    if aggregator == "plain":
+    if aggregator in ("plain", "simulated"):
         return Enrolment(PlainTerms(insecure=True))
     if aggregator == "sealed":
         private, public = generate_key()
@@ -87,10 +87,10 @@ def schedule_of(
     most = recommender.fixed_rounds or config.federation.rounds
     selects = has_validation and recommender.fixed_rounds is None and privacy is None
     return Schedule(
-        select_rounds=most if selects else 0,
-        final_rounds=most,
+        tuning_rounds=most if selects else 0,
+        refit_rounds=most,
         evaluate_every=config.federation.evaluate_every if selects else 0,
-        final_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
+        refit_evaluation=has_test and (privacy is None or privacy.plan.metrics is not None),
         guarded=guarded_sums(recommender, privacy),
     )
 

@@ -10,7 +10,7 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
-from fedrec.rounds.shards import round_layout
+from fedrec.rounds.build import round_layout
 from fedrec.secagg.encoding import encoding_for
 from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification

@@ -5,10 +5,11 @@ Out of scope: what goes with what in other sections (`specification`), and carry
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedrec.core.errors import ConfigError
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 
@@ -18,17 +19,36 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """A section from values that a caller gave.
+
+        Raises:
+            ConfigError: in one line, all that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = (
+                f"{'.'.join(map(str, item['loc']))} = {str(item['input'])[:80]!r}: {item['msg']}"
+                if item["loc"]
+                else item["msg"]
+                for item in error.errors()
+            )
+            raise ConfigError("; ".join(problems).replace("Value error, ", "")) from error
+
 
 class Aggregation(BaseModel):
     """How sums come about.
 
     Attributes:
         aggregator: "secagg": by secure aggregation, the server sees sums over nodes and nothing else; "sealed":
-            encrypted to the server, which sees every node's reply; "plain": everyone on the way sees it, too.
+            encrypted to the server, which sees every node's reply; "plain": everyone on the way sees it, too;
+            "simulated": by function calls in one process that holds all data, which every other engine refuses.
         insecure: must be true beside "plain", so that no one gets there by accident.
     """
 
-    aggregator: Literal["secagg", "sealed", "plain"] = "secagg"
+    aggregator: Literal["secagg", "sealed", "plain", "simulated"] = "secagg"
     insecure: bool = False
 
     @model_validator(mode="after")

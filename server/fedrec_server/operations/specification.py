@@ -1,7 +1,7 @@
 """What nodes and coordinator need of a configuration: model, rounds, evaluation, privacy, aggregation.
 
-An experiment is this and the data that its researcher holds (`fedrec_simulations`). A campaign is this alone: its data
-are the devices'. Private facts (numbers of users, file contents) are not part of it. Read with neither torch nor
+An experiment is this and the data that its researcher holds (`fedrec_simulations`). A campaign is this alone: its
+data are the devices'. Private facts (numbers of users, file contents) are not part of it. Read with neither torch nor
 numba. Out of scope: carrying it out.
 """
 
@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from fedrec.core.errors import PrivacyRefused
+from fedrec.core.recommender import Sending
 from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.neural.example_gradients import device_model_of
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.aggregation import rule_problems
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_server.operations.configuration import parse, read_toml
@@ -42,7 +44,7 @@ class TaskSpecification(Section):
     """A task before it is known who takes part."""
 
     name: str = "run"
-    model: Annotated[ModelConfig, Field()]
+    model: ModelConfig
     federation: FederationSection = FederationSection()
     secagg: SecaggSection = SecaggSection()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -53,11 +55,7 @@ class TaskSpecification(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        if build(self.model).fixed_rounds is not None and self.federation.sampling_rate < 1.0:
-            raise ValueError(
-                f"federation.sampling_rate is {self.federation.sampling_rate}: model {self.model.kind!r} takes its "
-                "rounds with everyone; set it to 1"
-            )
+        self._model_fits()
         if isinstance(self.privacy, PrivacySection) and self.federation.sampling != "poisson":
             raise ValueError(
                 f"federation.sampling is {self.federation.sampling!r} beside a privacy target: what sampling adds to "
@@ -74,12 +72,25 @@ class TaskSpecification(Section):
             except PrivacyRefused as error:
                 raise ValueError(str(error)) from error
         self._evaluation_fits()
-        self._scaffold_fits()
         if self.federation.compression is not None:
             self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
+        self._rule_fits()
         return self
+
+    def _model_fits(self) -> None:
+        """Raises ValueError where the model states that it cannot be trained in this way."""
+        compression = self.federation.compression
+        sending = Sending(
+            sampling_rate=self.federation.sampling_rate,
+            compressed=compression is not None,
+            partly=compression is not None and (compression.rank is not None or compression.rows is not None),
+            limit=self.node_settings().shard_parameters,
+        )
+        problems = build(self.model).conflicts(sending)
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def _evaluation_fits(self) -> None:
         """Raises ValueError where something cannot be measured."""
@@ -87,43 +98,21 @@ class TaskSpecification(Section):
         if evaluated and not isinstance(build(self.model), Ranker):
             raise ValueError(
                 f"evaluation.probabilities is true and model {self.model.kind!r} gives none: drop it, "
-                "or train 'deepfm'"
+                "or train a ranker"
             )
         if chosen.startswith("answers/") and not evaluated:
             raise ValueError(f"federation.select_metric is {chosen!r}: set evaluation.probabilities = true")
-
-    def _scaffold_fits(self) -> None:
-        """Raises ValueError where control variates would not get all that is sent of them."""
-        scaffold = getattr(self.model, "scaffold", None)
-        if scaffold is None:
-            return
-        made_smaller, limit = self.federation.compression, self.node_settings().shard_parameters
-        size = build(self.model).layout(scaffold.items).size
-        if limit is not None and size > limit:
-            raise ValueError(
-                f"model.scaffold sends {size:,} values and {limit:,} are sent in a round: what is left out would be "
-                "lost to the control variates; take a smaller model, or raise federation.shard_parameters"
-            )
-        if made_smaller is not None and (made_smaller.rank or made_smaller.rows):
-            raise ValueError(
-                "federation.compression.rank and rows leave parts out, which would be lost to the control variates "
-                "of model.scaffold: drop one of them"
-            )
 
     def _compression_fits(self, compression: Compression) -> None:
         """Raises ValueError where an update cannot be made smaller in that way."""
         exact = compression.rows is not None or compression.feedback or compression.bits is not None
         problems = {
-            f"federation.compression is set and model {self.model.kind!r} sends exact sums, not gradients: each of "
-            "them is needed; drop it": not build(self.model).gradient_rounds,
             "federation.compression.bits is set under secure aggregation: what is summed there are integers of one "
             "scale; set secagg.bits = 16 in its place": (
                 compression.bits is not None and self.privacy.aggregator == "secagg"
             ),
             "federation.compression under a privacy target goes with rank alone: noise is added to what is sent; "
             "drop rows, feedback and bits": exact and isinstance(self.privacy, PrivacySection),
-            "federation.compression is set and model 'clustered' has tables of every cluster, which are not made "
-            "smaller: drop it": self.model.kind == "clustered",
             "federation.compression.rows and federation.shard_parameters both leave rows out: drop one of them": (
                 compression.rows is not None and self.federation.shard_parameters is not None
             ),
@@ -158,6 +147,24 @@ class TaskSpecification(Section):
         if any(problems.values()):
             raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
 
+    def _rule_fits(self) -> None:
+        """Raises ValueError where the aggregation rule cannot see replies, or would break a privacy plan."""
+        problems = rule_problems(
+            self.federation.aggregation_rule,
+            hidden=self.privacy.aggregator == "secagg",
+            private=isinstance(self.privacy, PrivacySection),
+            nodes=self.federation.nodes,
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def one_node_suffices(self) -> bool:
+        """Whether an engine in one process may put all users on one node: nothing depends on single nodes."""
+        return (
+            self.privacy.aggregator != "secagg" and not self.federation.aggregation_rule.rule().sees_replies
+        )
+
     def node_settings(self) -> NodeSettings:
         """The part that nodes see."""
         own = {name: getattr(self.federation, name) for name in NodeSettings.model_fields}
@@ -178,13 +185,16 @@ class TaskSpecification(Section):
     def warnings(self) -> list[str]:
         """What every report of a run with this configuration must say."""
         privacy = self.privacy
+        if privacy.aggregator == "simulated" and isinstance(privacy, NoPrivacy):
+            return [
+                f"SIMULATION: one process holds all data; no differential privacy, updates are {self._bound()}."
+            ]
         clean = isinstance(privacy, NoPrivacy) or (privacy.trust == "central" and privacy.unit == "user")
         lines = self._aggregation_warnings("sum" if clean else "noised contribution")
         if isinstance(privacy, NoPrivacy):
-            clip = self.federation.clip_norm
-            bound = f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
             none = (
-                f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {bound} and no noise is added."
+                f"NO DIFFERENTIAL PRIVACY: privacy.unit is 'none'; updates are {self._bound()} and no noise is "
+                "added."
             )
             return [none, *lines]
         if privacy.noise_seed is not None:
@@ -196,7 +206,16 @@ class TaskSpecification(Section):
             )
         return lines
 
+    def _bound(self) -> str:
+        clip = self.federation.clip_norm
+        return f"clipped to an L2 norm of {clip:g}" if clip else "NOT clipped"
+
     def _aggregation_warnings(self, what: str) -> list[str]:
+        if self.privacy.aggregator == "simulated":
+            return [
+                f"SIMULATION: one process holds all data and sees the {what} of every node; epsilon speaks of what "
+                "the run releases."
+            ]
         each = (
             f"the server sees the {what} of every node, which is a single user's where a node hosts one user."
         )

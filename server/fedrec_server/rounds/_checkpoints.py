@@ -12,41 +12,24 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedrec.core.errors import BudgetExhausted, FedrecError, LedgerTampered, RunError
-from fedrec.core.files import atomic_write, read_arrays, write_arrays
+from fedrec.core.files import atomic_write, read_arrays, write_arrays, write_json
 from fedrec.core.updates import State
 from fedrec.privacy.durable import sync_folder
 from fedrec.privacy.private_files import remove_durably, remove_half_written
-from fedrec_server.rounds.private_rounds import PrivateRounds
-from fedrec_server.rounds.task import Progress
+from fedrec_server.rounds.charges import Charges
+from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Standing
 
 Event = dict[str, Any]
 STAGED = "staged.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass
-class Standing:
-    """Where a run stands.
-
-    Attributes:
-        shared: the model, which is broadcast.
-        server: what the server keeps to itself (moments of its optimiser).
-        progress: rounds done.
-    """
-
-    shared: State
-    server: State
-    progress: Progress
-
-    def arrays(self) -> State:
-        """Both states under names of their own."""
-        arrays = {f"shared/{name}": values for name, values in self.shared.items()}
-        return arrays | {f"server/{name}": values for name, values in self.server.items()}
 
 
 class Checkpoints:
@@ -62,13 +45,14 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        private: PrivateRounds | None,
+        private: Charges | None,
         on_event: Callable[[Event], None],
         forget_sum: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = folder / CHECKPOINT
         self._staged = folder / STAGED
         self._records = folder / "rounds.jsonl"
+        self._folder = folder
         self._private = private
         self._on_event = on_event
         self._forget_sum = forget_sum
@@ -88,7 +72,8 @@ class Checkpoints:
             self._keep_records(progress.records - 1)
             self._append(record)
         self._keep_records(progress.records)
-        return Standing(_part(arrays, "shared/"), _part(arrays, "server/"), progress)
+        shared, server, stages = (_part(arrays, name) for name in ("shared/", "server/", "stages/"))
+        return Standing(shared, server, stages, progress)
 
     def save(self, standing: Standing) -> None:
         """Write a checkpoint in the place of the last one."""
@@ -104,13 +89,31 @@ class Checkpoints:
         if checkpoint:
             self.save(standing)
 
+    def features(self) -> NDArray[np.float32] | None:
+        """[I, F] public features of the items; None: the run has none."""
+        path = self._folder / FEATURES_FILE
+        return read_arrays(path)[0]["features"].astype(np.float32) if path.exists() else None
+
+    def keep_model(self, standing: Standing) -> None:
+        """Write the final model."""
+        write_arrays(self._folder / "model.safetensors", standing.shared, {"round": standing.progress.round})
+
+    def keep_result(self, result: Event) -> None:
+        """Write the result of a run that is finished."""
+        write_json(self._folder / "result.json", result)
+
+    def end(self) -> Event:
+        """The result; the key to sealed replies is not needed any more."""
+        remove_durably([self._folder / SEALED_KEY])
+        return dict(json.loads((self._folder / "result.json").read_text()))
+
     def write_record(self, progress: Progress, record: Event) -> None:
         """Write what happened in a round, or in an attempt at one."""
         self._append(record)
         progress.records += 1
         self._on_event(record)
 
-    def _save_charged(self, private: PrivateRounds, standing: Standing, record: Event) -> None:
+    def _save_charged(self, private: Charges, standing: Standing, record: Event) -> None:
         """Stage the new model, charge for it, and only then let anyone see it; the record lies with it."""
         standing.progress.records += 1
         header = asdict(standing.progress) | {"record": record}
@@ -128,7 +131,7 @@ class Checkpoints:
         self._append(record)
         self._on_event(record)
 
-    def _settle(self, private: PrivateRounds) -> None:
+    def _settle(self, private: Charges) -> None:
         """A model that was staged counts if it was charged; otherwise it was never seen, and never will be."""
         if not self._staged.exists():
             return

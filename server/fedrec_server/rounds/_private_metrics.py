@@ -23,14 +23,16 @@ from fedrec.core.messages import Reply, Request
 from fedrec.core.updates import State
 from fedrec.evaluation.sums import TOLERANCE
 from fedrec.privacy.durable import durable_write, sync_folder
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.metrics_release import contribution_name
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.noised_means import NoisedReport, noised_means
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.private_files import remove_durably
 from fedrec_server.rounds._collectors import Question
-from fedrec_server.rounds.private_rounds import Contribution, PrivateRounds
+from fedrec_server.rounds.charges import Charges
+
+Contribution = tuple[NDArray[np.generic], int]
 
 STAGED, SHOWN = "staged-metrics.json", "metrics.json"
 
@@ -43,7 +45,7 @@ class MetricsRound:
         folder: the coordinator's.
     """
 
-    def __init__(self, rounds: PrivateRounds, folder: Path) -> None:
+    def __init__(self, rounds: Charges, folder: Path) -> None:
         self._rounds = rounds
         self._plan = rounds.plan
         self._alone = rounds.plan.metrics_plan()
@@ -140,7 +142,8 @@ class MetricsRound:
             raise ProtocolError(
                 f"evaluation reply is {sent.dtype}{sent.shape}: expected finite {like.dtype}{like.shape}"
             )
-        if self._plan.trust == "central" and (sent.min() < 0 or sent.max() > users * (1.0 + TOLERANCE)):
+        clean = self._mechanism.sends_clean_sums
+        if clean and (sent.min() < 0 or sent.max() > users * (1.0 + TOLERANCE)):
             raise ProtocolError("evaluation reply outside its possible range: the node's sums are discarded")
         return sent, users
 
@@ -151,7 +154,8 @@ def noise_of(alone: PrivacyPlan, users: int) -> float:
     Shares on devices, and full noise on each of them, add up with the users who answered.
     """
     planned = alone.noise_std(1)
-    return planned if alone.trust == "central" else planned * math.sqrt(users / alone.denominator)
+    grows = mechanism_of(alone).noise_per_user
+    return planned * math.sqrt(users / alone.denominator) if grows else planned
 
 
 def _digest(path: Path) -> str:

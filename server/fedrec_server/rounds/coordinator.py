@@ -13,7 +13,6 @@ Out of scope: what carries the messages, and presentation.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,32 +20,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.core.errors import (
     AggregationAborted,
+    ConfigError,
     PrivacyRefused,
     RoundAbandoned,
 )
-from fedrec.core.files import read_arrays, write_arrays, write_json
-from fedrec.core.interactions import IntArray
 from fedrec.core.messages import Exchange, Request
 from fedrec.core.recommender import Recommender
-from fedrec.core.updates import NUMBERS, Layout, State, UpdateSum
+from fedrec.core.stage import VECTOR
+from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
-from fedrec.privacy.private_files import make_private, remove_durably
+from fedrec.privacy.noise import NoiseSource
+from fedrec.privacy.private_files import make_private
 from fedrec.recommenders.registry import build
-from fedrec.rounds.compression import Compression, choose_rows, note_rows
-from fedrec.rounds.shards import keep_outside, round_layout, spell_rows
+from fedrec.rounds.aggregation import rule_problems
+from fedrec.rounds.build import chain_of
+from fedrec.rounds.chain import ServerRound
+from fedrec.rounds.shards import keep_outside
 from fedrec.secagg.sums import label_of
-from fedrec_server.rounds._checkpoints import Checkpoints, Standing
-from fedrec_server.rounds._collectors import Answers, Question
+from fedrec_server.rounds._checkpoints import Checkpoints
+from fedrec_server.rounds._collectors import Answers, Collector, OpenCollector, Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds._private_metrics import MetricsRound
-from fedrec_server.rounds.private_rounds import PrivateRounds
-from fedrec_server.rounds.replies import read_update
-from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Task
+from fedrec_server.rounds.charges import Charges
+from fedrec_server.rounds.storage import MemoryStorage, Storage
+from fedrec_server.rounds.task import Progress, Standing, Task
 
 Event = dict[str, Any]
 
@@ -66,26 +69,35 @@ class Coordinator:
 
     def __init__(
         self,
-        folder: Path,
+        task: Task,
         exchange: Exchange,
+        collector: Collector,
+        storage: Storage,
         *,
+        private: Charges | None = None,
+        metrics: MetricsRound | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
-        integers: bool = False,
     ) -> None:
-        self._folder = folder
+        self.task = task
         self._exchange = exchange
-        self._on_event = on_event
         self._stop = stop
-        self.task = Task.read(folder)
-        make_private(folder)
-        self._recommender: Recommender = build(self.task.model)
-        self._private = PrivateRounds(self.task.privacy, folder) if self.task.privacy else None
-        self._collector = make_collector(self.task, exchange, folder, integers=integers)
-        self._attendance = Attendance(self.task, exchange, on_event)
-        self._checkpoints = Checkpoints(folder, self._private, on_event, self._collector.forget)
+        self._recommender: Recommender = build(task.model)
+        plan = task.privacy.plan if task.privacy else None
+        rule = task.rounds.aggregation_rule
+        if problems := rule_problems(rule, hidden=self._is_hidden, private=plan is not None):
+            raise ConfigError("; ".join(problems))
+        gradient = self._recommender.gradient_rounds
+        self._chain = chain_of(task.settings, plan, gradient=gradient, rule=rule.rule())
+        self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
+        self._private = private
+        self._metrics = metrics
+        self._collector = collector
+        self._attendance = Attendance(task, exchange, on_event)
+        self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
-        self._shared, self._server, self._progress = standing.shared, standing.server, standing.progress
+        self._shared, self._server, self._stages = standing.shared, standing.server, standing.stages
+        self._progress = standing.progress
         self._collector.forget(but=self._next_sums())
 
     def run(self) -> Outcome:
@@ -108,9 +120,7 @@ class Coordinator:
                 self._checkpoint(persist=True)
                 return Outcome(False, self._progress.round, self._shared, {})
         self._collector.forget()
-        remove_durably([self._folder / SEALED_KEY])
-        result = json.loads((self._folder / "result.json").read_text())
-        return Outcome(True, self._progress.round, self._shared, result)
+        return Outcome(True, self._progress.round, self._shared, self._checkpoints.end())
 
     # One round -----------------------------------------------------------------------------------------
 
@@ -118,21 +128,18 @@ class Coordinator:
         progress, started = self._progress, time.perf_counter()
         number = progress.round + 1
         keep = number % self.task.rounds.checkpoint_every == 0 or number == self._last_round()
-        request = Request("train", number, progress.phase, self._shared, {"persist": keep})
-        if self._private is not None and self._private.plan.adaptive is not None:
-            request.meta["clip_norm"] = progress.clip_norm
-        rows = self._rows(number)
-        if rows is not None:
-            request.meta["rows"] = spell_rows(rows, self.task.n_items)
-        layout = self._layout(number, rows)
+        turn = self._turn(number)
+        request = Request("train", number, progress.phase, self._shared, {"persist": keep} | turn.announced)
         record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
         try:
-            answers = self._collector.ask(self._train_question(request, layout), self._attendance.meet())
+            answers = self._collector.ask(_question(request, turn), self._attendance.meet())
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
                 return
-            total, facts = self._sum(answers, layout, number)
+            kept = answers.released
+            summed = turn.combine(answers.values) if kept is None else turn.released(kept)
+            total, stages, facts = turn.finish(summed)
         except AggregationAborted as error:
             record |= {"nodes": 0, "failures": {"sum": str(error)}}
             (self._lose if error.revealed else self._abandon)(record)
@@ -141,10 +148,11 @@ class Coordinator:
             record["failures"] = record["failures"] | {"sum": str(error)}
             (self._lose if self._is_hidden else self._abandon)(record)
             return
+        self._stages = stages
         if total.users:
-            self._apply(total, layout, number, rows)
+            self._apply(total, turn.context.layout)
         progress.round, progress.abandoned = number, 0
-        record |= facts | self._sizes(layout, answers) | {"seconds": time.perf_counter() - started}
+        record |= facts | self._sizes(turn, answers) | {"seconds": time.perf_counter() - started}
         progress.totals["seconds"] += record["seconds"]
         progress.totals["bytes_up"] += record["bytes_up_per_user"]
         progress.totals["bytes_down"] += record["bytes_down_per_user"]
@@ -152,74 +160,17 @@ class Coordinator:
             record["validation"] = self._evaluate_and_record()
         self._checkpoints.save_round(self._standing, record, checkpoint=keep)
 
-    def _rows(self, number: int) -> IntArray | None:
-        """Rows of item tables that are asked for; None: all, or those that the public seed draws."""
-        compression = self.task.settings.compression
-        if compression is None or compression.rows is None:
-            return None
-        return choose_rows(self._server, self.task.n_items, compression.rows, number)
+    def _turn(self, number: int) -> ServerRound:
+        """The chain in a round."""
+        noise = None if self._noise is None else self._noise.derive("round", number)
+        whole = self._recommender.layout(self.task.n_items, number)
+        return ServerRound(self._chain, whole, self.task.n_items, number, self._stages, noise)
 
-    def _layout(self, number: int, rows: IntArray | None) -> Layout:
-        """What nodes send in a round."""
-        whole, gradient = (
-            self._recommender.layout(self.task.n_items, number),
-            self._recommender.gradient_rounds,
-        )
-        return round_layout(
-            whole, self.task.n_items, self.task.settings, number, gradient=gradient, named=rows
-        )
-
-    def _apply(self, total: UpdateSum, layout: Layout, number: int, rows: IntArray | None) -> None:
+    def _apply(self, total: UpdateSum, layout: Layout) -> None:
         """The next model; rows of item tables that were not sent stay as they are."""
         shared, server = self._recommender.apply(self._shared, self._server, total)
-        server = keep_outside(layout, self.task.n_items, self._server, server)
-        if rows is not None:
-            server |= note_rows(self._server, total, self.task.n_items, rows, number)
+        self._server = keep_outside(layout, self.task.n_items, self._server, server)
         self._shared = keep_outside(layout, self.task.n_items, self._shared, shared)
-        self._server = server
-
-    def _train_question(self, request: Request, layout: Layout) -> Question:
-        """What every node is asked, and how its answer, or the sum of all answers, is read."""
-        private, clip_norm, bound = self._private, self._progress.clip_norm, self.task.settings.clip_norm
-        compression = self.task.settings.compression
-        bits = compression.bits if compression else None
-        if private is not None:
-            example = private.example(layout)
-            return Question(
-                request,
-                lambda reply, users, summed: private.read(reply, layout, users, clip_norm, summed=summed),
-                {"update": example},
-                ("users",),
-                lambda summed: private.noised([summed], layout, request.round, clip_norm),
-            )
-
-        return Question(
-            request,
-            lambda reply, users, summed: read_update(reply, layout, users, bound, bits=bits, summed=summed),
-            {"update": np.zeros(layout.size, dtype=np.float32)},
-            NUMBERS,
-        )
-
-    def _sum(self, answers: Answers, layout: Layout, number: int) -> tuple[UpdateSum, Event]:
-        """What may be applied, and what may be said of it."""
-        private, progress = self._private, self._progress
-        if private is None:
-            total = UpdateSum(layout.zeros())
-            for update in answers.values:
-                total.merge(update)
-            return total, _describe(total)
-        flat = answers.released
-        if flat is None:
-            flat = private.noised(answers.values, layout, number, progress.clip_norm)
-        released, clip_norm = private.released(flat, layout, number, progress.clip_norm)
-        facts: Event = {
-            "users": private.plan.denominator,
-            "clip_norm": progress.clip_norm,
-            "noise_std": released.noise_std,
-            "signal_to_noise": private.signal_to_noise(released, layout),
-        }
-        progress.clip_norm = clip_norm
-        return released, facts
 
     def _enough(self, answers: Answers) -> bool:
         rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
@@ -257,12 +208,11 @@ class Coordinator:
                 f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
             )
 
-    def _sizes(self, layout: Layout, answers: Answers) -> Event:
-        """What one round costs someone who is alone on a node."""
-        compression = self.task.settings.compression or Compression()
-        plain = compression.payload(layout.size) if self._private is None else 8 * layout.size
+    def _sizes(self, turn: ServerRound, answers: Answers) -> Event:
+        """What one round costs a user who is alone on a node."""
+        plain = float(turn.payload)
         return {
-            "bytes_up_per_user": answers.facts.get("secagg", {}).get("bytes_up_per_node", float(plain)),
+            "bytes_up_per_user": answers.facts.get("secagg", {}).get("bytes_up_per_node", plain),
             "bytes_down_per_user": float(sum(values.nbytes for values in self._shared.values())),
         }
 
@@ -282,7 +232,7 @@ class Coordinator:
     def _end_phase(self) -> None:
         if self._progress.phase == "tuning":
             self._progress = replace(self._progress, phase="refit", round=0)
-            self._shared, self._server = self._fresh()
+            self._shared, self._server, self._stages = self._fresh()
         else:
             self._finish()
         self._checkpoint(persist=self._progress.done)
@@ -290,7 +240,7 @@ class Coordinator:
     def _finish(self) -> None:
         """Look at the test part, once, and write model and result."""
         progress = self._progress
-        write_arrays(self._folder / "model.safetensors", self._shared, {"round": progress.round})
+        self._checkpoints.keep_model(self._standing)
         result: dict[str, Any] = {
             "rounds": progress.round,
             "validation": {self.task.rounds.select_metric: progress.best_value}
@@ -302,9 +252,9 @@ class Coordinator:
         }
         if self.task.has_test and self._private is None:
             result |= self._test()
-        elif self.task.has_test and self._private is not None and self._private.plan.metrics is not None:
-            result |= self._release_metrics(MetricsRound(self._private, self._folder))
-        write_json(self._folder / "result.json", result)
+        elif self.task.has_test and self._metrics is not None:
+            result |= self._release_metrics(self._metrics)
+        self._checkpoints.keep_result(result)
         progress.done = True
 
     def _is_evaluated(self, number: int) -> bool:
@@ -381,7 +331,7 @@ class Coordinator:
 
     @property
     def _standing(self) -> Standing:
-        return Standing(self._shared, self._server, self._progress)
+        return Standing(self._shared, self._server, self._stages, self._progress)
 
     def _next_sums(self) -> tuple[str, ...]:
         """Labels of the sums that may be asked for next, and so may have come before a kill."""
@@ -392,34 +342,37 @@ class Coordinator:
         asked = (("train", later), ("evaluate", now), ("evaluate", later))
         return tuple(label_of(kind, progress.phase, number) for kind, number in asked)
 
-    def _fresh(self) -> tuple[State, State]:
-        public = self._folder / FEATURES_FILE
-        features = read_arrays(public)[0]["features"].astype(np.float32) if public.exists() else None
+    def _fresh(self) -> tuple[State, State, State]:
+        features = self._checkpoints.features()
         shared = self._recommender.init_shared(self.task.n_items, self.task.settings.seed, features)
-        return shared, self._recommender.init_server(shared)
+        return shared, self._recommender.init_server(shared), self._chain.init()
 
     def _beginning(self) -> Standing:
         free = self._recommender.fixed_rounds is None and self._private is None
         progress = Progress("tuning" if self.task.has_validation and free else "refit")
-        progress.clip_norm = self._private.plan.clip_norm if self._private else 0.0
         return Standing(*self._fresh(), progress)
 
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            here = dict.fromkeys(self._attendance.meet(), request)
+            here = dict.fromkeys(self._attendance.present(), request)
             self._exchange.exchange(here, self.task.rounds.deadline_seconds)
         self._checkpoints.save(self._standing)
 
 
-def _describe(total: UpdateSum) -> Event:
-    users = max(total.users, 1)
-    return {
-        "users": total.users,
-        "loss": total.loss / max(total.examples, 1.0),
-        "clipped_fraction": total.clipped / users,
-        "mean_norm": total.norm / users,
-    } | ({"zeroed_updates": total.zeroed} if total.zeroed else {})
+def _question(request: Request, turn: ServerRound) -> Question:
+    """What every node is asked, and how its answer, or the sum of all answers, is read."""
+
+    def noised(summed: UpdateSum) -> NDArray[Any]:
+        return turn.combine([summed]).blocks[VECTOR]
+
+    return Question(
+        request,
+        lambda reply, users, summed: turn.read(reply, users, summed=summed),
+        turn.example,
+        turn.names,
+        noised if turn.is_noised else None,
+    )
 
 
 def open_coordinator(
@@ -430,5 +383,36 @@ def open_coordinator(
     stop: Callable[[], bool] = lambda: False,
     integers: bool = False,
 ) -> Coordinator:
-    """The coordinator of a run folder's `coordinator/`, going on where its last checkpoint lies."""
-    return Coordinator(folder, exchange, on_event=on_event, stop=stop, integers=integers)
+    """The coordinator of a run folder's `coordinator/`, which continues after its last checkpoint."""
+    task = Task.read(folder)
+    make_private(folder)
+    private = Charges(task.privacy, folder) if task.privacy else None
+    releases = private is not None and private.plan.metrics is not None
+    metrics = MetricsRound(private, folder) if private is not None and releases else None
+    collector = make_collector(task, exchange, folder, integers=integers)
+    storage = Checkpoints(folder, private, on_event, collector.forget)
+    return Coordinator(
+        task, exchange, collector, storage, private=private, metrics=metrics, on_event=on_event, stop=stop
+    )
+
+
+def coordinator_in_memory(
+    task: Task,
+    exchange: Exchange,
+    storage: MemoryStorage,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Coordinator:
+    """The coordinator of a run whose replies need no key, no ledger and no other file.
+
+    Raises:
+        ConfigError: a run that needs one of them.
+    """
+    if task.privacy is not None or task.aggregation.kind != "plain":
+        raise ConfigError(
+            f"a run with a privacy plan or aggregation {task.aggregation.kind!r} keeps a ledger or keys: give it a "
+            "folder"
+        )
+    collector = OpenCollector(exchange, task.rounds.deadline_seconds)
+    return Coordinator(task, exchange, collector, storage, on_event=on_event, stop=stop)

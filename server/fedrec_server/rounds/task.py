@@ -12,6 +12,8 @@ from pathlib import Path
 from fedrec.core.errors import RunError
 from fedrec.core.files import write_json
 from fedrec.core.messages import Phase
+from fedrec.core.registry import OWN_CONFIGURATION
+from fedrec.core.updates import State
 from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.privacy.private_files import make_private
 from fedrec.privacy.terms import PrivacyTerms
@@ -62,9 +64,9 @@ class Task:
         except (OSError, ValueError) as error:
             raise RunError(f"{folder} has no readable task.json ({error}): prepare the run first") from error
         return cls(
-            parse(plain["model"]),
+            parse(plain["model"], paths=True),
             NodeSettings.model_validate(plain["settings"]),
-            RoundSettings.model_validate(plain["rounds"]),
+            RoundSettings.model_validate(plain["rounds"], context=OWN_CONFIGURATION),
             parse_evaluation(plain["evaluation"]),
             plain["n_items"],
             plain["config_hash"],
@@ -86,8 +88,29 @@ class Progress:
     stale: int = 0
     abandoned: int = 0
     records: int = 0
-    clip_norm: float = 0.0
     totals: dict[str, float] = field(
         default_factory=lambda: {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
     )
     done: bool = False
+
+
+@dataclass
+class Standing:
+    """The checkpoint state of a run.
+
+    Attributes:
+        shared: the model, which is broadcast.
+        server: what the server keeps to itself (moments of its optimiser).
+        stages: what the stages of the chain remember.
+        progress: rounds done.
+    """
+
+    shared: State
+    server: State
+    stages: State
+    progress: Progress
+
+    def arrays(self) -> State:
+        """All states under names of their own."""
+        states = {"shared/": self.shared, "server/": self.server, "stages/": self.stages}
+        return {prefix + name: values for prefix, state in states.items() for name, values in state.items()}

@@ -18,10 +18,9 @@ from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.data.split import Split
 from fedrec.privacy.attacks import Floats
 from fedrec.privacy.clipping import add_clipped
-from fedrec.privacy.distributed import Distributed
 from fedrec.privacy.interaction import train_interactions
-from fedrec.privacy.mechanism import Contribution
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import Contribution, mechanism_of
+from fedrec.privacy.mechanisms.distributed import Distributed
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
@@ -115,7 +114,7 @@ def _round(
 ) -> tuple[UpdateSum, State]:
     """What the coordinator gets to see of a round, and the users' new local state."""
     key = RoundSeed(target.seed, round_)
-    if plan is not None and plan.unit == "interaction":
+    if plan is not None and mechanism_of(plan).training is not None:
         return train_interactions(target.recommender, shared, local, batch, key, plan, noise, target.n_items)
     layout = target.recommender.layout(target.n_items, round_)
     clip = target.clip_norm if plan is None else plan.clip_norm
@@ -123,7 +122,7 @@ def _round(
     after = {name: values.copy() for name, values in local.items()}
     for where, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         mine = {name: values[where] for name, values in local.items()}
-        updates, mine = target.recommender.compute_updates(shared, mine, piece, key)
+        updates, mine = target.recommender.compute_updates(shared, mine, piece, key, target.n_items)
         add_clipped(total, updates, clip)
         for name, values in mine.items():
             after[name][where] = values
@@ -156,14 +155,14 @@ def private_round(
         one = users[k : k + 1]
         vector = (
             _trained(target, shared, one, plan, noise)
-            if plan.unit == "interaction"
+            if mechanism.training is not None
             else summed(target, shared, one, plan.clip_norm)
         )
         message = mechanism.contribute(vector, 1, 1, plan.clip_norm, noise)
         clean, total = clean + vector, mechanism.add(total, message)
         evidence.append(read(readable(message, plan)[:size]))
     totals = [total]
-    if plan.unit == "user":
+    if mechanism.training is None:
         again = range(DRAWS - 1)
         totals += [mechanism.contribute(clean, len(users), 1, plan.clip_norm, noise) for _ in again]
     return evidence, [mechanism.release(t, len(users), 1, plan.clip_norm, noise)[:size] for t in totals]
@@ -190,7 +189,9 @@ def summed(target: Target, shared: State, users: IntArray, clip: float | None) -
     total = UpdateSum(layout.zeros())
     for _, piece in batch.chunks(ENTRIES, target.recommender.chunk_users):
         local = target.recommender.init_local(piece.user, target.seed)
-        updates, _ = target.recommender.compute_updates(shared, local, piece, RoundSeed(target.seed, 1))
+        updates, _ = target.recommender.compute_updates(
+            shared, local, piece, RoundSeed(target.seed, 1), target.n_items
+        )
         add_clipped(total, updates, clip)
     return _flat(total, layout)
 

@@ -24,20 +24,22 @@ from fedrec.core.errors import ConfigError
 from fedrec.core.files import write_json
 from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.recommender import Recommender, RoundSeed
+from fedrec.core.stage import VECTOR
 from fedrec.core.updates import Layout, State, Updates, UpdateSum
 from fedrec.privacy.audit import games
 from fedrec.privacy.audit.bugs import BUGS, inject
 from fedrec.privacy.audit.report import AuditReport, GameResult
-from fedrec.privacy.mechanisms import mechanism_of
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
-from fedrec.rounds.local_training import in_cohort, train_users
-from fedrec_server.rounds.private_rounds import PrivateRounds
+from fedrec.rounds.build import chain_of
+from fedrec.rounds.chain import ServerRound, train_users
+from fedrec.rounds.local_training import in_cohort
+from fedrec.rounds.settings import NodeSettings
+from fedrec_server.operations.privacy_terms import plan_of
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.prepare import prepare
-from fedrec_server.operations.privacy_terms import plan_of
 
 #: Real users beside the canaries, and the longest vector, of an audit.
 USERS = 500
@@ -103,7 +105,9 @@ class Training:
     def planted_updates(self, round_: int) -> Updates:
         """What every planted user would send, not clipped."""
         key = RoundSeed(self._seed, round_)
-        return self._recommender.compute_updates(self._shared, _copied(self._rare_local), self._rare, key)[0]
+        return self._recommender.compute_updates(
+            self._shared, _copied(self._rare_local), self._rare, key, self._n_items
+        )[0]
 
     def apply(self, total: UpdateSum) -> None:
         """One step of the model."""
@@ -222,15 +226,15 @@ def _copied(state: State) -> State:
 
 def denominator(plan: PrivacyPlan, layout: Layout) -> GameResult:
     """Does the real coordinator divide by a number that tells who came?"""
-    terms = PrivacyTerms(plan=plan, run="audit", dataset="audit", limit_epsilon=plan.target_epsilon)
-    # Nothing is charged here, so the folder of the ledger is never made.
-    rounds, mechanism, source = PrivateRounds(terms, Path()), mechanism_of(plan), NoiseSource()
-    least = math.ceil(plan.distributed.survivors * plan.denominator) if plan.distributed else 1
-    nothing = np.zeros(layout.size + (plan.adaptive is not None))
+    mechanism, source = mechanism_of(plan), NoiseSource()
+    chain = chain_of(NodeSettings(), plan, gradient=False)
+    turn = ServerRound(chain, layout, 1, 1, chain.init(), source)
+    least = max(mechanism.least_users, 1)
+    nothing = np.zeros(turn.context.layout.size)
     seen = set()
     for users in (least, 2 * least):
         sent = mechanism.contribute(nothing, users, 1, plan.clip_norm, source)
-        seen.add(rounds.release([(sent, users)], layout, 1, plan.clip_norm)[0].users)
+        seen.add(turn.finish(turn.combine([UpdateSum({VECTOR: sent}, users)]))[0].users)
     lower = {"denominator": math.inf} if seen != {plan.denominator} else {}
     note = f"the sum counts as {', '.join(f'{users:g}' for users in sorted(seen))} users"
     return GameResult("denominator", "cohorts of two sizes", plan.epsilon(), lower, 2, note=note)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-import typer
 from rich.markup import escape
 
 from fedrec_server.cli.answer import Answer, to_json
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, find_config
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import Config, load_config
-
 
 
 def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:

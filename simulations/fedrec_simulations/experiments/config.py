@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from fedrec.privacy.noised_means import HELD_DATA
-from fedrec.recommenders.ctr.deepfm import DeepFmConfig
+from fedrec.recommenders.registry import build
 from fedrec_server.operations.configuration import parse, read_toml
 from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification
@@ -20,7 +20,14 @@ from fedrec_simulations.experiments.sections import DataSection, EvaluationSecti
 
 
 class Config(TaskSpecification):
-    """A whole run."""
+    """A whole run: what an experiment file says.
+
+    Example:
+        >>> import fedrec
+        >>> experiment = fedrec.load_experiment("movietweetings-mf")
+        >>> isinstance(experiment, fedrec.Experiment), experiment.data.core, experiment.split.method
+        (True, 5, 'leave_one_out')
+    """
 
     data: DataSection = DataSection()
     split: SplitSection = SplitSection()
@@ -28,31 +35,25 @@ class Config(TaskSpecification):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        reads = getattr(self.model, "reviews", 0) > 0
-        # A split that lies in a folder may hold them already.
-        if reads != (self.data.reviews is not None) and self.split.method not in ("folder", "column"):
-            raise ValueError(
-                "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong "
-                "together: set both, or neither"
-            )
-        self._ranker_fits()
+        """Raises ValueError where the data cannot hold what the model reads."""
+        needs, given = build(self.model).needs, self.split.method == "folder"
+        problems = {
+            f"model {self.model.kind!r} learns ratings and data.ratings is false: every interaction would count 1; "
+            "set data.ratings to true": needs.ratings is not None and not self.data.ratings and not given,
+            f"model {self.model.kind!r} reads hour and day and the file has no times: set data.timestamp_column, or "
+            "model.context to false": (
+                needs.times and self.data.name == "file" and not self.data.timestamp_column and not given
+            ),
+            # A split in a folder may hold them already.
+            "data.reviews (an encoder) and model.reviews (its width, of a model of the next item) belong together: "
+            "set both, or neither": (
+                (needs.reviews > 0) != (self.data.reviews is not None)
+                and self.split.method not in ("folder", "column")
+            ),
+        }
+        if any(problems.values()):
+            raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
         return self
-
-    def _ranker_fits(self) -> None:
-        """Raises ValueError where the data cannot hold what a ranker learns."""
-        model, given = self.model, self.split.method == "folder"
-        if not isinstance(model, DeepFmConfig):
-            return
-        if model.target == "rating" and not self.data.ratings and not given:
-            raise ValueError(
-                "model.target is 'rating' and data.ratings is false: every interaction would count 1; "
-                "set data.ratings to true"
-            )
-        if model.context and self.data.name == "file" and not self.data.timestamp_column and not given:
-            raise ValueError(
-                "model.context reads hour and day and the file has no times: set data.timestamp_column, or "
-                "model.context to false"
-            )
 
     def task(self) -> TaskSpecification:
         """The part that an operator needs: without the data and what only its holder may measure."""
@@ -65,6 +66,10 @@ class Config(TaskSpecification):
         if self.evaluation.held_data and not isinstance(self.privacy, NoPrivacy):
             lines.append(f"HELD DATA: evaluation.held_data is set; exact metrics are {HELD_DATA}.")
         return lines
+
+
+#: Its name in the Python API.
+Experiment = Config
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

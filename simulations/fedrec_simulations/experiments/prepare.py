@@ -16,23 +16,36 @@ from fedrec.data.loaders import load_dataset, load_with_report
 from fedrec.data.rows import Reader, RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
-from fedrec.recommenders.ctr.deepfm import DeepFmConfig
+from fedrec.recommenders.registry import build
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.features import item_features
 from fedrec_simulations.experiments.population import synthetic_population
-from fedrec_simulations.experiments.sections import DataSection
+from fedrec_simulations.experiments.sections import IN_MEMORY, DataSection, SplitSection
 
 #: Time stamps below this (in 1973) are positions in a file.
 FIRST_TIME = 100_000_000
 
 
+#: Sections of data that were split elsewhere.
+_HELD, _RULE = DataSection(name=IN_MEMORY), SplitSection()
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A split with its catalogue, and a description for `data.json`."""
+    """A split with its catalogue.
+
+    Attributes:
+        split: the parts.
+        catalog: of the items, with their features where there are any.
+        description: for `data.json`: what the data was, what cleaning removed, sizes of the parts.
+        data, rule: the sections of a configuration that the parts were made by.
+    """
 
     split: Split
     catalog: Catalog
     description: dict[str, Any]
+    data: DataSection = _HELD
+    rule: SplitSection = _RULE
 
 
 def prepare(config: Config) -> Prepared:
@@ -54,7 +67,21 @@ def prepare(config: Config) -> Prepared:
         catalog = _catalog_of(config.data, split)
         return _prepared(config, split, catalog, None)
     dataset, report = load(config.data)
-    return _prepared(config, _split(config, dataset.interactions), dataset.catalog, report)
+    split = _split(config.split, dataset.interactions, config.federation.seed)
+    return _prepared(config, split, dataset.catalog, report)
+
+
+def prepare_dataset(dataset: Dataset, data: DataSection, rule: SplitSection) -> Prepared:
+    """A data set that is in memory, cleaned and split by two sections.
+
+    Raises:
+        DataError: cleaning leaves nothing, or nothing can be held out.
+        ConfigError: the two sections do not fit together.
+    """
+    cleaned, report = _cleaned(dataset, data, None)
+    split = _split(rule, cleaned.interactions, 0)
+    name = f"in memory: {dataset.name}" if data.name == IN_MEMORY else data.name
+    return _described(name, data, rule, split, cleaned.catalog, report)
 
 
 def prepare_files(config: Config, train: Path, validation: Path | None, items: Path | None) -> Prepared:
@@ -66,10 +93,18 @@ def prepare_files(config: Config, train: Path, validation: Path | None, items: P
 def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
     """Load and clean; items without interactions are dropped from the catalogue by the core, if there is one."""
     reader = load_encoder(data.reviews).encode if data.reviews else None
+    if data.name == IN_MEMORY:
+        raise ConfigError(
+            "data.name is 'memory': these data were given in Python; give them to fedrec.train again"
+        )
     if data.name == "file":
         dataset, read = _own_file(data, reader)
     else:
         dataset, read = load_with_report(data.name, data.path, download=data.download, reader=reader)
+    return _cleaned(dataset, data, read)
+
+
+def _cleaned(dataset: Dataset, data: DataSection, read: RowReport | None) -> tuple[Dataset, CleaningReport]:
     steps: list[Step] = [DropDuplicates()]
     if data.rating_range is not None:
         steps.append(RatingRange(*data.rating_range))
@@ -99,8 +134,8 @@ def _own_file(data: DataSection, reader: Reader | None) -> tuple[Dataset, RowRep
     return Dataset(data.path.stem, interactions, catalog.align(interactions.item_ids)), report
 
 
-def _split(config: Config, interactions: Interactions) -> Split:
-    rule, seed = config.split, config.federation.seed
+def _split(rule: SplitSection, interactions: Interactions, seed: int) -> Split:
+    seed = seed if rule.seed is None else rule.seed
     validation = rule.fraction if rule.validation else 0.0
     match rule.method:
         case "temporal":
@@ -121,40 +156,50 @@ def _catalog_of(data: DataSection, split: Split) -> Catalog:
     """Titles of the named data set where its files are given, else ids only."""
     if data.items is not None:
         return read_catalog(data.items).align(split.train.item_ids)
-    if data.name == "file" or (data.path is None and data.name != "movietweetings"):
+    if data.name in ("file", IN_MEMORY) or (data.path is None and data.name != "movietweetings"):
         return Catalog.bare(split.train.item_ids)
     return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)
 
 
-def _check_ranker(config: Config, split: Split) -> None:
-    """Raises ConfigError where values or times are not what a ranker was told of them."""
-    model = config.model
-    if not isinstance(model, DeepFmConfig):
-        return
-    value, (low, high) = split.train.value, model.rating_range
-    if model.target == "rating" and not (low <= value.min() and value.max() <= high):
+def check_data(config: Config, split: Split) -> None:
+    """Raises ConfigError where values or times are not what the model reads."""
+    needs, value = build(config.model).needs, split.train.value
+    if needs.ratings is not None:
+        low, high = needs.ratings
+        if not (low <= value.min() and value.max() <= high):
+            raise ConfigError(
+                f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
+                "set it to the scale of the data, or drop others by data.rating_range"
+            )
+    if needs.times and split.train.timestamp.max() < FIRST_TIME:
         raise ConfigError(
-            f"ratings are from {value.min():g} to {value.max():g} and model.rating_range is {low:g} to {high:g}: "
-            "set it to the scale of the data, or drop others by data.rating_range"
-        )
-    if model.context and split.train.timestamp.max() < FIRST_TIME:
-        raise ConfigError(
-            f"model.context reads hour and day and the data of {config.data.name!r} have an order alone, no times: "
-            "set model.context to false"
+            f"model {config.model.kind!r} reads hour and day and the data of {config.data.name!r} have an order "
+            "alone, no times: set model.context to false"
         )
 
 
 def _prepared(config: Config, split: Split, catalog: Catalog, report: CleaningReport | None) -> Prepared:
+    check_data(config, split)
+    return _described(config.data.name, config.data, config.split, split, catalog, report)
+
+
+def _described(
+    name: str,
+    data: DataSection,
+    rule: SplitSection,
+    split: Split,
+    catalog: Catalog,
+    report: CleaningReport | None,
+) -> Prepared:
     description = {
-        "name": config.data.name,
-        "synthetic": config.data.synthetic and config.data.synthetic.model_dump(),
-        "rule": config.split.model_dump(mode="json"),
+        "name": name,
+        "synthetic": data.synthetic and data.synthetic.model_dump(),
+        "rule": rule.model_dump(mode="json"),
         "cleaning": report.as_dict() if report else None,
         "split": splits.describe(split),
     }
-    _check_ranker(config, split)
     catalog = catalog.align(split.train.item_ids)
-    if config.data.features is not None:
-        catalog = replace(catalog, features=item_features(config.data.features, catalog))
-        description["features"] = config.data.features.model_dump(mode="json")
-    return Prepared(split, catalog, description)
+    if data.features is not None:
+        catalog = replace(catalog, features=item_features(data.features, catalog))
+        description["features"] = data.features.model_dump(mode="json")
+    return Prepared(split, catalog, description, data, rule)

@@ -15,40 +15,33 @@ Only their owner can look into `coordinator` and `nodes`.
 from __future__ import annotations
 
 import json
-import platform
-import sys
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.errors import ConfigError, RunError
+from fedrec.core.errors import RunError
 from fedrec.core.files import read_arrays, write_arrays, write_json, write_secret
 from fedrec.core.interactions import Catalog
 from fedrec.core.updates import State
 from fedrec.data.split import Split
-from fedrec.data.splits import read_split, write_split
+from fedrec.data.splits import load_shard, read_split, write_split
 from fedrec.privacy.private_files import make_private
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash
-from fedrec_server.rounds.task import FEATURES_FILE, Task
+from fedrec_server.operations.run_artifacts import environment, read_catalog
+from fedrec_server.rounds.task import FEATURES_FILE
 from fedrec_simulations.experiments.config import Config, parse_config
-from fedrec_server.operations.enrolment import enrol
-from fedrec_simulations.experiments.features import category_matrix
+from fedrec_simulations.experiments.finished_run import Host
 from fedrec_simulations.experiments.prepare import Prepared
-from fedrec_server.operations.privacy_terms import terms_of
-from fedrec_simulations.experiments.sections import PrivacySection
+from fedrec_simulations.experiments.run_setup import Engine, RunSetup
 
 #: Exact metrics of held data.
 HELD_FILE = "held_data.json"
-PACKAGES = (
-    "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",
-    "cryptography",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,74 +80,61 @@ class RunFolder:
             RunError: the folder already holds a run.
             ConfigError: the configuration is for other data.
         """
+        return cls.write(path, RunSetup.of(config, prepared, nodes), share_split=share_split)
+
+    @classmethod
+    def write(
+        cls,
+        path: Path,
+        setup: RunSetup,
+        *,
+        engine: Engine = "in-process",
+        command: str = "",
+        share_split: bool = True,
+    ) -> RunFolder:
+        """Write what a run is made of into a new run folder.
+
+        Args:
+            path: folder, made if missing.
+            setup: of the run.
+            engine: on which the run goes.
+            command: the command line by which it was started; never with the path of an interpreter, since the folder
+                may be handed on.
+            share_split: see `create`.
+
+        Raises:
+            RunError: the folder holds a run already.
+        """
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run: use --resume, or --out with another folder")
-        split = prepared.split
-        scaffold = getattr(config.model, "scaffold", None)
-        if scaffold is not None and scaffold.users != split.train.n_users:
-            raise ConfigError(
-                f"model.scaffold.users is {scaffold.users}, the data have {split.train.n_users} users: set it to that"
-            )
-        # Before anything is written: a plan may be refused.
-        privacy = terms_of(config, split.train.n_users, split.train.n_items, _users(config, prepared))
-        if privacy is not None and privacy.plan.metrics is not None and split.test is None:
-            raise ConfigError(
-                "privacy.metrics is 'noised' and nothing is held out to be evaluated: set it to 'none'"
-            )
         path.mkdir(parents=True, exist_ok=True)
-        node_settings, evaluation = config.node_settings(), config.node_evaluation()
-        categories = category_matrix(prepared.catalog)
-        shards = [split] if nodes == 1 else [split.shard(k, nodes) for k in range(nodes)]
-        enrolment = enrol(
-            config,
-            [shard.train.n_users for shard in shards],
-            privacy,
-            has_validation=split.validation is not None,
-            has_test=split.test is not None,
-        )
         (path / "nodes").mkdir(exist_ok=True, mode=0o700)
         make_private(path / "nodes")
-        for k, shard in enumerate(shards):
+        task, prepared = setup.task, setup.prepared
+        for k, shard in enumerate(setup.shards):
             write_node(
                 path / "nodes" / str(k),
                 shard,
-                config.model,
-                node_settings,
-                evaluation,
-                categories,
-                privacy,
-                aggregation=enrolment.terms,
-                identity=enrolment.identity(k),
+                task.model,
+                task.settings,
+                task.evaluation,
+                setup.categories,
+                task.privacy,
+                aggregation=task.aggregation,
+                identity=setup.enrolment.identity(k),
             )
-        Task(
-            config.model,
-            node_settings,
-            config.round_settings(),
-            evaluation,
-            split.train.n_items,
-            config_hash(
-                config.model,
-                node_settings,
-                evaluation,
-                split.train.item_ids,
-                privacy,
-                enrolment.terms,
-            ),
-            split.validation is not None,
-            split.test is not None,
-            privacy,
-            aggregation=enrolment.terms,
-        ).write(path / "coordinator")
+        task.write(path / "coordinator")
         if prepared.catalog.features is not None:
             write_arrays(path / "coordinator" / FEATURES_FILE, {"features": prepared.catalog.features})
-        if enrolment.server_key is not None:
-            write_secret(path / "coordinator" / "sealed.key", enrolment.server_key)
+        if setup.enrolment.server_key is not None:
+            write_secret(path / "coordinator" / "sealed.key", setup.enrolment.server_key)
         if share_split:
-            write_split(split, path / "split")
-        write_json(path / "data.json", prepared.description | {"nodes": nodes})
+            write_split(prepared.split, path / "split")
+        write_json(path / "command.json", {"engine": engine, "command": command})
+        write_json(path / "data.json", prepared.description | {"nodes": len(setup.shards)})
         write_json(path / "catalog.json", _catalog_dict(prepared.catalog))
         write_json(path / "environment.json", environment())
-        write_json(path / "config.json", config.model_dump(mode="json"))
+        write_json(path / "config.json", setup.config.model_dump(mode="json"))
         return cls(path)
 
     @property
@@ -163,6 +143,12 @@ class RunFolder:
         return parse_config(
             json.loads((self.path / "config.json").read_text()), (), str(self.path / "config.json")
         )
+
+    @property
+    def engine(self) -> str:
+        """On which the run went."""
+        path = self.path / "command.json"
+        return str(json.loads(path.read_text())["engine"]) if path.exists() else "in-process"
 
     @property
     def data(self) -> dict[str, Any]:
@@ -195,12 +181,7 @@ class RunFolder:
     @property
     def catalog(self) -> Catalog:
         """Titles and categories in the order of the item indices."""
-        plain = json.loads((self.path / "catalog.json").read_text())
-        return Catalog(
-            np.array(plain["item_ids"], dtype=np.str_),
-            np.array(plain["titles"], dtype=np.str_),
-            tuple(tuple(names) for names in plain["categories"]),
-        )
+        return read_catalog(self.path)
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -226,26 +207,24 @@ class RunFolder:
         """All nodes of the run, opened here."""
         return [open_node(folder) for folder in self.node_folders()]
 
+    def hosts(self) -> Iterator[Host]:
+        """The nodes of the run with their parts of the data, one after the other."""
+        for folder in self.node_folders():
+            yield Host(folder.name, load_shard(folder / "shard.npz"), open_node(folder))
 
-def environment() -> dict[str, str]:
-    """Versions of what the run was made with."""
-    found = {"python": sys.version.split()[0], "platform": platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    def move(self, path: Path) -> RunFolder:
+        """Move the folder; the run at its new place.
 
-
-def _users(config: Config, prepared: Prepared) -> str:
-    """By what name ledgers know whose data these are; made-up users have no account with the real ones."""
-    if isinstance(config.privacy, PrivacySection) and config.privacy.account is not None:
-        return config.privacy.account
-    name, made = str(prepared.description["name"]), prepared.description.get("synthetic")
-    if config.data.name == "file" and config.data.path is not None:
-        name = f"file {config.data.path.absolute()}"
-    return f"synthetic {made['factor']:g} x {name}" if made else name
+        Raises:
+            RunError: there is something at that path already.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} is not empty: give another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.rmdir()
+        shutil.move(self.path, path)
+        return RunFolder(path)
 
 
 def _catalog_dict(catalog: Catalog) -> dict[str, Any]:

@@ -6,13 +6,16 @@ Out of scope: what goes with what in other sections (`config`), and carrying any
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec_server.operations.sections import Section
 from fedrec_simulations.experiments.features import FeatureSettings
+
+#: Name of data that a caller of the Python API holds.
+IN_MEMORY = "memory"
 
 
 class SyntheticSection(Section):
@@ -31,7 +34,8 @@ class DataSection(Section):
     """Which interactions, and what is removed from them.
 
     Attributes:
-        name: a data set known to `fedrec data`, or "file" for one described by `path` and the columns.
+        name: a data set known to `fedrec data`, "file" for one described by `path` and the columns, or "memory" for
+            one that a caller of the Python API holds.
         path: file, folder or zip of the original files; the bundled set needs none.
         download: fetch the original files when `path` is not given.
         user_column, item_column, rating_column, timestamp_column: for name = "file".
@@ -93,6 +97,7 @@ class SplitSection(Section):
         targets: what is held back of a user, the "latest" interactions or "random" ones (leave_one_out,
             held_out_users).
         path: of a split folder or of a file with a split column.
+        seed: of the draws; None: federation.seed.
     """
 
     method: Literal["leave_one_out", "temporal", "per_user_ratio", "held_out_users", "column", "folder"] = (
@@ -103,6 +108,7 @@ class SplitSection(Section):
     fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     targets: Literal["latest", "random"] = "latest"
     path: Path | None = None
+    seed: int | None = None
 
 
 class EvaluationSection(EvaluationSettings):

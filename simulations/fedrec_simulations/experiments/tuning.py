@@ -20,10 +20,10 @@ from fedrec.data.split import Split
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
 from fedrec.recommenders.registry import build
+from fedrec.rounds.formats import read_update
 from fedrec.secagg.terms import PlainTerms
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
-from fedrec_server.rounds.replies import read_update
 from fedrec_simulations.experiments.config import Config
 
 

@@ -1,26 +1,32 @@
-"""Example lists for a few users, made on the node that hosts them, from local state only.
+"""Lists for users of a finished run, each made on the node that hosts the user, from local state only.
 
-A user's node knows the user's history and local state; the model is what everyone receives. Out of scope:
-whole tables of rankings (`cli.rankings`).
+A user's node knows the user's history and local state; the model is what everyone receives. The list is made of the
+recommender's scores by the pipeline that makes lists on devices. Out of scope: whole tables of rankings
+(`cli.rankings`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fedrec.core.errors import DataError
-from fedrec.data.shards import load_shard
-from fedrec.data.split import Split
-from fedrec.ranking.top_n import top_n
+from fedrec.core.interactions import Catalog, UserBatch
+from fedrec.core.recommender import Scores
+from fedrec.ranking.item_index import ItemIndex
+from fedrec.ranking.items import Items
+from fedrec.ranking.model import History, Scored, User
+from fedrec.ranking.pipeline import Ranked, RecommendationRequest, rank
 from fedrec.recommenders.registry import build
-from fedrec_client.node.node_folder import open_node
-from fedrec_simulations.experiments.run_folder import RunFolder
+from fedrec_simulations.experiments.finished_run import FinishedRun, Host
 
-#: Where in the order of history lengths the example users stand.
+#: Places of the example users in the order of history lengths.
 QUANTILES = (0.25, 0.5, 0.9)
+#: Users whose lists are made at once.
+CHUNK_USERS = 256
 
 
 @dataclass(frozen=True)
@@ -63,28 +69,49 @@ class Example:
         }
 
 
-def recommend(run: RunFolder, user: str, n: int, latest: int = 5) -> Example:
+def recommend(run: FinishedRun, user: str, n: int, latest: int = 5) -> Example:
     """The list of one user, in the data set's own ids.
 
     Raises:
-        DataError: no one of that id takes part in the run.
+        DataError: the user does not take part in the run.
         RunError: the run is not finished.
     """
-    rounds = int(run.result["rounds"])
+    return next(lists(run, [user], n, latest))
+
+
+def lists(run: FinishedRun, users: Sequence[str] | None, n: int, latest: int = 5) -> Iterator[Example]:
+    """Lists of several users, node by node.
+
+    Args:
+        run: finished.
+        users: ids in the data set; None: all users.
+        n: list length.
+        latest: how many of the latest items of the history are named.
+
+    Raises:
+        DataError: a user who does not take part in the run, or a list length below 1.
+        RunError: the run is not finished.
+    """
+    missing = None if users is None else dict.fromkeys(users)
     some: list[str] = []
-    for folder in run.node_folders():
-        shard = load_shard(folder / "shard.npz")
-        where = np.flatnonzero(shard.train.user_ids == user)
-        if len(where):
-            state = open_node(folder).local_state(run.model, "refit", rounds)
-            return _example(run, folder.name, shard, state, int(where[0]), n, latest)
-        some += shard.train.user_ids[:3].tolist()
-    raise DataError(
-        f"user {user!r} takes no part in run {run.path}: give one of its users, for example {', '.join(some[:3])}"
-    )
+    for host in run.hosts():
+        ids = host.shard.train.user_ids
+        wanted = np.arange(len(ids)) if missing is None else np.flatnonzero(np.isin(ids, list(missing)))
+        if len(wanted):
+            yield from _of_node(run, host, wanted, RecommendationRequest(n=n), latest)
+        if missing is not None:
+            missing = {user: None for user in missing if user not in ids[wanted]}
+        some += ids[:3].tolist()
+        if missing is not None and not missing:
+            return
+    if missing:
+        raise DataError(
+            f"user {next(iter(missing))!r} does not take part in the run: expected one of its users, for example "
+            f"{', '.join(some[:3])}"
+        )
 
 
-def typical_users(run: RunFolder) -> list[str]:
+def typical_users(run: FinishedRun) -> list[str]:
     """A few users with short, middling and long histories; always the same ones."""
     history = run.split.history("refit")
     order = np.argsort(history.counts, kind="stable")
@@ -93,27 +120,62 @@ def typical_users(run: RunFolder) -> list[str]:
     return [str(history.user_ids[user]) for user in picks]
 
 
-def _example(
-    run: RunFolder, node: str, shard: Split, state: dict[str, Any], user: int, n: int, latest: int
-) -> Example:
-    catalog, history = run.catalog, shard.history("refit")
-    mine = shard.batch(history).take(np.array([user]))
-    local = {name: values[[user]] for name, values in state.items()}
-    items, scores = top_n(build(run.config.model).score(run.model, local, mine), n, mine)
-    held_out = shard.test.history(user).tolist() if shard.test is not None else []
-    ids = shard.train.item_ids
+def _of_node(
+    run: FinishedRun,
+    host: Host,
+    users: np.ndarray[Any, np.dtype[np.int64]],
+    request: RecommendationRequest,
+    latest: int,
+) -> Iterator[Example]:
+    """The lists of users whom one node hosts."""
+    shard, shared, catalog = host.shard, run.model, run.catalog
+    recommender = build(run.config.model)
+    state = host.node.local_state(shared, "refit", int(run.result["rounds"]))
+    history = shard.batch(shard.history("refit"))
+    items = Items.of(catalog.item_ids.tolist())
+    for start in range(0, len(users), CHUNK_USERS):
+        rows = users[start : start + CHUNK_USERS]
+        batch = history.take(rows)
+        scores = recommender.score(shared, {name: values[rows] for name, values in state.items()}, batch)
+        for k, row in enumerate(rows.tolist()):
+            mine = batch.take(np.array([k]))
+            held_out = shard.test.history(row).tolist() if shard.test is not None else []
+            yield _example(
+                str(shard.train.user_ids[row]),
+                host.name,
+                mine,
+                _ranked(scores[k], mine, items, request),
+                held_out,
+                catalog,
+                latest,
+            )
 
+
+def _ranked(scores: Scores, mine: UserBatch, items: Items, request: RecommendationRequest) -> Ranked:
+    """One user's list; the weights of the history are in the scores already."""
+    user = User(History(mine.item, np.ones(len(mine.item), dtype=np.float32)))
+    return rank(ItemIndex(Scored(scores), items), user, mine.item, request, rng=np.random.default_rng(0))
+
+
+def _example(
+    user: str,
+    node: str,
+    mine: UserBatch,
+    ranked: Ranked,
+    held_out: list[int],
+    catalog: Catalog,
+    latest: int,
+) -> Example:
     def line(item: int) -> Line:
-        return Line(str(ids[item]), catalog.label(item))
+        return Line(str(catalog.item_ids[item]), catalog.label(item))
 
     recommended = [
-        Line(str(ids[item]), catalog.label(item), float(score), item in held_out)
-        for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)
-        if item >= 0
+        Line(str(catalog.item_ids[item]), catalog.label(item), score, item in held_out)
+        for item, score in zip(ranked.items, ranked.scores, strict=True)
     ]
     seen = mine.item[::-1][:latest].tolist()
     return Example(
-        str(shard.train.user_ids[user]),
+        user,
         node,
         len(mine.item),
         [line(item) for item in seen],

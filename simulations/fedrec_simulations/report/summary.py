@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.core.files import write_json
+from fedrec.data.split import Split
 from fedrec.evaluation.report import Estimate
+from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.experiments.baseline import Baseline
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
 
 #: The metrics of every comparison, with their names for users.
 HEADLINE = {
@@ -82,11 +83,7 @@ class Summary:
     @property
     def privacy(self) -> str:
         """The guarantee in a few words; the statement beside the run has all that belongs to it."""
-        asked = self.config.privacy
-        if isinstance(asked, NoPrivacy):
-            return "none"
-        seeded = "simulated " if asked.noise_seed is not None else ""
-        return f"{seeded}epsilon {asked.epsilon:g} per {asked.unit}"
+        return privacy_of(self.config)
 
     @property
     def seconds(self) -> float:
@@ -148,6 +145,15 @@ class Summary:
         }
 
 
+def privacy_of(config: Config) -> str:
+    """The guarantee that a configuration asks for, in a few words."""
+    asked = config.privacy
+    if isinstance(asked, NoPrivacy):
+        return "none"
+    seeded = "simulated " if asked.noise_seed is not None else ""
+    return f"{seeded}epsilon {asked.epsilon:g} per {asked.unit}"
+
+
 def estimate(report: Mapping[str, Any] | None, metric: str, group: str = "all") -> Estimate | None:
     """One metric of an evaluation report in plain types."""
     values = (report or {}).get("metrics", {}).get(group, {}).get(metric)
@@ -173,12 +179,12 @@ def side_by_side(runs: Sequence[Summary]) -> list[Summary]:
 
 def same_question(runs: Sequence[Summary]) -> bool:
     """Whether all runs were evaluated on the same held-out items, measured the same way."""
-    return len({_question(summary) for summary in runs}) <= 1
+    return len({question_of(run.config, run.run.split) for run in runs}) <= 1
 
 
-def _question(summary: Summary) -> str:
-    digest = hashlib.sha256(summary.config.evaluation.model_dump_json().encode())
-    split = summary.run.split
+def question_of(config: Config, split: Split) -> str:
+    """Digest of what a run was evaluated on and how."""
+    digest = hashlib.sha256(config.evaluation.model_dump_json().encode())
     for part in (split.test, split.history("refit")):
         if part is not None:
             for values in (part.user, part.item):

@@ -17,7 +17,7 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.randomness import Purpose, key, uniform, user_keys
 from fedrec.evaluation.evaluate import EvaluationSettings, evaluate_batch
 from fedrec.evaluation.sums import MetricSums
-from fedrec.recommenders.closed_form.profiles import matrix, recency
+from fedrec.recommenders.profiles import matrix, recency
 
 Matrix = NDArray[np.float32]
 

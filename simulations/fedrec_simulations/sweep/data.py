@@ -79,8 +79,14 @@ def thirds(lengths: IntArray) -> tuple[int, int]:
     return max(first, 1), max(second, first + 1, 2)
 
 
-def prepare_sweep(folder: Path, config: Config, evaluate: str) -> Path:
-    """The sweep's data in `folder`, made unless it is there already for the same sections; returns where it lies.
+def prepare_sweep(folder: Path, config: Config, evaluate: str, held: Prepared | None = None) -> Path:
+    """The sweep's data in `folder`, made unless it is there already for the same sections; returns its folder.
+
+    Args:
+        folder: of the sweep.
+        config: its sections data and split say what to load.
+        evaluate: "test" or "validation".
+        held: data that the caller holds; None: they are loaded.
 
     Raises:
         ConfigError: the part that is to be evaluated does not exist.
@@ -88,17 +94,30 @@ def prepare_sweep(folder: Path, config: Config, evaluate: str) -> Path:
     """
     sections = {"data": config.data, "split": config.split}
     plain = {name: part.model_dump(mode="json") for name, part in sections.items()}
+    if held is not None:
+        plain["held"] = _digest(held.split)
     text = json.dumps(plain | {"seed": config.federation.seed, "evaluate": evaluate}, sort_keys=True)
     place = folder / "data" / hashlib.sha256(text.encode()).hexdigest()[:16]
     # Written last, so that it stands for the rest.
     if not (place / "data.json").exists():
         place.mkdir(parents=True, exist_ok=True)
-        made = prepare(config)
+        made = prepare(config) if held is None else held
         split = evaluated_split(made.split, evaluate)
         save_shard(split, place / "split.npz")
         write_arrays(place / "categories.safetensors", {"categories": category_matrix(made.catalog)})
         write_json(place / "data.json", made.description)
     return place
+
+
+def _digest(split: Split) -> dict[str, str]:
+    """Fingerprint of data that no name stands for."""
+    digest = hashlib.sha256(
+        "\0".join([*split.train.user_ids.tolist(), *split.train.item_ids.tolist()]).encode()
+    )
+    for part in (split.train, split.validation, split.test, split.support):
+        for values in part.columns().values() if part is not None else ():
+            digest.update(values.tobytes())
+    return {"sha256": digest.hexdigest()}
 
 
 @functools.lru_cache(maxsize=1)

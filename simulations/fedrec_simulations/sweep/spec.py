@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedrec.core.errors import ConfigError
-from fedrec_simulations.experiments.sections import Section
+from fedrec_server.operations.sections import Section
 
 Values = dict[str, Any]
 #: The sections of a configuration that a method may differ in.
@@ -158,10 +158,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         raise ConfigError(f"experiment {path} is no TOML ({error}): mend the line named") from error
     for text in overrides:
         _override(values, text)
+    return parse_sweep(values, str(path))
+
+
+def parse_sweep(values: Values, source: str) -> SweepSpec:
+    """A sweep from plain values; raises as `load_sweep` does."""
     try:
         return SweepSpec.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_problem(item) for item in error.errors())) from error
+        raise ConfigError(f"{source}: " + "; ".join(_problem(item) for item in error.errors())) from error
 
 
 def put(values: Values, key: str, value: Any) -> None:

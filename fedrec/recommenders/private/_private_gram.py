@@ -20,19 +20,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from fedrec.core.contributions import distinct, equal_weights, newest, restrict, selected_state, spread
-from fedrec.core.interactions import IntArray, Interactions, UserBatch
+from fedrec.core.interactions import IntArray, UserBatch
 from fedrec.core.kernels import near_pairs_into
 from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
 from fedrec.core.updates import BlockSpec, Layout, Rows, State, Updates, UpdateSum
-from fedrec.recommenders.closed_form.profiles import matrix, recency
+from fedrec.ranking.item_item import ItemItem
+from fedrec.ranking.popular import Selected
+from fedrec.ranking.weights import Weights
+from fedrec.recommenders.profiles import matrix, recency
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -138,20 +143,17 @@ class PrivateGram(Recommender):
         share = self._statistic.count_share
         return (share**-0.5, (1.0 - share) ** -0.5)
 
-    def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
+    def layout(self, n_items: int, round_: int = 1) -> Layout:
         k = min(self._statistic.top_items, n_items)
         if round_ == 1:
             return Layout({"count": BlockSpec((n_items,))})
         return Layout({"gram": BlockSpec((k, k), symmetric=True)})
 
-    def init_shared(self, n_items: int, seed: int, features: Scores | None = None) -> State:  # noqa: D102
-        return {}
-
-    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:  # noqa: D102
+    def touched_rows(self, batch: UserBatch, key: RoundSeed, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
 
-    def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+    def compute_updates(
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round == 1:
             own = newest(distinct(batch), self._statistic.histogram_items)
@@ -163,15 +165,12 @@ class PrivateGram(Recommender):
         )
         return Updates({"gram": pairs}, len(batch)), {}
 
-    def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:  # noqa: D102
+    def apply(self, shared: State, server: State, total: UpdateSum) -> tuple[State, State]:
         if "count" in total.blocks:
             return selected_state(total.blocks["count"], self._statistic.top_items), server
         return shared | self.solve(total.blocks["gram"], total.noise_std), server
 
-    def fold_in(self, shared: State, batch: UserBatch) -> State:  # noqa: D102
-        return {}
-
-    def score(self, shared: State, local: State, batch: UserBatch) -> Scores:  # noqa: D102
+    def score(self, shared: State, local: State, batch: UserBatch) -> Scores:
         count, selected = shared["count"], shared["selected"]
         own = restrict(batch, selected, len(count))
         asked = matrix(own, recency(own, self._statistic.scoring_half_life), len(selected))
@@ -182,16 +181,19 @@ class PrivateGram(Recommender):
         scores[own.counts == 0] = np.arange(len(selected), 0, -1)
         return spread(scores, count, selected)
 
-    def fit(  # noqa: D102
-        self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
-    ) -> tuple[State, State]:
-        batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed)
-        for number in (1, 2):
-            updates, _ = self.compute_updates(shared, {}, batch, RoundSeed(seed, number))
-            blocks = self.layout(train.n_items, number).zeros()
-            updates.add_into(blocks, np.ones(len(batch)))
-            shared, _ = self.apply(shared, {}, UpdateSum(blocks, len(batch)))
-        return shared, {}
+    @abstractmethod
+    def serving_weights(self, shared: State) -> Weights:
+        """Weights between the selected items."""
+
+    def serving(self, shared: State) -> Selected:
+        popular = np.maximum(shared["count"][shared["selected"]], 0.0)
+        base = self._statistic.popularity_weight * popular / max(float(popular.max(initial=0.0)), 1e-9)
+        inner = ItemItem(
+            self.serving_weights(shared),
+            self._statistic.scoring_half_life,
+            base.astype(np.float32) if base.any() else None,
+        )
+        return Selected(inner, shared["selected"], shared["count"])
 
 
 def denoised(eigenvalues: Floats, noise_std: float, cut: float) -> Floats:

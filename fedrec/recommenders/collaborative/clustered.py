@@ -12,47 +12,39 @@ Letters: U users, I items, F width of the public vectors, k clusters, T rounds o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrec.core.interactions import IntArray, Interactions, UserBatch
-from fedrec.core.recommender import Recommender, RecommenderConfig, RoundSeed, Scores
+from fedrec.core.recommender import DataNeeds, Recommender, RecommenderConfig, RoundSeed, Scores, Sending
 from fedrec.core.updates import Block, Layout, State, Updates, UpdateSum
 from fedrec.neural import user_clusters as clusters
 from fedrec.neural.item_features import FEATURES, required_features
 from fedrec.neural.user_clusters import Clusters
-from fedrec.recommenders.closed_form.ease import EaseConfig
-from fedrec.recommenders.closed_form.item_graph import ItemGraphConfig
-from fedrec.recommenders.closed_form.item_knn import ItemKnnConfig
-from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import ClusterableConfig, plain, recommender
 
 #: Prefix of the base's arrays, [k, ...] each.
 EACH = "each/"
-
-BaseConfig = Annotated[
-    EaseConfig | ItemKnnConfig | ItemGraphConfig | MfConfig,
-    Field(discriminator="kind"),
-]
 
 
 class ClusteredConfig(RecommenderConfig):
     """Configuration of a model per cluster.
 
     Attributes:
-        base: the model of each cluster.
+        base: the model of each cluster; a recommender that states that it is `clusterable`.
         features: F, width of the public vectors by which users are clustered.
         clusters: k.
         cluster_rounds: T; the first finds the centre of all users.
         pooling: what the sums of other clusters count in a cluster's.
     """
 
-    kind: Literal["clustered"] = "clustered"
-    base: BaseConfig = ItemGraphConfig()
+    kind: str = "clustered"
+    base: ClusterableConfig
     features: int = Field(ge=1)
     clusters: int = Field(default=4, ge=1)
     cluster_rounds: int = Field(default=6, ge=2)
@@ -84,17 +76,38 @@ class InSlices:
             block.add_into(total[cluster], scale[users])
 
 
+@recommender(ClusteredConfig)
 class Clustered(Recommender):
     """Secure k-means, then the base model in every cluster."""
 
-    kind: ClassVar[str] = "clustered"
+    config: ClusteredConfig
+    small: ClassVar[Mapping[str, Any]] = {
+        "clusters": 2,
+        "cluster_rounds": 2,
+        "base": {"kind": "ease", "reg": 5.0},
+        "features": 5,
+    }
 
-    def __init__(self, config: ClusteredConfig, base: Recommender) -> None:
-        self.config, self._base = config, base
+    def __init__(self, config: ClusteredConfig) -> None:
+        self.config = config
+        base = self._base = plain(config.base)
         rounds = None if base.fixed_rounds is None else base.fixed_rounds + config.cluster_rounds
         # Of the class everywhere else; here the other model decides.
         vars(self).update(fixed_rounds=rounds, gradient_rounds=base.gradient_rounds)
         self.chunk_like(base)
+
+    @property
+    def needs(self) -> DataNeeds:  # noqa: D102
+        return DataNeeds(features=self.config.features)
+
+    def conflicts(self, sending: Sending) -> list[str]:  # noqa: D102
+        found = super().conflicts(sending)
+        if sending.compressed and self.gradient_rounds:
+            found.append(
+                f"federation.compression is set and model {self.kind!r} has tables of every cluster, which are not "
+                "made smaller: drop it"
+            )
+        return found
 
     # What is common ------------------------------------------------------------------------------------
 
@@ -131,7 +144,7 @@ class Clustered(Recommender):
         return np.union1d(own, self._base.touched_rows(batch, self._later(key), n_items))
 
     def compute_updates(  # noqa: D102
-        self, shared: State, local: State, batch: UserBatch, key: RoundSeed
+        self, shared: State, local: State, batch: UserBatch, key: RoundSeed, n_items: int
     ) -> tuple[Updates, State]:
         if key.round <= self.config.cluster_rounds:
             taste = clusters.tastes(shared[FEATURES], batch)
@@ -142,7 +155,7 @@ class Clustered(Recommender):
         for c, users in self._members(shared, batch):
             mine = {name: values[users] for name, values in local.items()}
             updates, changed = self._base.compute_updates(
-                _slice(shared, c), mine, batch.take(users), self._later(key)
+                _slice(shared, c), mine, batch.take(users), self._later(key), n_items
             )
             for name, block in updates.blocks.items():
                 blocks.setdefault(name, []).append((c, users, block))
@@ -194,15 +207,11 @@ class Clustered(Recommender):
     def fit(  # noqa: D102
         self, train: Interactions, seed: int, rounds: int, features: Scores | None = None
     ) -> tuple[State, State]:
+        if self._base.fixed_rounds is not None:
+            return super().fit(train, seed, rounds, features)
         batch, shared = train.batch(np.arange(train.n_users)), self.init_shared(train.n_items, seed, features)
         for number in range(1, self.config.cluster_rounds + 1):
-            shared, _ = self._step(shared, {}, batch, RoundSeed(seed, number))
-        if self._base.fixed_rounds is not None:
-            for number in range(1, self._base.fixed_rounds + 1):
-                shared, _ = self._step(
-                    shared, {}, batch, RoundSeed(seed, self.config.cluster_rounds + number)
-                )
-            return shared, {}
+            shared = self._step(shared, batch, RoundSeed(seed, number))
         return self._fit_each(shared, train, batch, seed, rounds)
 
     def _fit_each(
@@ -220,11 +229,13 @@ class Clustered(Recommender):
         )
         return shared | _stacked(each), local
 
-    def _step(self, shared: State, server: State, batch: UserBatch, key: RoundSeed) -> tuple[State, State]:
-        updates, _ = self.compute_updates(shared, {}, batch, key)
-        blocks = self.layout(len(shared[FEATURES]), key.round).zeros()
+    def _step(self, shared: State, batch: UserBatch, key: RoundSeed) -> State:
+        """One round of clustering."""
+        n_items = len(shared[FEATURES])
+        updates, _ = self.compute_updates(shared, {}, batch, key, n_items)
+        blocks = self.layout(n_items, key.round).zeros()
         updates.add_into(blocks, np.ones(len(batch)))
-        return self.apply(shared, server, UpdateSum(blocks, len(batch)))
+        return self.apply(shared, {}, UpdateSum(blocks, len(batch)))[0]
 
     # ---------------------------------------------------------------------------------------------------
 

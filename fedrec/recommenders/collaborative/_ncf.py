@@ -1,4 +1,4 @@
-"""Neural collaborative filtering, federated: GMF, MLP and NeuMF with user vectors that stay at home.
+"""What GMF, MLP and NeuMF have in common: neural collaborative filtering with user vectors that stay on the device.
 
 He et al. 2017, "Neural collaborative filtering" (WWW). GMF scores w · (p ∘ q) + b_i; MLP a small network over [p; q];
 NeuMF both, on vectors of their own, joined by one output layer. Binary cross-entropy over each interaction and n
@@ -10,7 +10,7 @@ Letters: K users, B groups, n negatives, d embedding size, h widths of the layer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -33,10 +33,9 @@ RANK_ITEMS = 4096
 
 
 class NcfConfig(NeuralConfig):
-    """Configuration of GMF, MLP and NeuMF.
+    """Keys of GMF, MLP and NeuMF.
 
     Attributes:
-        kind: "gmf", "mlp" or "neumf".
         embedding_size: d, of each of the two vectors of NeuMF.
         layers: widths of the layers of MLP and NeuMF.
         negatives: n, drawn anew in every round among the items that the user does not have.
@@ -47,7 +46,6 @@ class NcfConfig(NeuralConfig):
             of hundreds from about 0.01 on.
     """
 
-    kind: Literal["gmf", "mlp", "neumf"]
     embedding_size: int = Field(default=32, ge=1)
     layers: tuple[PositiveInt, ...] = (32, 16)
     negatives: int = Field(default=4, ge=1)
@@ -62,25 +60,26 @@ class NcfConfig(NeuralConfig):
 class Ncf(NeuralRecommender):
     """A network over a private user vector and an item's row."""
 
+    config: NcfConfig
+    #: What is summed: "gmf", the weighted product of both vectors; "mlp", a network over them.
+    forms: ClassVar[tuple[str, ...]]
+
     sorts_by_length: ClassVar[bool] = True
 
     def __init__(self, config: NcfConfig) -> None:
         super().__init__(config)
         self.config = config
-        # Three models in one class: the configuration says which.
-        vars(self).update(kind=config.kind)
-        self._forms = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}[config.kind]
 
-    def parameters(self) -> dict[str, Parameter]:  # noqa: D102
+    def parameters(self) -> dict[str, Parameter]:
         c, out = self.config, {"item_bias": Parameter((), where="table")}
         scale, last = c.init_scale / c.embedding_size**0.5, 0
-        for form in self._forms:
+        for form in self.forms:
             out[f"{form}/item"] = Parameter((c.embedding_size,), scale, where="table")
             out[f"{form}/user"] = Parameter((c.embedding_size,), scale, where="local")
-        if "gmf" in self._forms:
+        if "gmf" in self.forms:
             # A plain dot product to begin with.
             out["gmf/weight"] = Parameter((c.embedding_size,), fill=1.0)
-        if "mlp" in self._forms:
+        if "mlp" in self.forms:
             last = 2 * c.embedding_size
             for position, width in enumerate(c.layers):
                 out |= linear_parameters(f"mlp/layer{position}", last, width)
@@ -88,7 +87,7 @@ class Ncf(NeuralRecommender):
             out["mlp/weight"] = Parameter((last,), last**-0.5)
         return out
 
-    def work(  # noqa: D102
+    def work(
         self, batch: UserBatch, key: RoundSeed, n_items: int, shared: State
     ) -> tuple[Work, Touched | None]:
         from fedrec.neural.example_groups import GroupWork
@@ -98,7 +97,7 @@ class Ncf(NeuralRecommender):
         work = GroupWork(self._objective, views, c.batch_size)
         return work, work.touched
 
-    def user_scores(self, params: Params, shared: State, batch: UserBatch) -> Tensor:  # noqa: D102
+    def user_scores(self, params: Params, shared: State, batch: UserBatch) -> Tensor:
         import torch
 
         n_items = params["item_bias"].shape[1]
@@ -113,7 +112,7 @@ class Ncf(NeuralRecommender):
 
         k, b, width = slots.shape
         scores = self._scores(params, slots.view(k, b * width)).view(k, b, width)
-        squares = sum(params[f"{form}/user"].square().sum(1) for form in self._forms)
+        squares = sum(params[f"{form}/user"].square().sum(1) for form in self.forms)
         return group_loss(scores, mask, "bce") + self.config.reg / 2 * mask.sum(1) * squares
 
     def _scores(self, params: Params, slots: Tensor) -> Tensor:
@@ -121,10 +120,10 @@ class Ncf(NeuralRecommender):
         from fedrec.neural.gather import gather_rows
 
         scores = gather_rows(params["item_bias"], slots)
-        if "gmf" in self._forms:
+        if "gmf" in self.forms:
             user = params["gmf/user"] * params["gmf/weight"]
             scores = scores + (gather_rows(params["gmf/item"], slots) @ user.unsqueeze(-1)).squeeze(-1)
-        if "mlp" in self._forms:
+        if "mlp" in self.forms:
             inner = self._tower(params, gather_rows(params["mlp/item"], slots))
             scores = scores + (inner @ params["mlp/weight"].unsqueeze(-1)).squeeze(-1)
         return scores

@@ -8,12 +8,16 @@ interactions is scaled by n^(-p), so that very active users do not decide the it
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fedrec.core.contributions import distinct
 from fedrec.core.interactions import IntArray, UserBatch
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 def recency(batch: UserBatch, half_life: float | None) -> NDArray[np.float64]:
@@ -44,4 +48,15 @@ def merged(batch: UserBatch, weights: NDArray[np.float64]) -> tuple[IntArray, In
 
 def matrix(batch: UserBatch, weights: NDArray[np.float64], n_items: int) -> csr_array:
     """[U, I] sparse profiles of a batch."""
+    from scipy.sparse import csr_array
+
     return csr_array((weights, batch.item, batch.indptr), shape=(len(batch), n_items))
+
+
+def neighbour_matrix(neighbour: NDArray[np.int32], strength: NDArray[np.float32]) -> csr_array:
+    """[I, I] sparse: row j holds the strengths [I, k] of the neighbours [I, k] of item j."""
+    from scipy.sparse import csr_array
+
+    n_items, k = neighbour.shape
+    pointers = np.arange(n_items + 1) * k
+    return csr_array((strength.reshape(-1), neighbour.reshape(-1), pointers), shape=(n_items, n_items))

@@ -1,0 +1,1 @@
+"""The Python API behind `import fedrec`: data in memory, training, results as objects and tables."""
