@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fedrec_simulations.cli.app import run as cli
+from cli_helpers import operate
 from hypothesis import given
 from hypothesis import strategies as st
 from service_helpers import Place, limits
@@ -218,7 +218,7 @@ def test_the_shared_key_must_be_one_and_private(tmp_path: Path, capsys: pytest.C
     with pytest.raises(ServiceError, match="cannot be used"):
         read_key(tmp_path / "none")
     arguments = ["service", "start", "--population", "p", "--insecure", "--enrolment-key", str(path)]
-    assert cli(arguments) == 3
+    assert operate(*arguments) == 3
     assert "--campaigns" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedrec_simulations.cli.app import run as cli
+from cli_helpers import operate
 from flower_helpers import lay_out
 from test_secure_rounds import Nodes
 
@@ -34,7 +34,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, dict[str, Any]]:
-    code = cli(["doctor", *map(str, arguments), "--json"])
+    code = operate(*["doctor", *map(str, arguments), "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 

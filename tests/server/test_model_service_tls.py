@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cli_helpers import operate
 from service_helpers import Place, check_in
-from typer.testing import CliRunner
 
 from fedrec.core.errors import ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
@@ -269,13 +269,8 @@ def test_a_service_without_app_certificates_says_so(place: Place, caplog: pytest
 
 
 def test_certificates_are_never_written_over_and_keys_are_their_owners(tmp_path: Path) -> None:
-    from fedrec_simulations.cli.app import app
-
     folder = tmp_path / "certs"
-    done = CliRunner().invoke(
-        app, ["certs", "init", str(folder), "--host", "models.example.org", "--days", "5"]
-    )
-    assert done.exit_code == 0, done.output
+    assert operate("certs", "init", folder, "--host", "models.example.org", "--days", "5") == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.glob("*.key"))
     assert days_left(folder / "app.pem") < 5
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -81,7 +81,6 @@ class _LazyGroup(TyperGroup):
             name=name,
             commands=commands,
             help=group.help,
-            no_args_is_help=True,
             context_settings=_HELP_OPTIONS,
         )
 

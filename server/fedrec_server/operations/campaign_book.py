@@ -7,9 +7,10 @@
     ROOT/<campaign>/left.jsonl         devices of a closed roster that have left, as they said
     ROOT/<campaign>/operator.lock      locked by the operator's process while it lives
 
-The model service serves it, the operator's process opens, closes and runs it (`fedrec-server campaign run`); both read
-the same files. A device is known by keys that it made for this campaign alone. A campaign is over when its operator
-says so or when the operator's process has died: devices that ask are told. Out of scope: rounds.
+The model service serves it, the operator's process opens, closes and runs it (`fedrec-server campaign run`);
+both read the same files. A device is known by keys that it made for this campaign alone. A campaign is over
+when its operator says so or when the operator's process has died: devices that ask are told. Out of scope:
+rounds.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ from fedrec_server.operations.enrolment import schedule_of, secagg_terms
 from fedrec_server.operations.ledger_facts import ledger_facts
 from fedrec_server.operations.privacy_terms import terms_of
 from fedrec_server.operations.publishing import served, statement_of, summary
-from fedrec_server.operations.run_artifacts import HELD_DATA, environment
+from fedrec_server.operations.run_artifacts import environment
 from fedrec_server.operations.sections import NoPrivacy
-from fedrec_server.operations.specification import TaskSpecification
+from fedrec_server.operations.specification import HELD_DATA, TaskSpecification
 from fedrec_server.registry import Registry
 from fedrec_server.rounds.task import Task
 

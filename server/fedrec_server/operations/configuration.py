@@ -53,13 +53,23 @@ def parse(
     Raises:
         ConfigError: any value is wrong; the message lists all problems.
     """
-    for override in overrides:
-        _override(values, override)
+    override(values, overrides)
     try:
         return kind.model_validate(values, context=OWN_CONFIGURATION)
     except ValidationError as error:
         problems = "; ".join(_problem(kind, item, values) for item in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with overrides `a.b=value` (value in TOML; bare words are text) written into them.
+
+    Raises:
+        ConfigError: an override that cannot be read, or that leads through a value.
+    """
+    for text in overrides:
+        _override(values, text)
+    return values
 
 
 def _override(values: dict[str, Any], text: str) -> None:

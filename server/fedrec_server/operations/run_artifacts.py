@@ -23,15 +23,12 @@ from fedrec.core.updates import State
 from fedrec.data.split import Split
 from fedrec.data.splits import read_split
 from fedrec_server.operations.configuration import parse
-from fedrec_server.operations.specification import TaskSpecification
+from fedrec_server.operations.specification import HELD_DATA, RESEARCHERS, TaskSpecification
 
 PACKAGES = (
     "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",
     "cryptography",
 )  # fmt: skip
-#: Sections and keys of an experiment that no operator needs.
-RESEARCHERS = ("data", "split")
-HELD_DATA = "held_data"
 
 
 @dataclass(frozen=True)

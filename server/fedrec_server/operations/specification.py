@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Tag, model_validator
 
-from fedrec.core.errors import PrivacyRefused
+from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.core.recommender import Sending
 from fedrec.evaluation.answers import Ranker
 from fedrec.evaluation.settings import EvaluationSettings
@@ -22,7 +22,7 @@ from fedrec.recommenders.registry import ModelConfig, build
 from fedrec.rounds.aggregation import rule_problems
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
-from fedrec_server.operations.configuration import parse, read_toml
+from fedrec_server.operations.configuration import override, parse, read_toml
 from fedrec_server.operations.sections import (
     FederationSection,
     NoPrivacy,
@@ -33,6 +33,9 @@ from fedrec_server.operations.sections import (
 
 #: Fewer nodes than this in a sum are worth a warning.
 SMALL_COHORT = 10
+#: Sections and a key of an experiment that no operator needs.
+RESEARCHERS = ("data", "split")
+HELD_DATA = "held_data"
 
 
 def _privacy_kind(section: Any) -> str:
@@ -234,7 +237,16 @@ class TaskSpecification(Section):
 def load_specification(path: Path, overrides: Sequence[str] = ()) -> TaskSpecification:
     """Read a task from a TOML file and apply overrides `a.b=value`.
 
+    The file of an experiment is one of a task, too: its sections `data` and `split` are passed over.
+
     Raises:
         ConfigError: the file cannot be read, or any value is wrong; the message lists all problems.
     """
-    return parse(TaskSpecification, read_toml(path), overrides, str(path))
+    plain = override(read_toml(path), overrides)
+    plain = {name: values for name, values in plain.items() if name not in RESEARCHERS}
+    evaluation = plain.get("evaluation")
+    if isinstance(evaluation, dict) and evaluation.pop(HELD_DATA, False):
+        raise ConfigError(
+            f"{path}: evaluation.{HELD_DATA} is true: a task's data is on users' devices; drop it"
+        )
+    return parse(TaskSpecification, plain, (), str(path))

@@ -1,4 +1,4 @@
-"""`fedrec config show|schema`: what a configuration means, and what could stand in one."""
+"""`fedrec config show|task|schema`: what a configuration means, its task for an operator, and all keys."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = 
     text = to_toml(values, lambda where: _source(where, tomllib.loads(path.read_text()), overrides or []))
     warnings = resolved.warnings()
     return Answer({"config": values, "warnings": warnings}, [_literal(text), *(f"# {w}" for w in warnings)])
+
+
+def task(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
+    """The task of an experiment for `fedrec-server campaign run`: without its data, as TOML."""
+    values = load_config(find_config(config), overrides or ()).task().model_dump(mode="json")
+    return Answer({"task": values}, [_literal(to_toml(values, lambda where: ""))])
 
 
 def schema(json_: JsonFlag = False) -> Answer:
