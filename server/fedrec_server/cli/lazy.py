@@ -81,6 +81,7 @@ class _LazyGroup(TyperGroup):
             name=name,
             commands=commands,
             help=group.help,
+            no_args_is_help=False,
             context_settings=_HELP_OPTIONS,
         )
 
