@@ -12,11 +12,11 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
 from fedrec.rounds.build import round_layout
 from fedrec.secagg.encoding import encoding_for
-from fedrec_simulations.experiments.config import Config
-from fedrec_simulations.experiments.sections import NoPrivacy
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import TaskSpecification
 
 
-def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
+def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPlan | None:
     """The plan, or None where privacy is switched off.
 
     Args:
@@ -54,12 +54,12 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
     )
 
 
-def range_users(config: Config, n_users: int) -> int:
+def range_users(config: TaskSpecification, n_users: int) -> int:
     """For how many users the integers of secure aggregation have room."""
     return max(config.secagg.range_users or 0, n_users, 1)
 
 
-def _carried(config: Config, n_users: int, size: int) -> Carried | None:
+def _carried(config: TaskSpecification, n_users: int, size: int) -> Carried | None:
     """How clean sums travel as integers, for which the noise that is added later has to be a little larger.
 
     Rounding costs sqrt(n) / scale, which is most for the longest vector, of `size` values.
@@ -83,7 +83,7 @@ def _carried(config: Config, n_users: int, size: int) -> Carried | None:
     return Carried(scale=encoding.scale, wrap=WRAP_CHANCE if rotated else 0.0)
 
 
-def terms_of(config: Config, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
+def terms_of(config: TaskSpecification, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
     """The terms of a new run, or None where privacy is switched off; raises what `plan_of` raises."""
     plan = plan_of(config, n_users, n_items)
     if plan is None or isinstance(config.privacy, NoPrivacy):
