@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import click
@@ -47,7 +48,10 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "docs"}
+    # A module that can be found: dataclasses look their annotations up in it.
+    module = types.ModuleType("docs")
+    monkeypatch.setitem(sys.modules, "docs", module)
+    names = module.__dict__
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{name(page)}, Python block {number}", "exec"), names)
         said = capsys.readouterr().out

@@ -37,6 +37,7 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.private_files import make_private
 from fedrec.recommenders.registry import build
+from fedrec.rounds.aggregation import rule_problems
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
@@ -83,7 +84,11 @@ class Coordinator:
         self._stop = stop
         self._recommender: Recommender = build(task.model)
         plan = task.privacy.plan if task.privacy else None
-        self._chain = chain_of(task.settings, plan, gradient=self._recommender.gradient_rounds)
+        rule = task.rounds.aggregation_rule
+        if problems := rule_problems(rule, hidden=self._is_hidden, private=plan is not None):
+            raise ConfigError("; ".join(problems))
+        gradient = self._recommender.gradient_rounds
+        self._chain = chain_of(task.settings, plan, gradient=gradient, rule=rule.rule())
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics

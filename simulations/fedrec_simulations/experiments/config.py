@@ -22,6 +22,7 @@ from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.neural.example_gradients import device_model_of
 from fedrec.privacy.noised_means import HELD_DATA
 from fedrec.recommenders.registry import RECOMMENDERS, ModelConfig, build
+from fedrec.rounds.aggregation import rule_problems
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_simulations.experiments.sections import (
@@ -92,6 +93,7 @@ class Config(Section):
             self._compression_fits(self.federation.compression)
         if self.privacy.aggregator == "secagg":
             self._secagg_fits()
+        self._rule_fits()
         return self
 
     def _model_fits(self) -> None:
@@ -181,6 +183,24 @@ class Config(Section):
             }
         if any(problems.values()):
             raise ValueError("; ".join(text for text, wrong in problems.items() if wrong))
+
+    def _rule_fits(self) -> None:
+        """Raises ValueError where the aggregation rule cannot see replies, or would break a privacy plan."""
+        problems = rule_problems(
+            self.federation.aggregation_rule,
+            hidden=self.privacy.aggregator == "secagg",
+            private=isinstance(self.privacy, PrivacySection),
+            nodes=self.federation.nodes,
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def one_node_suffices(self) -> bool:
+        """Whether an engine in one process may put all users on one node: nothing depends on single nodes."""
+        return (
+            self.privacy.aggregator != "secagg" and not self.federation.aggregation_rule.rule().sees_replies
+        )
 
     def node_settings(self) -> NodeSettings:
         """The part that nodes see."""

@@ -113,8 +113,8 @@ class RunSetup:
 
 
 def node_count(config: Config, engine: Engine, nodes: int | None = None) -> int:
-    """Over how many nodes the users are spread: in process one hosts everyone, unless their sum is to be secure."""
-    alone = engine == "in-process" and config.privacy.aggregator != "secagg"
+    """Over how many nodes the users are spread: in process one hosts all of them where nothing depends on nodes."""
+    alone = engine == "in-process" and config.one_node_suffices
     return nodes or (1 if alone else config.federation.nodes)
 
 
