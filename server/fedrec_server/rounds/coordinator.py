@@ -179,7 +179,7 @@ class Coordinator:
     @property
     def _is_hidden(self) -> bool:
         """Whether nodes answer once and for all, since they give their shares away."""
-        return self.task.aggregation.kind == "secagg"
+        return self._collector.asks_once
 
     def _lose(self, record: Event) -> None:
         """A round that nodes will not answer again: it counts, and the model stays as it is."""
