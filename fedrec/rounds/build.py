@@ -19,7 +19,14 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.rounds.chain import Chain, Flatten
 from fedrec.rounds.compression import Compression, Feedback, LowRank, Project, Quantise
 from fedrec.rounds.formats import ClearFormat, Format, LevelsFormat, VectorFormat
-from fedrec.rounds.local_training import AllUsers, Cohort, PublicCohort, SecretCohort, UpdateTraining
+from fedrec.rounds.local_training import (
+    AllUsers,
+    Cohort,
+    CyclicCohort,
+    PublicCohort,
+    SecretCohort,
+    UpdateTraining,
+)
 from fedrec.rounds.settings import NodeSettings
 from fedrec.rounds.shards import Rows, Shard, spell_rows
 
@@ -83,6 +90,9 @@ def private_cohort(plan: PrivacyPlan) -> Cohort:
             return AllUsers()
         case "poisson":
             return SecretCohort(plan.sampling_rate, is_seeded=plan.noise_seed is not None)
+        case "cyclic":
+            drawn = SecretCohort(plan.turn_rate, is_seeded=plan.noise_seed is not None)
+            return CyclicCohort(plan.cycle or 1, drawn if plan.turn_rate < 1.0 else AllUsers())
         case _:
             assert_never(plan.sampling)
 
