@@ -9,7 +9,7 @@ Out of scope: clipping, what the noise is worth (`plan`, `accounting`), and char
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +61,8 @@ class Mechanism(Stage):
     #: Where it is added, for the statement: "noise is added ...".
     noise_place: ClassVar[str] = ""
     view: ClassVar[View] = "every round"
+    #: Whether the noise of a round depends on that of the rounds before; `independent` undoes it for an audit.
+    correlates_rounds: ClassVar[bool] = False
 
     plan: PrivacyPlan
 
@@ -136,6 +138,14 @@ class Mechanism(Stage):
     def audited_users(self, users: int) -> int:
         """With how many users an audit sums, where `users` are in a cohort: the worst case that is released."""
         return users
+
+    def independent(self, outputs: Sequence[Floats]) -> list[Floats]:
+        """What an attacker makes of the outputs of rounds 1, 2, ..., so that their noise is independent.
+
+        Args:
+            outputs: released vectors, or the same linear function of each.
+        """
+        return list(outputs)
 
     @property
     def training(self) -> LocalTraining | None:

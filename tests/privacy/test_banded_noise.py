@@ -11,6 +11,7 @@ from typing import Any
 import dp_accounting
 import numpy as np
 import pytest
+from conftest import planted
 from dp_accounting import pld
 from scipy.linalg import toeplitz
 from scipy.optimize import check_grad
@@ -20,6 +21,9 @@ from fedrec.core.interactions import UserBatch
 from fedrec.core.recommender import RoundSeed
 from fedrec.core.stage import VECTOR, RoundContext
 from fedrec.core.updates import BlockSpec, Layout, State, UpdateSum
+from fedrec.privacy.audit import _runs as runs
+from fedrec.privacy.audit import games
+from fedrec.privacy.audit.bugs import inject
 from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.mechanisms import banded
 from fedrec.privacy.mechanisms.banded import (
@@ -35,9 +39,12 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.statement import StatementFacts, statement
+from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.recommenders.registry import build
 from fedrec.rounds.build import chain_of, private_cohort
 from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.settings import NodeSettings
+from fedrec_simulations.audit.run_audit import Training, rare_users
 
 ROUNDS, CYCLE, RATE = 12, 4, 0.125
 #: c of three bands, of norm 1 and far from optimal, so that no test passes for being close to a nice matrix.
@@ -414,3 +421,66 @@ def test_context_of_the_release_sizes_the_noise() -> None:
     assert isinstance(context, RoundContext) and context.bound.l2 == 3.0
     total, _ = mechanism.on_server(UpdateSum({VECTOR: np.zeros(5)}, 0), context, mechanism.init())
     assert total.noise_std == pytest.approx(3.0 * mechanism.plan.noise_multipliers[0] / C[0])
+
+
+# Audit -----------------------------------------------------------------------------------------------
+
+
+def audited(rate: float, cycle: int | None, rounds: int = 12) -> tuple[PrivacyPlan, Training]:
+    settings = PrivacySettings(
+        unit="user",
+        mechanism="banded",
+        options={} if cycle is None else {"cycle": cycle},  # type: ignore[arg-type]
+        epsilon=3.0,
+        delta=1e-5,
+        clip_norm=0.5,
+        force=True,
+    )
+    model = build(MfConfig(embedding_size=8))
+    plan = make_plan(
+        settings,
+        population=500,
+        rounds=rounds,
+        schedule=(1.0,) * rounds,
+        parameters=model.layout(60).size,
+        sampling_rate=rate,
+    )
+    batch = planted(80, 60).batch(np.arange(80))
+    others = rare_users(60, 80, np.random.default_rng(0)).take(np.arange(10))
+    return plan, Training(model, plan, batch, others, 60, 0)
+
+
+@pytest.mark.parametrize(("rate", "cycle"), [(1.0, None), (0.25, 4), (0.1, 4)])
+def test_the_audit_passes_it_on_many_seeds(rate: float, cycle: int | None) -> None:
+    plan, subject = audited(rate, cycle)
+    verdicts = [games.audit(plan, subject, 120, seed).verdict for seed in range(6)]
+    assert verdicts.count("VIOLATED") <= 1 and set(verdicts) <= {"VIOLATED", "consistent"}
+
+
+@pytest.mark.parametrize("bug", ["noise/10", "no clip", "per-block clip", "weights by example count"])
+def test_the_audit_finds_planted_bugs(bug: str) -> None:
+    plan, subject = audited(0.25, 4)
+    with inject(bug):
+        assert games.audit(plan, subject, 400, 1, bug).verdict == "VIOLATED"
+
+
+def test_the_audit_finds_noise_of_another_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As loud in every single round, and taken back by more than the plan's coefficients say."""
+    plan, subject = audited(0.25, 4)
+    assert games.audit(plan, subject, 400, 1).verdict == "consistent"
+    real = Banded._next
+
+    def greedy(self: Banded, past: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+        if not len(past):
+            return real(self, past, fresh)
+        return np.asarray(-0.999 * past[0] + 0.05 * fresh)
+
+    monkeypatch.setattr(Banded, "_next", greedy)
+    assert games.audit(plan, subject, 400, 1).verdict == "VIOLATED"
+
+
+def test_the_audit_finds_users_who_are_not_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, subject = audited(0.1, 4)
+    monkeypatch.setattr(runs, "in_turn", lambda plan, canaries, round_: np.ones(canaries, dtype=bool))
+    monkeypatch.setattr(runs, "coins", lambda plan, included, rng: included)
+    assert games.audit(plan, subject, 400, 0).verdict == "VIOLATED"

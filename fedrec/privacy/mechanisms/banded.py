@@ -80,6 +80,7 @@ class Banded(Mechanism):
     sends_clean_sums = True
     trusted = "the server is trusted"
     noise_kind = "Gaussian, correlated over rounds (banded matrix factorisation)"
+    correlates_rounds = True
     noise_place = "once per round by the coordinator, to the sum, also when nobody answers"
 
     # The plan ---------------------------------------------------------------------------------------------
@@ -175,12 +176,12 @@ class Banded(Mechanism):
         """Infinite: nodes add no noise."""
         return math.inf
 
-    def independent(self, released: Sequence[Floats]) -> list[Floats]:
-        """What an attacker makes of all rounds: C X + Z, in which noise is independent between rounds."""
+    def independent(self, outputs: Sequence[Floats]) -> list[Floats]:
+        """C X + Z."""
         c = self.coefficients
         return [
-            np.sum([c[j] * released[t - j] for j in range(min(len(c), t + 1))], axis=0)
-            for t in range(len(released))
+            np.asarray(sum(c[j] * outputs[t - j] for j in range(min(len(c), t + 1))))
+            for t in range(len(outputs))
         ]
 
     # The stage --------------------------------------------------------------------------------------------
