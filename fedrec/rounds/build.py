@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
+from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray
 from fedrec.core.stage import AggregationRule, RoundContext, Stage
 from fedrec.core.updates import Layout
@@ -74,8 +75,17 @@ def clear_chain(settings: NodeSettings, *, gradient: bool) -> Chain:
 
 
 def private_chain(settings: NodeSettings, plan: PrivacyPlan, *, gradient: bool) -> Chain:
-    """Under a plan: what is declared, clip, one vector, how it is carried, noise."""
+    """Under a plan: what is declared, clip, one vector, how it is carried, noise.
+
+    Raises:
+        ConfigError: the mechanism's noise is for gradients.
+    """
     mechanism = mechanism_of(plan)
+    if mechanism.correlates_rounds and not gradient:
+        raise ConfigError(
+            f"privacy.mechanism is {plan.mechanism_name!r}, whose noise cancels where rounds are added up, and this "
+            "model's rounds are no steps of one sum: use the default mechanism"
+        )
     maps = declared(settings) if gradient else []
     carried: list[Stage] = [] if plan.carried is None else [FixedPoint(plan.carried, plan.parameters)]
     stages = (*maps, private_clip(plan), Flatten(), *carried, mechanism)

@@ -326,8 +326,15 @@ def test_a_sum_that_was_kept_resumes_with_its_noise() -> None:
     ids=str,
 )
 def test_refused_where_rounds_send_other_values(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="sends other values in every round"):
-        chain_of(NodeSettings.model_validate(settings), with_c(C), gradient=True)
+    chain = chain_of(NodeSettings.model_validate(settings), with_c(C), gradient=True)
+    with pytest.raises(ConfigError, match="other values of table in every round"):
+        ServerRound(chain, Layout({"table": BlockSpec((10, 5))}), 10, 1, chain.init(), NoiseSource(1))
+
+
+def test_refused_for_sums_that_are_not_added_up() -> None:
+    with pytest.raises(ConfigError, match="no steps of one sum"):
+        chain_of(NodeSettings(), with_c(C), gradient=False)
+    assert chain_of(NodeSettings(shard_parameters=50), with_c(C), gradient=True).mechanisms
 
 
 # Turns --------------------------------------------------------------------------------------------

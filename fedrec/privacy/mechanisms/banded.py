@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.core.errors import ConfigError, PrivacyRefused
-from fedrec.core.stage import RoundContext, Stage
-from fedrec.core.updates import Floats, State
+from fedrec.core.stage import RoundContext
+from fedrec.core.updates import Floats, Layout, State
 from fedrec.privacy._releases import GaussianRelease, Release
 from fedrec.privacy.mechanism import Contribution, Mechanism, checked, noise_of
 from fedrec.privacy.noise import snap
@@ -188,16 +188,23 @@ class Banded(Mechanism):
 
     def init(self) -> State:
         """No noise has been drawn: `past` [at most b - 1, P] the y in units of the sensitivity, newest first."""
-        return {"past": np.zeros((0, 0)), "round": np.array(0)}
+        return {"past": np.zeros((0, 0)), "round": np.zeros(1, dtype=np.int64)}
 
-    def conflicts(self, others: Sequence[Stage]) -> list[str]:
-        """What sends other values in every round: noise of one value would be taken back from another."""
-        return [
-            f"banded noise cannot be used with {stage.name}, which sends other values in every round: send "
-            "whole updates"
-            for stage in others
-            if stage.name in ("shard", "rows", "low_rank")
+    def layout(self, layout: Layout, context: RoundContext) -> Layout:
+        """The layout itself.
+
+        Raises:
+            ConfigError: other values are sent in every round: noise of one value would be taken back from another.
+        """
+        parts = [
+            name for name, spec in layout.blocks.items() if spec.rows is not None or spec.basis is not None
         ]
+        if parts:
+            raise ConfigError(
+                f"privacy.mechanism 'banded' and other values of {', '.join(parts)} in every round: send whole "
+                "updates (drop federation.compression; raise federation.shard_parameters, or secagg.dense_parameters)"
+            )
+        return super().layout(layout, context)
 
     def noised(
         self, vector: Contribution, users: int, context: RoundContext, state: State
@@ -208,7 +215,7 @@ class Banded(Mechanism):
             PrivacyRefused: the vector is not as long as in the rounds before.
         """
         values, noise, l2 = checked(vector, users), noise_of(context), context.bound.l2
-        past, last = state["past"], int(state["round"])
+        past, last = state["past"], int(state["round"][0])
         if last and past.shape[1] != len(values):
             raise PrivacyRefused(
                 f"sum of {len(values)} values after one of {past.shape[1]}: expected the same in all rounds, since "
@@ -222,7 +229,7 @@ class Banded(Mechanism):
         released = snap(values + l2 * drawn, self.noise_std(context.round, l2))
         if context.round == self.plan.rounds:
             past = past[:0]
-        return released, {"past": past, "round": np.array(context.round)}
+        return released, {"past": past, "round": np.array([context.round])}
 
     def _next(self, past: Floats, fresh: Floats) -> Floats:
         """[P] y of a round, of the ones before and z."""
@@ -236,7 +243,7 @@ class Banded(Mechanism):
     def unpacked(self, values: Floats, context: RoundContext) -> tuple[Floats, State]:
         """See `packed`."""
         rows = values.reshape(-1, context.layout.size)
-        return rows[0], {"past": rows[1:], "round": np.array(context.round)}
+        return rows[0], {"past": rows[1:], "round": np.array([context.round])}
 
 
 # Matrices, by the first column of each -----------------------------------------------------------------------
