@@ -272,17 +272,16 @@ class ServerRound:
         total = self._chain.rule.combine(self._chain.format.zero(self.context), replies)
         return self._undo(total, self._vector_stages)
 
-    def released(self, vector: NDArray[Any]) -> UpdateSum:
-        """What `combine` gave, from its vector alone.
-
-        Raises:
-            ConfigError: a stage would have to draw its noise again to know its next state.
-        """
+    def keep(self, total: UpdateSum) -> NDArray[Any]:
+        """The noised sum of `combine`, and what its noise leaves for later rounds: all that may be written down."""
         (mechanism,) = self._chain.mechanisms
-        if mechanism.init():
-            raise ConfigError(
-                f"mechanism {mechanism.name!r} has a state: a sum cannot be resumed without it; start a new run"
-            )
+        return mechanism.packed(total.blocks[VECTOR], stage_state(self._next, mechanism))
+
+    def released(self, kept: NDArray[Any]) -> UpdateSum:
+        """What `combine` gave, from what `keep` made of it."""
+        (mechanism,) = self._chain.mechanisms
+        vector, state = mechanism.unpacked(kept, self.context)
+        self._next |= _named([(mechanism, state)])
         return mechanism.released(vector, self.context)
 
     def finish(self, total: UpdateSum) -> tuple[UpdateSum, State, dict[str, Any]]:

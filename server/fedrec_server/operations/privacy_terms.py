@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 
 from fedrec.core.errors import PrivacyRefused
+from fedrec.core.stage import RoundContext
 from fedrec.privacy.integers import WRAP_CHANCE, Carried
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
-from fedrec.rounds.build import round_layout
+from fedrec.rounds.build import chain_of, round_layout
 from fedrec.secagg.encoding import encoding_for
 from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification
@@ -26,6 +28,7 @@ def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPla
 
     Raises:
         PrivacyRefused: the guarantee would be meaningless, or nothing could be learned.
+        ConfigError: the mechanism does not fit what is sent.
     """
     if isinstance(config.privacy, NoPrivacy):
         return None
@@ -38,20 +41,25 @@ def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPla
     recommender = build(config.model)
     rounds = recommender.fixed_rounds or config.federation.rounds
     nodes, gradient = config.node_settings(), recommender.gradient_rounds
-    sizes = [
-        round_layout(recommender.layout(n_items, r), n_items, nodes, r, gradient=gradient).size
+    layouts = [
+        round_layout(recommender.layout(n_items, r), n_items, nodes, r, gradient=gradient)
         for r in range(1, rounds + 1)
     ]
-    return make_plan(
+    parameters = max(layout.size for layout in layouts)
+    plan = make_plan(
         config.privacy,
         population=population,
         rounds=rounds,
         schedule=recommender.noise_schedule(rounds),
-        parameters=max(sizes),
+        parameters=parameters,
         sampling_rate=config.federation.sampling_rate,
         dense_gradient=recommender.gradient_rounds,
-        carried=_carried(config, n_users, max(sizes)),
+        carried=_carried(config, n_users, parameters),
     )
+    # What nodes and coordinator would refuse is refused before data is laid out for them.
+    chain_of(nodes, plan, gradient=gradient)
+    mechanism_of(plan).layout(layouts[0], RoundContext(1, n_items=n_items))
+    return plan
 
 
 def range_users(config: TaskSpecification, n_users: int) -> int:

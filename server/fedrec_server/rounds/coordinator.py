@@ -30,7 +30,6 @@ from fedrec.core.errors import (
 )
 from fedrec.core.messages import Exchange, Request
 from fedrec.core.recommender import Recommender
-from fedrec.core.stage import VECTOR
 from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
@@ -364,7 +363,7 @@ def _question(request: Request, turn: ServerRound) -> Question:
     """What every node is asked, and how its answer, or the sum of all answers, is read."""
 
     def noised(summed: UpdateSum) -> NDArray[Any]:
-        return turn.combine([summed]).blocks[VECTOR]
+        return turn.keep(turn.combine([summed]))
 
     return Question(
         request,
