@@ -9,6 +9,7 @@ from typing import Any
 import cli_helpers
 import numpy as np
 import pytest
+from fedrec_simulations.experiments.privacy_terms import plan_of
 from test_private_rounds import Killed, Nodes, prepare, records
 
 from fedrec.core.errors import ConfigError
@@ -19,7 +20,6 @@ from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.experiments.config import parse_config
-from fedrec_simulations.experiments.privacy_terms import plan_of
 
 BANDED: dict[str, Any] = {"mechanism": "banded", "options": {"cycle": 2}, "rate": 0.25}
 PAST = "mechanism/past"
