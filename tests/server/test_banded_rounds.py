@@ -9,7 +9,7 @@ from typing import Any
 import cli_helpers
 import numpy as np
 import pytest
-from fedrec_simulations.experiments.privacy_terms import plan_of
+from fedrec_server.operations.privacy_terms import plan_of
 from test_private_rounds import Killed, Nodes, prepare, records
 
 from fedrec.core.errors import ConfigError
