@@ -9,13 +9,13 @@ from typing import Any
 import cli_helpers
 import numpy as np
 import pytest
-from fedrec_server.operations.privacy_terms import plan_of
 from test_private_rounds import Killed, Nodes, prepare, records
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.files import read_arrays
 from fedrec.data.split import Split
 from fedrec.privacy.ledger import Account, Ledger
+from fedrec_server.operations.privacy_terms import plan_of
 from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_server.rounds.task import Task
