@@ -82,6 +82,7 @@ class Coordinator:
         self.task = task
         self._exchange = exchange
         self._stop = stop
+        self._collector = collector
         self._recommender: Recommender = build(task.model)
         plan = task.privacy.plan if task.privacy else None
         rule = task.rounds.aggregation_rule
@@ -92,7 +93,6 @@ class Coordinator:
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics
-        self._collector = collector
         self._attendance = Attendance(task, exchange, on_event)
         self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
