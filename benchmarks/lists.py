@@ -2,9 +2,9 @@
 
     python -m benchmarks.lists [--items 100000] [--repeat 51]
 
-Each line is a wish of `fedrec.ranking.pipeline.Wanted`: median and 95th percentile of `rank` with it, and the median
-beyond that of `model.scores` alone, measured in turns so that a busy machine disturbs both alike. Target: a list of
-100k items costs at most 1 ms more than its scores.
+Each line is a `fedrec.ranking.pipeline.RecommendationRequest`: median and 95th percentile of `rank` with it, and the
+median beyond that of `model.scores` alone, measured in turns so that a busy machine disturbs both alike. Target: a
+list of 100k items costs at most 1 ms more than its scores.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
 from fedrec.ranking.folding import Ridge
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import History, ServingModel, User
-from fedrec.ranking.pipeline import Wanted, rank
+from fedrec.ranking.pipeline import RecommendationRequest, rank
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import SparseWeights
 
@@ -47,42 +47,44 @@ def main() -> None:
 
 def report(model: ServingModel, repeat: int) -> None:
     rng = np.random.default_rng(0)
-    shelf = Shelf(model, catalogue(model.n_items))
+    item_index = ItemIndex(model, catalogue(model.n_items))
     seen = rng.choice(model.n_items, SEEN, replace=False)
     user = model.fold_in(History(seen, np.ones(SEEN, np.float32)))
     start = time.perf_counter()
-    shelf.members(CATEGORIES[0])
+    item_index.members(CATEGORIES[0])
     print(
         f"\n{model.kind}, {model.n_items:,} items; categories once {(time.perf_counter() - start) * 1e3:.0f} ms"
     )
     print(f"{'':34}{'median ms':>10}{'p95':>8}{'beyond scores':>15}")
-    for name, wanted in wishes(model.n_items).items():
-        scores, lists = in_turns(lambda: model.scores(user), listing(shelf, user, seen, wanted), repeat)
+    for name, request in requests(model.n_items).items():
+        scores, lists = in_turns(lambda: model.scores(user), listing(item_index, user, seen, request), repeat)
         beyond = statistics.median(lists) - statistics.median(scores)
         p95 = float(np.percentile(lists, 95))
         print(f"{name:34}{statistics.median(lists):10.2f}{p95:8.2f}{beyond:15.2f}")
 
 
-def wishes(n_items: int) -> dict[str, Wanted]:
+def requests(n_items: int) -> dict[str, RecommendationRequest]:
     rng = np.random.default_rng(1)
     blocked = [f"i{k}" for k in rng.choice(n_items, BLOCKED, replace=False)]
     each = [AtMost(name, 3) for name in CATEGORIES]
     apart = Apart(CATEGORIES[1], 3)
     return {
-        "nothing": Wanted(),
-        "100 items blocked": Wanted(exclude=blocked),
-        "3 of 20 categories": Wanted(allow=CATEGORIES[:3]),
-        "without 3 of 20 categories": Wanted(deny=CATEGORIES[:3]),
-        "newness": Wanted(freshness=0.5),
-        "boost, pin, apart": Wanted(rules=[Boost(1.0, CATEGORIES[3]), Pin("i5", 3), apart]),
-        "at most 3 of each category": Wanted(rules=each),
-        "all of one category, at most 15": Wanted(allow=CATEGORIES[:1], rules=[AtMost(CATEGORIES[0], 15)]),
-        "MMR": Wanted(diversity=Mmr()),
-        "DPP": Wanted(diversity=Dpp()),
-        "epsilon-greedy": Wanted(exploration=EpsilonGreedy()),
-        "Thompson sampling": Wanted(exploration=Thompson()),
-        "LinUCB": Wanted(exploration=LinUcb()),
-        "all of it": Wanted(
+        "nothing": RecommendationRequest(),
+        "100 items blocked": RecommendationRequest(exclude=blocked),
+        "3 of 20 categories": RecommendationRequest(allow=CATEGORIES[:3]),
+        "without 3 of 20 categories": RecommendationRequest(deny=CATEGORIES[:3]),
+        "freshness": RecommendationRequest(freshness=0.5),
+        "boost, pin, apart": RecommendationRequest(rules=[Boost(1.0, CATEGORIES[3]), Pin("i5", 3), apart]),
+        "at most 3 of each category": RecommendationRequest(rules=each),
+        "all of one category, at most 15": RecommendationRequest(
+            allow=CATEGORIES[:1], rules=[AtMost(CATEGORIES[0], 15)]
+        ),
+        "MMR": RecommendationRequest(diversity=Mmr()),
+        "DPP": RecommendationRequest(diversity=Dpp()),
+        "epsilon-greedy": RecommendationRequest(exploration=EpsilonGreedy()),
+        "Thompson sampling": RecommendationRequest(exploration=Thompson()),
+        "LinUCB": RecommendationRequest(exploration=LinUcb()),
+        "all of it": RecommendationRequest(
             exclude=blocked,
             deny=CATEGORIES[:1],
             freshness=0.3,
@@ -93,9 +95,11 @@ def wishes(n_items: int) -> dict[str, Wanted]:
     }
 
 
-def listing(shelf: Shelf, user: User, seen: np.ndarray, wanted: Wanted) -> Callable[[], Any]:
+def listing(
+    item_index: ItemIndex, user: User, seen: np.ndarray, request: RecommendationRequest
+) -> Callable[[], Any]:
     rng = np.random.default_rng(2)
-    return lambda: rank(shelf, user, seen, wanted, rng=rng, now=1e8)
+    return lambda: rank(item_index, user, seen, request, rng=rng, now=1e8)
 
 
 def in_turns(

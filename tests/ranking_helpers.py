@@ -12,10 +12,10 @@ from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
 from fedrec.ranking.folding import Ridge
-from fedrec.ranking.item_index import DAY, Shelf
+from fedrec.ranking.item_index import DAY, ItemIndex
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import History, ServingModel, User
-from fedrec.ranking.pipeline import Ranked, Wanted, rank
+from fedrec.ranking.pipeline import Ranked, RecommendationRequest, rank
 from fedrec.ranking.tables import FloatTable
 
 GENRES = ("action", "comedy", "drama", "family")
@@ -37,20 +37,24 @@ def catalogue(n: int, popularity: bool = True, seed: int = 0) -> Items:
     )
 
 
-def shelf(n: int = 60, d: int = 6, seed: int = 0, popularity: bool = True) -> Shelf:
+def item_index(n: int = 60, d: int = 6, seed: int = 0, popularity: bool = True) -> ItemIndex:
     table = np.random.default_rng(seed + 1).normal(size=(n, d))
-    return Shelf(factors(table), catalogue(n, popularity, seed))
+    return ItemIndex(factors(table), catalogue(n, popularity, seed))
 
 
-def user_of(where: Shelf, history: tuple[int, ...]) -> User:
+def user_of(where: ItemIndex, history: tuple[int, ...]) -> User:
     return where.model.fold_in(History.of(where.items, [f"i{k}" for k in history]))
 
 
 def listed(
-    where: Shelf, wanted: Wanted, history: tuple[int, ...] = (1, 5, 9), seed: int = 0, now: float = NOW
+    where: ItemIndex,
+    request: RecommendationRequest,
+    history: tuple[int, ...] = (1, 5, 9),
+    seed: int = 0,
+    now: float = NOW,
 ) -> Ranked:
     user = user_of(where, history)
-    return rank(where, user, user.history.item, wanted, rng=np.random.default_rng(seed), now=now)
+    return rank(where, user, user.history.item, request, rng=np.random.default_rng(seed), now=now)
 
 
 class Fixed(ServingModel):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedrec.ranking.diversity import Dpp, Mmr
     from fedrec.ranking.exploration import EpsilonGreedy, LinUcb, Thompson
     from fedrec.ranking.filters import Apart, AtMost, Boost, Pin
-    from fedrec.ranking.pipeline import Wanted
+    from fedrec.ranking.pipeline import RecommendationRequest
     from fedrec_client.app.aio import AsyncClient
     from fedrec_client.app.client import Client
     from fedrec_client.store.base import Retention, Store
@@ -48,7 +48,7 @@ _HOMES = {
     "SystemPlatform": "fedrec_client.terms.platform",
     "Thompson": "fedrec.ranking.exploration",
     "Transport": "fedrec_client.updates.transport",
-    "Wanted": "fedrec.ranking.pipeline",
+    "RecommendationRequest": "fedrec.ranking.pipeline",
 }
 
 __all__ = [
@@ -69,12 +69,12 @@ __all__ = [
     "Pin",
     "Platform",
     "Policy",
+    "RecommendationRequest",
     "Retention",
     "Store",
     "SystemPlatform",
     "Thompson",
     "Transport",
-    "Wanted",
 ]
 
 

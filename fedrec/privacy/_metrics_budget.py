@@ -13,6 +13,7 @@ from fedrec.privacy._headroom import with_room
 from fedrec.privacy.accounting import calibrate
 from fedrec.privacy.integers import Integers, integers_of
 from fedrec.privacy.metrics_release import MetricsRelease
+from fedrec.privacy.noise_models import MECHANISMS, default_mechanism
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import PrivacySettings
 
@@ -30,7 +31,7 @@ def metrics_for(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRel
     Raises:
         PrivacyRefused: the integers of trust "distributed" have no room.
     """
-    names = settings.released_metrics
+    names, model = settings.released_metrics, MECHANISMS.get(default_mechanism(settings.unit, settings.trust))
     like = MetricsRelease(names=names, noise_multiplier=0.0)
     one: dict[str, Any] = {
         "sampling": "everyone",
@@ -42,6 +43,8 @@ def metrics_for(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRel
         "adaptive": None,
         "interaction": None,
         "carried": None,
+        "cycle": None,
+        "options": (),
     }
 
     def at(z: float, integers: Integers | None) -> PrivacyPlan:
@@ -52,7 +55,7 @@ def metrics_for(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRel
         alone = calibrate(lambda z: at(z, integers).releases(), settings.epsilon, left, fields["accountant"])
         return at(alone / math.sqrt(settings.metrics_share), integers)
 
-    if settings.unit == "interaction" or settings.trust != "distributed":
+    if "distributed" not in model.needs:
         # Unit "interaction" has no metrics, which the plan itself says.
         found = kept(None) if settings.unit == "user" else None
         return like.model_copy(update={"noise_multiplier": found.noise_multipliers[0]}) if found else like

@@ -16,7 +16,7 @@ from fedrec.privacy._metrics_budget import metrics_for
 from fedrec.privacy.accounting import calibrate
 from fedrec.privacy.feasibility import check
 from fedrec.privacy.integers import Carried, Integers, integers_of
-from fedrec.privacy.noise_models import MECHANISMS, NoiseModel, default_mechanism
+from fedrec.privacy.noise_models import MECHANISMS, default_mechanism
 from fedrec.privacy.plan import PrivacyPlan, check_delta
 from fedrec.privacy.settings import InteractionPlan, PrivacySettings
 
@@ -77,7 +77,8 @@ def _calibrated(
     sampling_rate: float,
     carried: Carried | None,
 ) -> PrivacyPlan:
-    name, model = _mechanism(settings)
+    name = settings.mechanism
+    model = MECHANISMS.get(name or default_mechanism(settings.unit, settings.trust), paths=True)
     accountant = settings.accountant if settings.accountant in model.accountants else model.accountants[0]
     fields: dict[str, Any] = {
         "unit": settings.unit,
@@ -97,6 +98,7 @@ def _calibrated(
         "carried": carried,
         "noise_seed": settings.noise_seed,
     }
+    fields |= model.planned(dict(settings.options), fields)
     if settings.metrics == "noised":
         fields["metrics"] = metrics_for(settings, fields)
 
@@ -116,26 +118,6 @@ def _calibrated(
     for z in plan.noise_multipliers:
         plan.update_multiplier(z)
     return plan
-
-
-def _mechanism(settings: PrivacySettings) -> tuple[str | None, type[NoiseModel]]:
-    """The mechanism of the settings, and its name for the plan; None: that which follows from unit and trust.
-
-    Raises:
-        ConfigError: it is not known, or an import path leads to a class that is not registered.
-    """
-    if settings.mechanism is None:
-        return None, MECHANISMS.get(default_mechanism(settings.unit, settings.trust))
-    model = MECHANISMS.get(settings.mechanism)
-    if ":" not in settings.mechanism:
-        return settings.mechanism, model
-    for name, known in MECHANISMS.builtin():
-        if known is model:
-            return name, model
-    raise ConfigError(
-        f"privacy.mechanism {settings.mechanism!r} is not registered: decorate it with MECHANISMS.register, since "
-        "plans hold names alone"
-    )
 
 
 def _problem(item: Any) -> str:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fedrec.ranking.exploration import Explorer
 from fedrec.ranking.filters import Limits
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.model import Scorer
-from fedrec.ranking.top_scores import best
+from fedrec.ranking.top_scores import top_k
 
 Places = NDArray[np.int64]
 
@@ -31,11 +31,11 @@ class Placed(NamedTuple):
     by: str
 
 
-class Filling:
+class Backfill:
     """One list in the making.
 
     Args:
-        shelf: model and items.
+        item_index: model and items.
         scores: [I] -inf for what must not appear.
         pool: [m] the short list, in the order in which it fills places.
         pinned: by place from 0, the item; none of them in the short list.
@@ -45,17 +45,17 @@ class Filling:
 
     def __init__(
         self,
-        shelf: Shelf[Scorer],
+        item_index: ItemIndex[Scorer],
         scores: NDArray[np.float32],
         pool: Places,
         pinned: dict[int, int],
         limits: Limits,
         explorer: Explorer | None,
     ) -> None:
-        self._shelf, self._scores, self._pool = shelf, scores, pool
+        self._item_index, self._scores, self._pool = item_index, scores, pool
         self._pinned, self._limits, self._explorer = dict(sorted(pinned.items())), limits, explorer
         self._taken = list(pinned.values())
-        self._in = shelf.membership(pool, limits.categories)
+        self._in = item_index.membership(pool, limits.categories)
         self._left = np.ones(len(pool), bool)
         self._far: NDArray[np.float32] | None = None
 
@@ -100,11 +100,11 @@ class Filling:
             self._far = self._scores.copy()
             self._far[self._pool] = -np.inf
             self._far[self._taken] = -np.inf
-        closed = [self._shelf.members(self._limits.categories[k]) for k in np.flatnonzero(shut)]
+        closed = [self._item_index.members(self._limits.categories[k]) for k in np.flatnonzero(shut)]
         kept = [self._far[members] for members in closed]
         for members in closed:
             self._far[members] = -np.inf
-        found = best(self._far, 1, self._shelf.items.popularity)
+        found = top_k(self._far, 1, self._item_index.items.popularity)
         for members, values in zip(closed, kept, strict=True):
             self._far[members] = values
         if not len(found):

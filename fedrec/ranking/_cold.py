@@ -144,7 +144,7 @@ class WithColdItems(ServingModel):
         if len(history) and history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
         known = history.item < self.inner.n_items
-        return User(history, self.inner.fold_in(History(history.item[known], history.strength[known])))
+        return User(history, self.inner.fold_in(History(history.item[known], history.weight[known])))
 
     def scores(self, user: User) -> Scores:
         """See `ServingModel`; a new item that is like nothing comes last."""

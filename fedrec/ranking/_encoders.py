@@ -18,11 +18,11 @@ from fedrec.ranking.folding import recency
 
 Matrix = NDArray[Any]
 Weights = Mapping[str, NDArray[Any]]
-#: [L, d] events and [L] strengths to [d].
+#: [L, d] events and [L] interaction weights to [d].
 Encoder = Callable[[Weights, Mapping[str, Any], Matrix, Matrix], NDArray[Any]]
 
 
-def sasrec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def sasrec(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """Causal self-attention; without an event nothing is known."""
     if not len(x):
         return np.zeros(x.shape[1], np.float32)
@@ -33,7 +33,7 @@ def sasrec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix)
     return np.asarray(_norm(w, "last", x)[-1])
 
 
-def bert4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def bert4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """Attention in both directions, asked for a hidden event behind the history."""
     x = np.concatenate([x, w["hidden_item"][None]])
     x = x * np.float32(x.shape[1] ** 0.5) + w["position"][-len(x) :]
@@ -43,7 +43,7 @@ def bert4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matri
     return np.asarray(_norm(w, "last", x)[-1])
 
 
-def gru4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def gru4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """Gated recurrent units."""
     if not len(x):
         return np.zeros(x.shape[1], np.float32)
@@ -60,7 +60,7 @@ def gru4rec(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix
     return np.asarray(_linear(w, "out", x)[-1])
 
 
-def two_tower(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def two_tower(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """Pooling by content and age, then a hidden layer."""
     if not len(x):
         return np.zeros(x.shape[1], np.float32)
@@ -69,7 +69,9 @@ def two_tower(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matr
     return np.asarray((pooled + _linear(w, "out", np.maximum(_linear(w, "hidden", pooled), 0.0)))[0])
 
 
-def text_attention(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def text_attention(
+    w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix
+) -> NDArray[Any]:
     """One block of causal self-attention."""
     if not len(x):
         return np.zeros(x.shape[1], np.float32)
@@ -78,7 +80,7 @@ def text_attention(w: Weights, settings: Mapping[str, Any], x: Matrix, strength:
     return np.asarray(_norm(w, "last", x)[-1])
 
 
-def text_lstm(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def text_lstm(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """A long short-term memory."""
     if not len(x):
         return np.zeros(x.shape[1], np.float32)
@@ -90,17 +92,17 @@ def text_lstm(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matr
     return np.asarray(_norm(w, "last", hidden[None])[0])
 
 
-def mult_vae(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def mult_vae(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """The mean of the latent vector, taken back to the decoder's last layer; events [L, h]."""
-    length = max(float(np.sqrt(np.square(strength).sum())), 1e-6)
-    hidden = np.tanh((strength / length) @ x + w["read_bias"])
+    length = max(float(np.sqrt(np.square(interaction_weight).sum())), 1e-6)
+    hidden = np.tanh((interaction_weight / length) @ x + w["read_bias"])
     mean = np.split(_linear(w, "latent", hidden[None]), 2, axis=1)[0]
     return np.asarray(np.tanh(_linear(w, "back", mean))[0])
 
 
-def content(w: Weights, settings: Mapping[str, Any], x: Matrix, strength: Matrix) -> NDArray[Any]:
+def content(w: Weights, settings: Mapping[str, Any], x: Matrix, interaction_weight: Matrix) -> NDArray[Any]:
     """The profile, mapped to what is liked beside it."""
-    weight = recency(len(x), settings["half_life"]) * strength
+    weight = recency(len(x), settings["half_life"]) * interaction_weight
     return np.asarray((weight @ x.astype(np.float64)) @ w["map"])
 
 

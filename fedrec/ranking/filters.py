@@ -2,7 +2,8 @@
 
 Four of them: `AtMost` so many of a category, `Apart` by so many places, `Pin` an item to a place, `Boost` a category
 or an item. Pins come first: `AtMost` and `Apart` count pinned items, above and below, and shut out others in their
-favour, never a pinned one. Filters by category, block lists and candidates are plain fields of `pipeline.Wanted`.
+favour, never a pinned one. Filters by category, block lists and candidates are plain fields of
+`pipeline.RecommendationRequest`.
 
 Letters: m items of a short list.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.model import Scorer
 
 #: Places of the longest list.
@@ -87,19 +88,19 @@ def named(rules: tuple[Rule, ...]) -> tuple[str, ...]:
     return tuple(rule.item for rule in rules if isinstance(rule, Pin | Boost) and rule.item is not None)
 
 
-def boosts(shelf: Shelf[Scorer], rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64], float]]:
+def boosts(item_index: ItemIndex[Scorer], rules: tuple[Rule, ...]) -> list[tuple[NDArray[np.int64], float]]:
     """Places and how far their scores move, in standard deviations; items the model does not know are left out."""
     moved = []
     for rule in rules:
         if isinstance(rule, Boost):
             if rule.category is not None:
-                moved.append((shelf.members(rule.category), rule.by))
-            elif rule.item is not None and (place := shelf.items.index(rule.item)) is not None:
+                moved.append((item_index.members(rule.category), rule.by))
+            elif rule.item is not None and (place := item_index.items.index(rule.item)) is not None:
                 moved.append((np.array([place]), rule.by))
     return moved
 
 
-def pins(shelf: Shelf[Scorer], rules: tuple[Rule, ...]) -> dict[int, int]:
+def pins(item_index: ItemIndex[Scorer], rules: tuple[Rule, ...]) -> dict[int, int]:
     """By place in the list from 0, the item.
 
     Raises:
@@ -107,7 +108,7 @@ def pins(shelf: Shelf[Scorer], rules: tuple[Rule, ...]) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for rule in rules:
-        if isinstance(rule, Pin) and (item := shelf.items.index(rule.item)) is not None:
+        if isinstance(rule, Pin) and (item := item_index.items.index(rule.item)) is not None:
             if rule.place - 1 in found or item in found.values():
                 raise DataError(f"{rule}: the place or the item is pinned already; pin each once")
             found[rule.place - 1] = item
@@ -118,24 +119,26 @@ class Limits:
     """What `AtMost` and `Apart` leave open, given the list so far and the pins to come.
 
     Args:
-        shelf: of the items.
+        item_index: of the items.
         rules: all of them.
         pinned: by place in the list from 0, the item.
     """
 
-    def __init__(self, shelf: Shelf[Scorer], rules: tuple[Rule, ...], pinned: Mapping[int, int]) -> None:
+    def __init__(
+        self, item_index: ItemIndex[Scorer], rules: tuple[Rule, ...], pinned: Mapping[int, int]
+    ) -> None:
         self._rules = [rule for rule in rules if isinstance(rule, AtMost | Apart)]
         self.categories = [rule.category for rule in self._rules]
-        self._shelf = shelf
+        self._item_index = item_index
         self._taken: list[set[int]] = [set() for _ in self._rules]
         for name in self.categories:
-            shelf.members(name)  # an unknown one is an error in every list
+            item_index.members(name)  # an unknown one is an error in every list
         for place, item in pinned.items():
             self.put(item, place)
 
     def put(self, item: int, place: int) -> None:
         """An item stands at a place."""
-        names = self._shelf.items.categories[item]
+        names = self._item_index.items.categories[item]
         for rule, taken in zip(self._rules, self._taken, strict=True):
             if rule.category in names:
                 taken.add(place)

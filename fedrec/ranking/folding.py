@@ -64,8 +64,8 @@ class Ridge:
         unobserved_weight: α.
         reg: λ.
         reg_exponent: ν; λ_u = λ (n_u + α I)^ν.
-        half_life: recency of the weights w, in entries; None: w = strength.
-        weighted_count: n_u is the sum of the weights; False: of the strengths.
+        half_life: recency of the weights w, in entries; None: w = the interaction weights.
+        weighted_count: n_u is the sum of the weights w; False: of the interaction weights.
     """
 
     kind: ClassVar[str] = "ridge"
@@ -85,9 +85,9 @@ class Ridge:
     ) -> Folded:
         """The vector of a history whose item rows are `rows` [L, d]."""
         parts = rows.astype(np.float64)
-        weight = recency(len(history), self.half_life) * history.strength
+        weight = recency(len(history), self.half_life) * history.weight
         left = prepared + parts.T @ (parts * weight[:, None])
-        count = float((weight if self.weighted_count else history.strength).sum())
+        count = float((weight if self.weighted_count else history.weight).sum())
         ridge = self.reg * (count + self.unobserved_weight * n_items) ** self.reg_exponent
         left[np.diag_indices_from(left)] += max(ridge, 1e-9)
         vector = np.linalg.solve(left, parts.T @ weight)
@@ -133,16 +133,16 @@ class Newton:
         """See `Ridge.fold`; bias [L] of the items of the history."""
         parts = rows.astype(np.float64) - prepared.mean
         level = (0.0 if bias is None else np.asarray(bias, dtype=np.float64)) - prepared.level
-        strength = history.strength.astype(np.float64)
+        weight = history.weight.astype(np.float64)
         copies = float(self.negatives) if self.loss == "bpr" else 1.0
-        total = float(strength.sum())
+        total = float(weight.sum())
         vector: Floats = np.zeros(parts.shape[1])
         ridge = (self.reg * total + self.pull) * np.eye(len(vector))
         for _ in range(NEWTON_STEPS):
             logits = parts @ vector
             chance = _sigmoid(logits + level)
-            curvature = copies * strength * chance * (1.0 - chance)
-            coefficients = copies * strength * (1.0 - chance) + curvature * logits
+            curvature = copies * weight * chance * (1.0 - chance)
+            coefficients = copies * weight * (1.0 - chance) + curvature * logits
             beyond = curvature.sum() if self.loss == "bpr" else self.negatives * total
             left = parts.T @ (parts * curvature[:, None]) + beyond * prepared.curvature + ridge
             left[np.diag_indices_from(left)] += 1e-9

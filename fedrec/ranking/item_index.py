@@ -1,4 +1,4 @@
-"""What lists need of a model and its items, computed once per model: categories, popularity, newness.
+"""What lists need of a model and its items, computed once per model: categories, popularity, recency.
 
 Out of scope: anything about a user.
 """
@@ -24,7 +24,7 @@ DAY = 86_400.0
 Model = TypeVar("Model", bound=Scorer, covariant=True)
 
 
-class Shelf(Generic[Model]):
+class ItemIndex(Generic[Model]):
     """A model with its items, ready to make lists; immutable, safe for several threads.
 
     Args:
@@ -84,7 +84,7 @@ class Shelf(Generic[Model]):
     def _undated(self) -> NDArray[np.int64]:
         return np.flatnonzero(~(self.items.added > 0))
 
-    def newness(self, now: float, half_life_days: float) -> NDArray[np.float32]:
+    def recency(self, now: float, half_life_days: float) -> NDArray[np.float32]:
         """[I] 2^(-age / half-life), in [0, 1]; 0 for items of unknown age, 1 for those of the future."""
         halvings = ((now - self.items.added) / (DAY * half_life_days)).astype(np.float32)
         new = np.exp(np.float32(-math.log(2.0)) * np.maximum(halvings, 0, out=halvings))

@@ -51,7 +51,7 @@ class ItemItem(ServingModel):
         """See `ServingModel`; [L] the weight r_h of each entry is all there is to know."""
         if len(history) and history.item.max() >= self.n_items:
             raise DataError(f"a history with item {history.item.max()}: the model has {self.n_items}")
-        return User(history, recency(len(history), self.half_life) * history.strength)
+        return User(history, recency(len(history), self.half_life) * history.weight)
 
     def scores(self, user: User) -> Scores:
         """See `ServingModel`."""

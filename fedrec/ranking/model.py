@@ -31,33 +31,33 @@ class History:
     """What one user did, oldest first.
 
     Attributes:
-        item: [L] places in the model's items.
-        strength: [L] above 0; 1 is an ordinary interaction, one of strength 2 counts twice.
+        item: [L] indices in the model's items.
+        weight: [L] interaction weights above 0; 1 is an ordinary interaction, one of weight 2 counts twice.
 
     Raises:
-        DataError: lengths differ, a place is negative, a strength is not above 0.
+        DataError: lengths differ, an index is negative, a weight is not above 0.
     """
 
     item: NDArray[np.int64]
-    strength: NDArray[np.float32]
+    weight: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.item.shape != self.strength.shape or self.item.ndim != 1:
+        if self.item.shape != self.weight.shape or self.item.ndim != 1:
             raise DataError(
-                f"history of {self.item.shape} items and {self.strength.shape} strengths: give one each"
+                f"history of {self.item.shape} items and {self.weight.shape} weights: expected one weight per item"
             )
-        if len(self.item) and (self.item.min() < 0 or not np.all(self.strength > 0)):
+        if len(self.item) and (self.item.min() < 0 or not np.all(self.weight > 0)):
             raise DataError(
-                "a history has a negative place or a strength of 0 or less: build it with History.of"
+                "a history has a negative index or a weight of 0 or less: build it with History.of"
             )
 
     def __len__(self) -> int:
         return len(self.item)
 
     @classmethod
-    def of(cls, items: Items, ids: Sequence[str], strengths: Sequence[float] | None = None) -> History:
+    def of(cls, items: Items, ids: Sequence[str], weights: Sequence[float] | None = None) -> History:
         """The entries whose items the model knows; the others cannot be used by it."""
-        given = np.ones(len(ids)) if strengths is None else strengths
+        given = np.ones(len(ids)) if weights is None else weights
         known = [(place, s) for i, s in zip(ids, given, strict=True) if (place := items.index(i)) is not None]
         return cls(
             np.array([place for place, _ in known], dtype=np.int64),

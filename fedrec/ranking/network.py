@@ -86,7 +86,7 @@ class Network(ServingModel):
         score, history = bias + float(row @ user.state), user.history
         contributions = np.zeros(len(history))
         for position in range(max(0, len(history) - self.settings["max_length"]), len(history)):
-            rest = History(np.delete(history.item, position), np.delete(history.strength, position))
+            rest = History(np.delete(history.item, position), np.delete(history.weight, position))
             contributions[position] = score - bias - float(row @ self._vector(rest))
         return Explanation(score, score - float(contributions.sum()), contributions)
 
@@ -134,7 +134,7 @@ class Network(ServingModel):
     def _vector(self, history: History) -> NDArray[Any]:
         kept = slice(max(0, len(history) - int(self.settings["max_length"])), None)
         rows = (self.read or self.table).rows(history.item[kept])
-        return ENCODERS[self.encoder](self.weights, self.settings, rows, history.strength[kept])
+        return ENCODERS[self.encoder](self.weights, self.settings, rows, history.weight[kept])
 
     @property
     def _cosines(self) -> Factors:

@@ -112,7 +112,7 @@ class Selected(ServingModel):
         """See `ServingModel`."""
         place = self._place[history.item]
         known = place >= 0
-        return User(history, self.inner.fold_in(History(place[known], history.strength[known])))
+        return User(history, self.inner.fold_in(History(place[known], history.weight[known])))
 
     def scores(self, user: User) -> Scores:
         """See `ServingModel`."""

@@ -10,7 +10,7 @@ Places = NDArray[np.int64]
 DEPTH = 32
 
 
-def best(scores: NDArray[np.floating], n: int, then: NDArray[np.floating] | None = None) -> Places:
+def top_k(scores: NDArray[np.floating], n: int, then: NDArray[np.floating] | None = None) -> Places:
     """Places of the n highest scores, best first; equal ones by `then`, and by place, the smaller first.
 
     Args:
@@ -53,5 +53,5 @@ def _cut(scores: NDArray[np.floating], places: Places, n: int, then: NDArray[np.
     better, tied = places[values > last], places[values == last]
     wanted = n - len(better)
     if then is not None and len(tied) > wanted:
-        tied = tied[best(np.nan_to_num(then[tied]), wanted)]
+        tied = tied[top_k(np.nan_to_num(then[tied]), wanted)]
     return np.sort(np.concatenate([better, tied[:wanted]]))

@@ -21,7 +21,7 @@ Letters: U users, I items, d embedding size, r rank. Out of scope: hiding what i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from typing import Any, Literal, Self
@@ -155,7 +155,15 @@ class Feedback(Stage):
         whole, values, factor = dense_blocks(before), dense_blocks(sent), sent.factor[0]
         for name, kept in state.items():
             left = whole[name].values * factor if factor else 0.0
-            kept[before.where[0]] = left - values[name].values * sent.scale[0]
+            kept[before.where[0]] = left - values[name].values
+
+    def conflicts(self, others: Sequence[Stage]) -> list[str]:
+        """It has to see what is sent of every single user."""
+        if any(isinstance(stage, Project) for stage in others):
+            return []
+        return [
+            "error feedback needs each user's update as it is sent: add a stage that projects or quantises it"
+        ]
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,10 @@ class Quantise(Project):
         bound = context.bound.l2 if isfinite(context.bound.l2) else None
         found = quantise(values, self.bits, draws, bound)
         return found.values(), found.pack()
+
+    def payload(self, size: int) -> int:
+        """Bytes of the levels of so many values, and of their scale."""
+        return ceil(size * self.bits / 8) + 4
 
     def nothing(self, size: int) -> State:
         """What a user without an update sends, in the same form as all others."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedrec.rounds.aggregation import ConfiguredRule, RuleSettings
 from fedrec.rounds.compression import Compression
 
 
@@ -49,6 +50,9 @@ class RoundSettings(BaseModel):
         wait_seconds: how long the coordinator waits for `min_nodes` nodes to be there.
         checkpoint_every: rounds between two checkpoints (each round by default).
         max_users_per_node: a node that claims more is refused.
+        aggregation_rule: what makes one sum of the nodes' replies, a name or a table with `kind` and its settings
+            (`fedrec.rounds.rules`); rules that look at single replies are refused beside secure aggregation and
+            privacy targets.
         select_metric: validation metric that chooses the number of rounds, as `<protocol>/<metric>`, or
             "balanced", the geometric mean of full NDCG@10, sampled NDCG@10 and sampled HR@10, or
             "answers/likelihood", exp(-log loss) of a ranker whose probabilities are evaluated.
@@ -67,6 +71,7 @@ class RoundSettings(BaseModel):
     wait_seconds: float = Field(default=300.0, gt=0.0)
     checkpoint_every: int = Field(default=1, ge=1)
     max_users_per_node: int = Field(default=1_000_000, ge=1)
+    aggregation_rule: ConfiguredRule = RuleSettings()
     select_metric: Literal[
         "full/ndcg@10",
         "full/hr@10",

@@ -129,6 +129,7 @@ def app(folder: Path, ram: Path, superlink: str, point: str) -> None:
     task = payload(service, node=parts, superlink=superlink)
     service.give_task(CAMPAIGN, task)
     run_task.RAM = ram
+    threading.Thread(target=lambda: heard() and service.over.add(CAMPAIGN), daemon=True).start()
     kill_at(point)
     report = client.train_if_eligible(READY, 120)
     say([report.joined, report.rounds, report.epsilon_spent, report.reason])
@@ -169,7 +170,7 @@ def say(value: Any) -> None:
 
 
 def heard() -> Any:
-    return json.loads(sys.stdin.readline())
+    return json.loads(sys.stdin.readline() or "null")
 
 
 def opened(folder: Path, service: FakeService, platform: FakePlatform | None = None) -> Client:
@@ -217,6 +218,11 @@ class AppDevice:
         until(lambda: any((each / NODE / SOCKET).exists() for each in self._sessions.folders()), 60)
         (only,) = self._sessions.folders()
         return only / NODE
+
+    def end_campaign(self) -> None:
+        assert self._app.stdin is not None
+        self._app.stdin.write("true\n")
+        self._app.stdin.flush()
 
     def kinds(self) -> list[str]:
         return [json.loads(line)["kind"] for line in (self.folder / SENT).read_text().splitlines()]
@@ -356,6 +362,7 @@ def test_a_device_that_does_its_part_pays_once_and_says_so(
     device = AppDevice(tmp_path, sessions, superlink)
     outcome = campaign(tmp_path, device, lambda *_: False)
     assert outcome.finished
+    device.end_campaign()
     joined, rounds, epsilon, reason = device.hears()
     assert (joined, rounds, reason) == (True, 2, "done") and epsilon > 0
     assert device.ended() == 0

@@ -130,6 +130,9 @@ WEAKER: dict[str, list[Change]] = {
     "privacy.ledger": [put("privacy.ledger", "/tmp/of-another")],
     "privacy.plan.unit": [put("privacy.plan.unit", "interaction")],
     "privacy.plan.trust": [put("privacy.plan.trust", value) for value in ("central", "local")],
+    "privacy.plan.mechanism": [
+        put("privacy.plan.mechanism", value) for value in ("central", "local", "unknown", "os:system")
+    ],
     "privacy.plan.delta": [put("privacy.plan.delta", 0.0019)],
     "privacy.plan.population": [put("privacy.plan.population", 10_000)],
     "privacy.plan.rounds": [put("privacy.plan.rounds", 3)],
@@ -168,7 +171,7 @@ HARMLESS = {
     "privacy.dataset": "a label of the ledger, which a device keeps by itself",
     "privacy.limit_epsilon": "a device has limits of its own",
     "privacy.plan.adjacency": "one value",
-    "privacy.plan.target_epsilon": "a wish: epsilon is computed anew from the noise",
+    "privacy.plan.target_epsilon": "a target: epsilon is computed anew from the noise",
     "privacy.plan.sampling": "with its rate; no amplification is claimed under trust distributed",
     "privacy.plan.sampling_rate": "smaller cohorts make larger shares of noise",
     "privacy.plan.parameters": "a longer vector than that is refused where it is made (test below)",

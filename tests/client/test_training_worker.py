@@ -33,6 +33,7 @@ from training_helpers import (
 from fedrec.core.errors import FedrecError, PrivacyRefused, ProtocolError
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusals import NodeRefused
+from fedrec.core.stage import ANNOUNCED
 from fedrec.recommenders.registry import build
 from fedrec.rounds.settings import RoundSettings
 from fedrec.secagg.roster import Identity
@@ -177,7 +178,7 @@ def test_paid_releases_repeat_word_for_word_and_go_no_further() -> None:
     for other in (
         Request("train", 1, "refit", {"x": np.zeros(3, np.float32)}),
         Request("train", 1, "tuning", state),
-        Request("train", 1, "refit", state, {"clip_norm": 2.0}),
+        Request("train", 1, "refit", state, {ANNOUNCED + "adaptive_clip": 2.0}),
     ):
         with pytest.raises(PrivacyRefused, match="second answer"):
             door.earlier(other)

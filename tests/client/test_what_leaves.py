@@ -22,6 +22,7 @@ from small_models import ALL, FEATURES, model_of
 
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusals import CODES, code_of
+from fedrec.core.stage import ANNOUNCED
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.privacy.integers import Integers
 from fedrec.privacy.metrics_release import MetricsRelease
@@ -29,6 +30,7 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Schedule
@@ -37,7 +39,6 @@ from fedrec_client.node._commitments import FILE
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import guarded_sums
 from fedrec_client.node.outgoing import WrongForm, checked, emit
 
 ITEMS = 60
@@ -102,8 +103,8 @@ MODELS: dict[str, Callable[[State], State]] = {
     "of strangers": lambda shared: {"stranger": np.ones(3, np.float32)},
 }
 METAS: dict[str, dict[str, Any]] = {
-    "rows of another kind": {"rows": "nonsense"},
-    "a bound that is none": {"clip_norm": float("nan")},
+    "rows of another kind": {ANNOUNCED + "rows": "nonsense"},
+    "a bound that is none": {ANNOUNCED + "adaptive_clip": float("nan")},
     "words": {"hello": "x" * 50},
 }
 

@@ -20,7 +20,7 @@ from fedrec.ranking.item_item import ItemItem
 from fedrec.ranking.model import History, ServingModel
 from fedrec.ranking.popular import Popular
 from fedrec.ranking.tables import FloatTable
-from fedrec.ranking.top_scores import best
+from fedrec.ranking.top_scores import top_k
 from fedrec.ranking.weights import DenseWeights
 
 ITEMS, D = 120, 16
@@ -50,11 +50,11 @@ def test_the_graph_gives_the_lists_of_numpy(tmp_path: Path, name: str, history: 
     scores[blocked[0]] = -np.inf
     inputs = {"taste": taste_of(model, user), "blocked": blocked, "n": np.array([10], np.int64)}
     values, items = session.run(["scores", "items"], inputs)
-    np.testing.assert_allclose(values[0], scores[best(scores, 10)], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values[0], scores[top_k(scores, 10)], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(scores[items[0]], values[0], rtol=1e-4, atol=1e-4)
     assert not set(items[0].tolist()) & set(np.flatnonzero(blocked[0]).tolist())
-    if len(set(np.round(scores[best(scores, 11)], 4).tolist())) == 11:
-        assert items[0].tolist() == best(scores, 10).tolist()
+    if len(set(np.round(scores[top_k(scores, 11)], 4).tolist())) == 11:
+        assert items[0].tolist() == top_k(scores, 10).tolist()
 
 
 def test_items_stand_transposed_and_8_bit_stays_8_bit(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from ranking_helpers import catalogue, factors, listed
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.diversity import Dpp, Mmr, unit
-from fedrec.ranking.item_index import Shelf
-from fedrec.ranking.pipeline import Wanted
+from fedrec.ranking.item_index import ItemIndex
+from fedrec.ranking.pipeline import RecommendationRequest
 
 
 def planted() -> tuple[np.ndarray, np.ndarray]:
@@ -35,11 +35,13 @@ def test_a_cluster_is_broken_up_in_a_list() -> None:
     table = np.zeros((26, 6))
     table[:20, 0], table[:20, 1] = 1.0, np.linspace(0, 0.02, 20)
     table[20:24] = np.eye(6)[2:] + 0.3 * np.eye(6)[0]
-    where = Shelf(factors(table), catalogue(26, popularity=False))
-    plain = listed(where, Wanted(n=5, exclude=["i24", "i25"]), history=(0,))
+    where = ItemIndex(factors(table), catalogue(26, popularity=False))
+    plain = listed(where, RecommendationRequest(n=5, exclude=["i24", "i25"]), history=(0,))
     assert all(item < 20 for item in plain.items)
     for diversity in (Mmr(0.6), Dpp(0.6)):
-        made = listed(where, Wanted(n=5, exclude=["i24", "i25"], diversity=diversity), history=(0,))
+        made = listed(
+            where, RecommendationRequest(n=5, exclude=["i24", "i25"], diversity=diversity), history=(0,)
+        )
         assert made.items[0] == plain.items[0] and {20, 21, 22, 23} == set(made.items[1:])
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranking_helpers import catalogue, factors, listed, shelf
+from ranking_helpers import catalogue, factors, item_index, listed
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.diversity import Mmr, unit
 from fedrec.ranking.exploration import EpsilonGreedy, Exploration, LinUcb, Thompson, Uncertainty
 from fedrec.ranking.filters import Apart, AtMost
-from fedrec.ranking.item_index import Shelf
-from fedrec.ranking.pipeline import Ranked, Wanted
+from fedrec.ranking.item_index import ItemIndex
+from fedrec.ranking.pipeline import Ranked, RecommendationRequest
 
 POLICIES = [
     EpsilonGreedy(0.4, 1.0),
@@ -29,11 +29,11 @@ def mean_and_error(values: Any) -> tuple[float, float]:
     return float(np.mean(values)), max(float(np.std(values)) / len(values) ** 0.5, 1e-9)
 
 
-def weights_by_list(wanted: Wanted, rounds: int) -> dict[tuple[int, ...], np.ndarray]:
+def weights_by_list(request: RecommendationRequest, rounds: int) -> dict[tuple[int, ...], np.ndarray]:
     """For each list that was seen, 1[shown] / propensity of every round."""
-    where, found = shelf(), {}
+    where, found = item_index(), {}
     for seed in range(rounds):
-        made = listed(where, wanted, seed=seed)
+        made = listed(where, request, seed=seed)
         found.setdefault(made.items, np.zeros(rounds))[seed] = 1 / float(np.prod(made.propensities))
     return found
 
@@ -41,7 +41,7 @@ def weights_by_list(wanted: Wanted, rounds: int) -> dict[tuple[int, ...], np.nda
 @pytest.mark.parametrize("policy", POLICIES)
 def test_propensities_are_what_happens(policy: Exploration) -> None:
     """Lists of two from four candidates: for each of the twelve, 1[shown] / propensity has mean 1."""
-    found = weights_by_list(Wanted(n=2, candidates=FOUR, exploration=policy), 3000)
+    found = weights_by_list(RecommendationRequest(n=2, candidates=FOUR, exploration=policy), 3000)
     assert len(found) == 12
     for values in found.values():
         mean, error = mean_and_error(values)
@@ -52,9 +52,9 @@ def test_propensities_are_what_happens(policy: Exploration) -> None:
 def test_propensities_are_what_happens_under_the_bound(policy: Exploration) -> None:
     """Half of a list of two: lists with two other items than the first in order never come; of the rest, mean 1."""
     found = weights_by_list(
-        Wanted(n=2, candidates=FOUR, exploration=dataclasses.replace(policy, most=0.5)), 3000
+        RecommendationRequest(n=2, candidates=FOUR, exploration=dataclasses.replace(policy, most=0.5)), 3000
     )
-    order = listed(shelf(), Wanted(n=4, candidates=FOUR)).items
+    order = listed(item_index(), RecommendationRequest(n=4, candidates=FOUR)).items
     first = {
         pair: (pair[0] != order[0]) + (pair[1] != next(item for item in order if item != pair[0]))
         for pair in itertools.permutations(order, 2)
@@ -66,14 +66,14 @@ def test_propensities_are_what_happens_under_the_bound(policy: Exploration) -> N
 
 
 def test_propensities_are_what_happens_with_rules_and_diversity() -> None:
-    wanted = Wanted(
+    request = RecommendationRequest(
         n=2,
         candidates=[*FOUR, "i25", "i26"],
         rules=[AtMost("drama", 1), Apart("comedy", 2)],
         diversity=Mmr(),
         exploration=EpsilonGreedy(0.6, 1.0),
     )
-    for values in weights_by_list(wanted, 3000).values():
+    for values in weights_by_list(request, 3000).values():
         mean, error = mean_and_error(values)
         assert abs(mean - 1) < 5 * error
 
@@ -98,11 +98,11 @@ def test_logged_clicks_evaluate_another_policy(policy: Exploration) -> None:
 
     With wrong propensities (the chance of exploring, whoever is shown) the estimate is off, and this test sees it.
     """
-    where = shelf()
-    by_score = listed(where, Wanted(n=4, candidates=FOUR)).items
+    where = item_index()
+    by_score = listed(where, RecommendationRequest(n=4, candidates=FOUR)).items
     clicks = dict(zip(by_score, (0.2, 0.6, 0.4, 0.5), strict=True))
-    wanted = Wanted(n=1, candidates=FOUR, exploration=policy)
-    lists = [listed(where, wanted, seed=seed) for seed in range(6000)]
+    request = RecommendationRequest(n=1, candidates=FOUR, exploration=policy)
+    lists = [listed(where, request, seed=seed) for seed in range(6000)]
     for target in by_score:
         mean, error = estimated(lists, clicks, target, None)
         assert abs(mean - clicks[target]) < 4.5 * error
@@ -113,16 +113,18 @@ def test_logged_clicks_evaluate_another_policy(policy: Exploration) -> None:
 @pytest.mark.parametrize("policy", [Thompson(), LinUcb(), EpsilonGreedy()])
 def test_every_item_of_the_short_list_can_be_seen(policy: Exploration) -> None:
     """At the first place, also those that the chooser would never take."""
-    wanted = Wanted(n=1, candidates=FOUR, exploration=dataclasses.replace(policy, rate=1.0, most=1.0))
-    seen = {listed(shelf(), wanted, seed=seed).items for seed in range(600)}
+    request = RecommendationRequest(
+        n=1, candidates=FOUR, exploration=dataclasses.replace(policy, rate=1.0, most=1.0)
+    )
+    seen = {listed(item_index(), request, seed=seed).items for seed in range(600)}
     assert len(seen) == 4
 
 
 def test_exploration_is_bounded() -> None:
     shares = [
-        listed(shelf(), Wanted(n=12, exploration=EpsilonGreedy(1.0, 0.25)), seed=seed).sources.count(
-            "exploration"
-        )
+        listed(
+            item_index(), RecommendationRequest(n=12, exploration=EpsilonGreedy(1.0, 0.25)), seed=seed
+        ).sources.count("exploration")
         for seed in range(30)
     ]
     assert set(shares) == {3}
@@ -130,7 +132,10 @@ def test_exploration_is_bounded() -> None:
 
 @pytest.mark.parametrize("policy", [EpsilonGreedy(0.0), EpsilonGreedy(1.0, 0.0), Thompson(rate=0.0)])
 def test_none_is_none(policy: Exploration) -> None:
-    plain, made = listed(shelf(), Wanted()), listed(shelf(), Wanted(exploration=policy))
+    plain, made = (
+        listed(item_index(), RecommendationRequest()),
+        listed(item_index(), RecommendationRequest(exploration=policy)),
+    )
     assert made == plain
 
 
@@ -151,10 +156,12 @@ def test_more_history_less_doubt() -> None:
 def test_ucb_looks_where_the_history_does_not() -> None:
     """Of two items, the one unlike the history has the wider bound."""
     table = np.concatenate([np.eye(3), [[0.999, 0, 0], [0, 0.001, 0]]])
-    where = Shelf(factors(table), catalogue(5))
-    wanted = Wanted(n=1, candidates=["i3", "i2"], exploration=LinUcb(1.0, 1.0, width=50.0, floor=1e-9))
-    assert listed(where, Wanted(n=1, candidates=["i3", "i2"]), history=(0,)).items == (3,)
-    assert listed(where, wanted, history=(0,)).items == (2,)
+    where = ItemIndex(factors(table), catalogue(5))
+    request = RecommendationRequest(
+        n=1, candidates=["i3", "i2"], exploration=LinUcb(1.0, 1.0, width=50.0, floor=1e-9)
+    )
+    assert listed(where, RecommendationRequest(n=1, candidates=["i3", "i2"]), history=(0,)).items == (3,)
+    assert listed(where, request, history=(0,)).items == (2,)
 
 
 @pytest.mark.parametrize(

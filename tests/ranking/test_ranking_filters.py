@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranking_helpers import GENRES, Fixed, catalogue, limits, listed, pins, shelf
+from ranking_helpers import GENRES, Fixed, catalogue, item_index, limits, listed, pins
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.exploration import EpsilonGreedy
 from fedrec.ranking.filters import Apart, AtMost, Boost, Pin, Rule
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.items import Items
-from fedrec.ranking.pipeline import Wanted
+from fedrec.ranking.pipeline import RecommendationRequest
 
 
-def by_hand(where: Shelf, scores: np.ndarray, n: int, rules: list[Rule], pinned: list[Pin]) -> list[int]:
+def by_hand(where: ItemIndex, scores: np.ndarray, n: int, rules: list[Rule], pinned: list[Pin]) -> list[int]:
     """Place by place the best item, of all of them, that the rules and the pins to come allow."""
     order = sorted(range(len(scores)), key=lambda k: (-scores[k], -where.items.popularity[k], k))
     fixed = {pin.place - 1: int(pin.item[1:]) for pin in pinned if pin.place <= n}
@@ -67,8 +67,10 @@ def test_the_list_is_the_best_that_keeps_the_rules(
     items = catalogue(size)
     drama = np.array(["drama" in names for names in items.categories])
     scores = np.random.default_rng(seed).integers(0, levels, size) + 1e4 * drama
-    where = Shelf(Fixed(scores), items)
-    made = listed(where, Wanted(n=n, exclude_seen=False, rules=[*rules, *pinned]), history=(0,))
+    where = ItemIndex(Fixed(scores), items)
+    made = listed(
+        where, RecommendationRequest(n=n, exclude_seen=False, rules=[*rules, *pinned]), history=(0,)
+    )
     assert list(made.items) == by_hand(where, scores, n, rules, pinned)
 
 
@@ -80,10 +82,13 @@ def test_rules_hold_with_pins_and_coins(
     """Wherever pins alone do not break them, and none had to move up."""
     exploration = EpsilonGreedy(1.0, 1.0) if explore else None
     made = listed(
-        shelf(), Wanted(n=12, rules=[*rules, *pinned], exploration=exploration), history=(1,), seed=seed
+        item_index(),
+        RecommendationRequest(n=12, rules=[*rules, *pinned], exploration=exploration),
+        history=(1,),
+        seed=seed,
     )
     assert len(set(made.items)) == len(made.items)
-    genres = [shelf().items.categories[k] for k in made.items]
+    genres = [item_index().items.categories[k] for k in made.items]
     fixed = {k for k, source in enumerate(made.sources) if source == "pinned"}
     asked = {pin.place - 1: int(pin.item[1:]) for pin in pinned}
     moved = any(asked.get(k) != made.items[k] for k in fixed)
@@ -96,43 +101,47 @@ def test_rules_hold_with_pins_and_coins(
 
 
 def test_pins_stand_where_they_are_wanted() -> None:
-    made = listed(shelf(), Wanted(n=5, rules=[Pin("i40", 2), Pin("i41", 5), Pin("none", 1)]))
+    made = listed(
+        item_index(), RecommendationRequest(n=5, rules=[Pin("i40", 2), Pin("i41", 5), Pin("none", 1)])
+    )
     assert made.items[1] == 40 and made.items[4] == 41
     assert made.sources[1] == "pinned" and len(set(made.items)) == 5
-    denied = listed(shelf(), Wanted(n=5, exclude=["i40"], rules=[Pin("i40", 2)]))
+    denied = listed(item_index(), RecommendationRequest(n=5, exclude=["i40"], rules=[Pin("i40", 2)]))
     assert 40 not in denied.items and len(denied.items) == 5
     with pytest.raises(DataError, match="pinned already"):
-        listed(shelf(), Wanted(rules=[Pin("i40", 2), Pin("i41", 2)]))
+        listed(item_index(), RecommendationRequest(rules=[Pin("i40", 2), Pin("i41", 2)]))
     with pytest.raises(DataError, match="pinned already"):
-        listed(shelf(), Wanted(rules=[Pin("i40", 2), Pin("i40", 3)]))
+        listed(item_index(), RecommendationRequest(rules=[Pin("i40", 2), Pin("i40", 3)]))
 
 
 def test_a_pin_below_the_list_is_an_item_like_any() -> None:
-    plain = listed(shelf(), Wanted(n=5))
-    pinned = listed(shelf(), Wanted(n=5, rules=[Pin(f"i{plain.items[0]}", 6)]))
+    plain = listed(item_index(), RecommendationRequest(n=5))
+    pinned = listed(item_index(), RecommendationRequest(n=5, rules=[Pin(f"i{plain.items[0]}", 6)]))
     assert pinned.items == plain.items and set(pinned.sources) == {"model"}
 
 
 def test_a_pin_moves_up_rather_than_being_lost() -> None:
-    made = listed(shelf(), Wanted(n=9, candidates=["i2", "i3", "i4"], rules=[Pin("i3", 7)]))
+    made = listed(
+        item_index(), RecommendationRequest(n=9, candidates=["i2", "i3", "i4"], rules=[Pin("i3", 7)])
+    )
     assert len(made.items) == 3 and made.items[2] == 3 and made.sources[2] == "pinned"
 
 
 def test_a_pin_that_moved_up_counts_once() -> None:
     """While hits must wait, pins fill their places; the second hit is fun too, and there is room for one more."""
     items = Items.of(["a", "b", "x", "y"], categories=[("hit",), ("hit", "fun"), ("fun",), ()])
-    where = Shelf(Fixed([4.0, 3.0, 2.0, 1.0]), items)
+    where = ItemIndex(Fixed([4.0, 3.0, 2.0, 1.0]), items)
     rules = [Apart("hit", 3), AtMost("fun", 2), Pin("x", 8), Pin("y", 9)]
-    assert listed(where, Wanted(n=9, exclude_seen=False, rules=rules)).items == (0, 2, 3, 1)
+    assert listed(where, RecommendationRequest(n=9, exclude_seen=False, rules=rules)).items == (0, 2, 3, 1)
 
 
 def test_a_pin_counts_before_it_stands() -> None:
     """The best item is of the pinned one's genre, of which one may appear: it gives way."""
     items = Items.of(["a", "b", "c"], categories=[("hit",), (), ("hit",)])
-    where = Shelf(Fixed([3.0, 2.0, 1.0]), items)
-    wanted = Wanted(n=3, exclude_seen=False, rules=[AtMost("hit", 1), Pin("c", 2)])
-    assert listed(where, wanted).items == (1, 2)
-    apart = Wanted(n=3, exclude_seen=False, rules=[Apart("hit", 2), Pin("c", 2)])
+    where = ItemIndex(Fixed([3.0, 2.0, 1.0]), items)
+    request = RecommendationRequest(n=3, exclude_seen=False, rules=[AtMost("hit", 1), Pin("c", 2)])
+    assert listed(where, request).items == (1, 2)
+    apart = RecommendationRequest(n=3, exclude_seen=False, rules=[Apart("hit", 2), Pin("c", 2)])
     assert listed(where, apart).items == (1, 2)
 
 
@@ -141,34 +150,42 @@ def test_rules_look_further_than_the_short_list() -> None:
     n = 5000
     genre = np.where(np.arange(n) < 4500, "hit", "other")
     items = Items.of([f"i{k}" for k in range(n)], categories=[(name,) for name in genre.tolist()])
-    where = Shelf(Fixed(-np.arange(n)), items)
-    made = listed(where, Wanted(n=10, rules=[AtMost("hit", 1), Apart("other", 2)]), history=(0,))
+    where = ItemIndex(Fixed(-np.arange(n)), items)
+    made = listed(
+        where, RecommendationRequest(n=10, rules=[AtMost("hit", 1), Apart("other", 2)]), history=(0,)
+    )
     assert made.items == (1, 4500)
     rules = [AtMost("hit", 3), Apart("hit", 4)]
-    assert listed(where, Wanted(n=10, rules=rules), history=(0,)).items == (
+    assert listed(where, RecommendationRequest(n=10, rules=rules), history=(0,)).items == (
         *(1, 4500, 4501, 4502, 2),
         *(4503, 4504, 4505, 3, 4506),
     )
 
 
 def test_boosts_move_by_standard_deviations() -> None:
-    where = Shelf(Fixed(np.arange(10.0)), catalogue(10))
+    where = ItemIndex(Fixed(np.arange(10.0)), catalogue(10))
     made = listed(
-        where, Wanted(n=10, exclude_seen=False, rules=[Boost(-1.5, item="i9"), Boost(2.0, item="i0")])
+        where,
+        RecommendationRequest(
+            n=10, exclude_seen=False, rules=[Boost(-1.5, item="i9"), Boost(2.0, item="i0")]
+        ),
     )
     score = dict(zip(made.items, made.scores, strict=True))
     assert score[9] == pytest.approx(9 - 1.5 * np.std(np.arange(10)), rel=1e-5)
     assert score[0] == pytest.approx(2 * np.std(np.arange(10)), rel=1e-5) and score[5] == 5.0
-    buried = listed(shelf(), Wanted(n=60, rules=[Boost(-50, category="drama")]))
-    drama = [k for k, item in enumerate(buried.items) if "drama" in shelf().items.categories[item]]
+    buried = listed(item_index(), RecommendationRequest(n=60, rules=[Boost(-50, category="drama")]))
+    drama = [k for k, item in enumerate(buried.items) if "drama" in item_index().items.categories[item]]
     assert drama == list(range(len(buried.items) - len(drama), len(buried.items)))
-    flat = Shelf(Fixed(np.ones(4)), catalogue(4))
-    assert listed(flat, Wanted(n=4, exclude_seen=False, rules=[Boost(1.0, item="i3")])).items[0] == 3
+    flat = ItemIndex(Fixed(np.ones(4)), catalogue(4))
+    assert (
+        listed(flat, RecommendationRequest(n=4, exclude_seen=False, rules=[Boost(1.0, item="i3")])).items[0]
+        == 3
+    )
 
 
 def test_one_of_each_genre() -> None:
-    made = listed(shelf(), Wanted(n=20, rules=[AtMost(name, 1) for name in GENRES]))
-    found = [name for item in made.items for name in shelf().items.categories[item]]
+    made = listed(item_index(), RecommendationRequest(n=20, rules=[AtMost(name, 1) for name in GENRES]))
+    found = [name for item in made.items for name in item_index().items.categories[item]]
     assert sorted(found) == sorted(set(found)) and 2 <= len(made.items) <= 4
 
 

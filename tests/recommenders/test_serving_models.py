@@ -152,7 +152,7 @@ def test_8_bits_keep_the_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ease", "ials", "mf", "item_knn"])
 def test_an_entry_of_strength_two_counts_twice(kind: str) -> None:
-    """Two entries of one item, one after the other, are one of strength two where the model has no recency."""
+    """Two entries of one item, one after the other, are one of weight two where the model has no recency."""
     config = parse({"kind": kind} | SMALL[kind] | ({} if kind == "mf" else {"scoring_half_life": None}))
     _, shared, _, _ = MODELS[kind]
     model = serving_form(build(config), shared)
@@ -210,7 +210,7 @@ def test_bad_models_and_histories_are_refused_in_one_line() -> None:
     model = Factors(FloatTable(np.eye(4)), Ridge(0.1, 0.1))
     with pytest.raises(DataError, match="item 9: the model has 4"):
         model.fold_in(History(np.array([9]), np.ones(1, np.float32)))
-    with pytest.raises(DataError, match="strength"):
+    with pytest.raises(DataError, match="weight"):
         History(np.array([1]), np.zeros(1, np.float32))
     with pytest.raises(DataError, match="expected one of"):
         read_model({}, {"kind": "neural"})
@@ -275,4 +275,4 @@ def test_broken_items_are_refused() -> None:
 def test_a_history_keeps_what_the_model_knows() -> None:
     items = Items.of(["a", "b", "c"])
     found = History.of(items, ["c", "unheard of", "a"], [1.0, 1.0, 2.0])
-    assert found.item.tolist() == [2, 0] and found.strength.tolist() == [1.0, 2.0]
+    assert found.item.tolist() == [2, 0] and found.weight.tolist() == [1.0, 2.0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedrec.core.errors import ProtocolError
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.wire.messages import encode
-from fedrec_server.federation.federation import flower_app
+from fedrec_server.federation import flower_app
 from fedrec_server.federation.flower_app import GridExchange, parse_records, record_maker
 
 Answer = Callable[[Message], Message | None]
@@ -108,8 +108,8 @@ class FakeGrid(Grid):
     def sleep(self, seconds: float) -> None:
         self.time += seconds
 
-    def exchange(self) -> GridExchange:
-        out = GridExchange(self, clock=lambda: self.time, sleep=self.sleep)
+    def exchange(self, left: Callable[[], Collection[str]] = frozenset) -> GridExchange:
+        out = GridExchange(self, left=left, clock=lambda: self.time, sleep=self.sleep)
         out.nodes()
         return out
 
@@ -210,6 +210,16 @@ def test_a_node_that_missed_a_deadline_is_asked_again_after_as_long() -> None:
     assert exchange.nodes() == []
     grid.time += 2.0
     assert exchange.nodes() == ["0"]
+
+
+def test_a_node_that_has_left_is_not_waited_for_and_what_it_sent_before_counts() -> None:
+    """All leave after two seconds of an exchange: one has answered, one is late, the third is not asked again."""
+    grid = FakeGrid({1: reply_to, 2: lambda message: None, 3: reply_to}, {3: 2.0})
+    exchange = grid.exchange(lambda: {"0", "1", "2"} if grid.time >= 2.0 else set())
+    answers = exchange.exchange({n: Request("train", 1, "refit") for n in exchange.nodes()}, 600.0)
+    assert isinstance(answers["0"], Reply) and isinstance(answers["2"], Reply)
+    assert answers["1"] == Failure("the node has left") and grid.time < 5.0
+    assert exchange.nodes() == [] and exchange.wait_for(3, 100.0) == [] and grid.time < 5.0
 
 
 def test_an_unreachable_superlink_raises_nothing() -> None:

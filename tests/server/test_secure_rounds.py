@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,17 @@ from flower_helpers import lay_out
 from fedrec.core.errors import AggregationRefused, FedrecError, RoundAbandoned
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.core.refusal_reasons import Reason
+from fedrec.core.stage import ANNOUNCED
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import RoundSettings
-from fedrec.rounds.shards import read_rows, spell_rows
+from fedrec.rounds.shards import Rows, read_rows, spell_rows
 from fedrec_client.node._memory import HeldMemory
 from fedrec_client.node._secure_party import open_party
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
+ROWS = ANNOUNCED + Rows.name
 ROUNDS = RoundSettings(rounds=3, min_nodes=3, deadline_seconds=5, max_abandoned=2)
 #: Whether a node is silent: (node, request) -> bool.
 Silent = Callable[[str, Request], bool]
@@ -94,6 +97,20 @@ def test_the_mode_without_cryptography_computes_the_same_integers(tmp_path: Path
     for name, values in one.shared.items():
         np.testing.assert_array_equal(other.shared[name], values)
     assert one.result["test"] == other.result["test"]
+
+
+def test_a_sum_waits_until_as_many_nodes_are_there_as_it_needs(tmp_path: Path) -> None:
+    """Two of five answer the first hellos; a sum of two is refused, so asking for one spends a try for nothing."""
+    folder = lay_out(tmp_path, 5, ROUNDS.model_copy(update={"min_nodes": 1}), secure=True)
+    hellos: Counter[str] = Counter()
+
+    def late(node: str, request: Request) -> bool:
+        hellos[node] += request.kind == "hello"
+        return request.kind == "hello" and node >= "2" and hellos[node] <= ROUNDS.max_abandoned + 1
+
+    assert run(folder, Nodes(folder, late)).finished
+    assert [record["nodes"] for record in records(folder)] == [5] * ROUNDS.rounds
+    assert not any("abandoned" in record for record in records(folder))
 
 
 @pytest.mark.parametrize("stage", ["advertise", "share", "train", "confirm", "unmask"])
@@ -250,9 +267,8 @@ def test_a_server_that_asks_one_node_something_else_is_refused(tmp_path: Path, w
         if any(q.kind == "train" for q in requests.values()):
             honest = requests["0"]
             if what == "rows":
-                rows = read_rows(honest.meta["stage/rows"], 60, 0.5)
-                others = np.setdiff1d(np.arange(60), rows)
-                changed = replace(honest, meta=honest.meta | {"stage/rows": spell_rows(others, 60)})
+                others = np.setdiff1d(np.arange(60), read_rows(honest.meta[ROWS], 60, 0.5))
+                changed = replace(honest, meta=honest.meta | {ROWS: spell_rows(others, 60)})
             else:
                 other = {name: values + 1 for name, values in honest.arrays.items() if "/" not in name}
                 changed = replace(honest, arrays=honest.arrays | other)

@@ -14,8 +14,8 @@ import numpy as np
 
 from fedrec.core.errors import DataError
 from fedrec.ranking.model import History, User
-from fedrec.ranking.pipeline import Ranked, Wanted, rank
-from fedrec.ranking.top_scores import best
+from fedrec.ranking.pipeline import Ranked, RecommendationRequest, rank
+from fedrec.ranking.top_scores import top_k
 from fedrec_client.app._client_state import ClientState
 from fedrec_client.store.events import Scalar
 from fedrec_client.terms.results import Because, Reasons, Recommendation, Recommended, Similar
@@ -49,7 +49,7 @@ class Lists:
             self.forget_user()
             self._recent.clear()
 
-    def recommend(self, wanted: Wanted) -> Recommendation:
+    def recommend(self, request: RecommendationRequest) -> Recommendation:
         """See `Client.recommend`."""
         state = self._state
         with state.lock:
@@ -59,19 +59,19 @@ class Lists:
             user, seen = self._user(served)
             against = state.profile.against if state.consent.personalize else frozenset()
         if against:
-            wanted = dataclasses.replace(wanted, exclude={*wanted.exclude, *against})
-        made = rank(served.shelf, user, seen, wanted, rng=self._rng, now=state.setup.now())
+            request = dataclasses.replace(request, exclude={*request.exclude, *against})
+        made = rank(served.item_index, user, seen, request, rng=self._rng, now=state.setup.now())
         return self._told(served, made)
 
     def similar(self, item: str, n: int) -> tuple[Similar, ...]:
         """See `Client.similar`."""
         served = self._state.served()
         place = _place(served, item)
-        likeness = served.shelf.model.similar(place).astype(np.float32, copy=True)
+        likeness = served.item_index.model.similar(place).astype(np.float32, copy=True)
         likeness[place] = -np.inf
-        items = served.shelf.items
+        items = served.item_index.items
         return tuple(
-            Similar(items.ids[k], items.titles[k], float(likeness[k])) for k in best(likeness, n).tolist()
+            Similar(items.ids[k], items.titles[k], float(likeness[k])) for k in top_k(likeness, n).tolist()
         )
 
     def explain(self, item: str, rec: Recommendation | None) -> Reasons:
@@ -85,8 +85,8 @@ class Lists:
                 )
             place = _place(served, item)
             user, _ = self._user(served)
-        told = served.shelf.model.explain(user, place)
-        items = served.shelf.items
+        told = served.item_index.model.explain(user, place)
+        items = served.item_index.items
         order = np.argsort(-told.contributions, kind="stable").tolist()
         because = tuple(
             Because(items.ids[int(k)], items.titles[int(k)], float(told.contributions[at]))
@@ -103,7 +103,7 @@ class Lists:
         if known is None or served is None or served.version != known[0]:
             return {}
         version, made = known
-        place = served.shelf.items.index(item)
+        place = served.item_index.items.index(item)
         if place not in made.items:
             return {}
         at = made.items.index(place)
@@ -118,11 +118,11 @@ class Lists:
         """The user for a model, folded in once per change of the history; places of what was seen."""
         profile = self._state.profile
         if not self._state.consent.personalize:
-            no_one = History.of(served.shelf.items, ())
-            return served.shelf.model.fold_in(no_one), no_one.item
+            no_one = History.of(served.item_index.items, ())
+            return served.item_index.model.fold_in(no_one), no_one.item
         key = (served.version, profile.revision)
         if key not in self._users:
-            user = served.shelf.model.fold_in(profile.history(served.shelf.items))
+            user = served.item_index.model.fold_in(profile.history(served.item_index.items))
             self._users = {key: (user, user.history.item)}
         return self._users[key]
 
@@ -132,7 +132,7 @@ class Lists:
             self._recent[rec] = (served.version, made)
             while len(self._recent) > RECENT_LISTS:
                 self._recent.popitem(last=False)
-        items = served.shelf.items
+        items = served.item_index.items
         listed = tuple(
             Recommended(items.ids[place], items.titles[place], score, chance, source)
             for place, score, chance, source in zip(
@@ -142,21 +142,21 @@ class Lists:
         return Recommendation(rec, listed, served.version, made.unknown)
 
 
-def make_wanted(n: int, wishes: dict[str, Any]) -> Wanted:
-    """Wishes by name.
+def make_request(n: int, constraints: dict[str, Any]) -> RecommendationRequest:
+    """A request from constraints by name.
 
     Raises:
-        DataError: there is no such wish.
+        DataError: a constraint has an unknown name or a value that is not valid.
     """
     try:
-        return Wanted(n=n, **wishes)
+        return RecommendationRequest(n=n, **constraints)
     except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(Wanted))
-        raise DataError(f"recommend({', '.join(wishes)}=...): {error}; there are {known}") from error
+        known = ", ".join(field.name for field in dataclasses.fields(RecommendationRequest))
+        raise DataError(f"recommend({', '.join(constraints)}=...): {error}; there are {known}") from error
 
 
 def _place(served: Served, item: str) -> int:
-    place = served.shelf.items.index(item)
+    place = served.item_index.items.index(item)
     if place is None:
         raise DataError(
             f"item {item!r:.80}: model version {served.version} does not know it; give one it recommends"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedrec.ranking.pipeline import Wanted
+from fedrec.ranking.pipeline import RecommendationRequest
 from fedrec_client.app._privacy_report import PrivacyReport
 from fedrec_client.app.client import Client
 from fedrec_client.store.base import Receipt
@@ -61,9 +61,11 @@ class AsyncClient:
         """See `Client`."""
         await asyncio.to_thread(self._client.set_consent, consent)
 
-    async def recommend(self, n: int = 20, wanted: Wanted | None = None, **wishes: Any) -> Recommendation:
+    async def recommend(
+        self, n: int = 20, request: RecommendationRequest | None = None, **constraints: Any
+    ) -> Recommendation:
         """See `Client`."""
-        return await asyncio.to_thread(self._client.recommend, n, wanted, **wishes)
+        return await asyncio.to_thread(self._client.recommend, n, request, **constraints)
 
     async def similar(self, item: str, n: int = 10) -> tuple[Similar, ...]:
         """See `Client`."""

@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedrec.core.errors import ServiceError
-from fedrec.ranking.pipeline import Wanted
+from fedrec.ranking.pipeline import RecommendationRequest
 from fedrec_client.app import _server_calls as server_calls
 from fedrec_client.app._client_state import ClientState, Setup
-from fedrec_client.app._lists import Lists, make_wanted
+from fedrec_client.app._lists import Lists, make_request
 from fedrec_client.app._privacy_report import PrivacyReport, make_report
 from fedrec_client.store.base import Receipt, Retention, Store
 from fedrec_client.store.events import Event, EventType, Scalar
@@ -88,8 +88,8 @@ class Client:
             policy: limits on training.
             retention: which events are kept.
             passphrase: wraps the store's key.
-            start_model: folder of a signed model that the app brings (`fedrec model bundle`), used while there is
-                no other.
+            start_model: folder of a signed model that the app brings (`fedrec-server model bundle`), used while
+                there is no other.
             repair: recover what is sound of a damaged store.
             connection: for a server given as text: see `GrpcTransport`, `HttpsFiles`.
 
@@ -152,21 +152,21 @@ class Client:
     def recommend(
         self,
         n: int = 20,
-        wanted: Wanted | None = None,
-        **wishes: Any,
+        request: RecommendationRequest | None = None,
+        **constraints: Any,
     ) -> Recommendation:
         """A list for this user; no network.
 
         Args:
             n: length.
-            wanted: all wishes at once, in the place of n and `wishes`.
-            wishes: fields of `fedrec.ranking.pipeline.Wanted`: candidates, exclude, exclude_seen, allow, deny, rules,
+            request: the whole request, in the place of n and `constraints`.
+            constraints: fields of `RecommendationRequest`: candidates, exclude, exclude_seen, allow, deny, rules,
                 diversity, exploration, freshness, half_life_days.
 
         Raises:
-            DataError: a wish that cannot be.
+            DataError: a constraint is not valid.
         """
-        return self._lists.recommend(wanted or make_wanted(n, wishes))
+        return self._lists.recommend(request or make_request(n, constraints))
 
     def similar(self, item: str, n: int = 10) -> tuple[Similar, ...]:
         """Items like one; the same for everyone.

@@ -1,6 +1,6 @@
 """What a user did, as the app tells it: typed, immutable, with ids that make telling twice harmless.
 
-Out of scope: where events are kept (`store`), and what they mean to a model beyond `strength`.
+Out of scope: where events are kept (`store`), and what they mean to a model beyond `weight`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EventType(StrEnum):
 
 
 #: How much an event says for its item; ratings say it by their value.
-STRENGTHS = {
+WEIGHTS = {
     EventType.IMPRESSION: 0.0,
     EventType.VIEW: 1.0,
     EventType.PLAY: 1.0,
@@ -113,12 +113,12 @@ class Event:
         return cls(kind, item, time, **facts)
 
     @property
-    def strength(self) -> float:
+    def weight(self) -> float:
         """How much it says for the item: positive for, negative against, zero nothing."""
         if self.type is EventType.RATING:
             assert self.value is not None
             return 1.0 if self.value > LOW_RATING else -1.0
-        return STRENGTHS[self.type]
+        return WEIGHTS[self.type]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without fields that are empty."""

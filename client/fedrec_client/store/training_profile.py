@@ -31,13 +31,13 @@ class Profile:
 
     def add(self, event: Event) -> None:
         """Take an event in; events come in the order of their times."""
-        strength = event.strength
-        if strength == 0:
+        weight = event.weight
+        if weight == 0:
             return
         self._liked.pop(event.item, None)
         self._against.discard(event.item)
-        if strength > 0:
-            self._liked[event.item] = strength
+        if weight > 0:
+            self._liked[event.item] = weight
         else:
             self._against.add(event.item)
         self.revision += 1

@@ -63,7 +63,7 @@ class Reasons:
 
     Attributes:
         item, title: explained.
-        score: of the model, before newness and rules.
+        score: of the model, before recency and rules.
         base: what everyone would get.
         because: largest first.
     """

@@ -34,8 +34,9 @@ from fedrec_client.training._watch import Watch
 
 #: How often a session is looked after; a stop takes effect within this and the time a kill takes.
 TICK_SECONDS = 0.02
-#: After its last answer was made a session lives on for so long, so that the answer leaves.
-LAST_SECONDS = 3.0
+#: After its last answer was made a session lives on until the campaign is over, so that the answer leaves; so long at
+#: most.
+LAST_SECONDS = 60.0
 RAM = Path("/dev/shm")
 KILL_POLL_SECONDS = 0.005
 
@@ -182,15 +183,16 @@ def _look_after(
         now = time.monotonic()
         if stopped():
             return "stopped"
-        if worker.poll() is not None:
-            return f"the session ended by itself with status {worker.returncode}"
         if done_at is None and _sent(folder, "last") >= rounds:
             done_at = now
-        if done_at is not None and now >= done_at + LAST_SECONDS:
+        ended = worker.poll() is not None
+        if done_at is not None and (ended or over() or now >= min(done_at + LAST_SECONDS, deadline)):
             return "done"
+        if ended:
+            return f"the session ended by itself with status {worker.returncode}"
         if now >= deadline:
             return "the deadline has passed"
-        if done_at is None and (why := over()):
+        if why := over():
             return why
         if why := till.serve(TICK_SECONDS):
             return why

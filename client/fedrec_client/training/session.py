@@ -162,7 +162,7 @@ class Session:
         try:
             if task["population"] != self.population:
                 raise WrongPopulation(f"a task of population {task['population']!r:.80}: wait for another")
-            items = hashlib.sha256("\0".join(self.served.shelf.items.ids).encode()).hexdigest()
+            items = hashlib.sha256("\0".join(self.served.item_index.items.ids).encode()).hexdigest()
             if task["campaign"] != campaign:
                 raise BadContent("a task of another campaign than was asked for: try again")
             if now > task["expires"]:
@@ -208,10 +208,10 @@ class Session:
         with self.lock:
             enrolments.write_keys(self.store, campaign, keys | {"state": STARTED})
         try:
-            history = self.profile.history(self.served.shelf.items)
+            history = self.profile.history(self.served.item_index.items)
             outcome = run_task(
                 task,
-                item_ids=self.served.shelf.items.ids,
+                item_ids=self.served.item_index.items.ids,
                 history=[int(place) for place in history.item],
                 identity=bytes.fromhex(keys["identity"]),
                 node_key=keys["node_key"],

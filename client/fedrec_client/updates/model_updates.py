@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrec.core.errors import BadContent, BadSignature, FedrecError, RegistryError, StoreFull, UpdateRejected
 from fedrec.core.files import sync_folder
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.model import ServingModel
 from fedrec.wire.layout import ALL_TRAFFIC, CANARY, CHAMPION, alias_target, model_target, task_target
 from fedrec.wire.manifest import MANIFEST_FILE, FileEntry, Manifest, check_for_device
@@ -85,7 +85,7 @@ class Served:
     """A model in use: verified, with what lists need of it."""
 
     package: Package
-    shelf: Shelf[ServingModel]
+    item_index: ItemIndex[ServingModel]
 
     @property
     def version(self) -> int:
@@ -231,7 +231,7 @@ class Models:
             downloaded = metadata.came
             shutil.rmtree(self._folder / str(version), ignore_errors=True)  # of a crash before it was in use
             place_folder(self._folder / str(version), files | {MANIFEST_FILE: content})
-        served = Served(package, Shelf(package.model, package.items))
+        served = Served(package, ItemIndex(package.model, package.items))
         previous = self.served.version if self.served else 0
         manifests = {str(v): known.sha256(v) for v in (previous,) if v}
         after = replace(
@@ -277,7 +277,7 @@ class Models:
                 self.problem = f"model version {version} is damaged: {error}"
                 log.warning("%s", self.problem)
             else:
-                self.served = Served(package, Shelf(package.model, package.items))
+                self.served = Served(package, ItemIndex(package.model, package.items))
                 break
         serving = self.served.version if self.served else 0
         if serving != known.current:

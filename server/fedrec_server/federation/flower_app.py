@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ LONGEST_POLL_SECONDS = 1.0
 #: Of the time waited so far: looking for answers makes an exchange this much longer at most.
 POLL_SHARE = 0.05
 MAX_REASON = 300
+LEFT = "the node has left"
 
 
 @dataclass
@@ -56,17 +57,25 @@ class GridExchange:
     """The round protocol over a Grid.
 
     A node that lets a deadline pass is left alone for as long again (at most a minute) or until it comes anew: a
-    SuperNode serves one message at a time, and Flower calls a dead one reachable for about a minute.
+    SuperNode serves one message at a time, and Flower calls a dead one reachable for about a minute. A node that has
+    left is not waited for: what it sent before counts, what it did not send is missing at once.
+
+    Args:
+        grid: of the run.
+        left: names of the nodes that will not answer any more.
+        clock, sleep: in seconds.
     """
 
     def __init__(
         self,
         grid: Grid,
         *,
+        left: Callable[[], Collection[str]] = frozenset,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid = grid
+        self._left = left
         self._clock = clock
         self._sleep = sleep
         self._seen: dict[str, _Seen] = {}
@@ -88,7 +97,7 @@ class GridExchange:
             seen = self._seen.get(name)
             if seen is None or seen.activated != info.last_activated_at:
                 self._seen[name] = _Seen(info.node_id, info.last_activated_at)
-        now, here = self._clock(), {self._names[info.node_id] for info in present}
+        now, here = self._clock(), {self._names[info.node_id] for info in present}.difference(self._left())
         return sorted(name for name in here if self._seen[name].rests_until <= now)
 
     def _new_name(self, registered: str) -> str:
@@ -97,9 +106,9 @@ class GridExchange:
         return next(name for name in itertools.chain([registered], numbers) if name and name not in taken)
 
     def wait_for(self, count: int, timeout_seconds: float) -> list[str]:
-        """The nodes that are there once `count` have come, or when the time is over."""
+        """The nodes that are there once `count` have come or left, or when the time is over."""
         deadline = self._clock() + timeout_seconds
-        while len(here := self.nodes()) < count and self._clock() < deadline:
+        while len(here := self.nodes()) + len(self._left()) < count and self._clock() < deadline:
             self._sleep(LONGEST_POLL_SECONDS / 2)
         return here
 
@@ -112,10 +121,14 @@ class GridExchange:
         answers: dict[str, Reply | Failure] = {}
         waiting = self._send(requests, deadline_seconds, answers)
         while waiting:
+            # In this order: what a node sent before it left is read.
+            left = self._left()
             for message in self._pull(waiting):
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
                 if node is not None:
                     answers[node] = self._read(node, message)
+            answers |= {node: Failure(LEFT) for node in waiting.values() if node in left}
+            waiting = {message_id: node for message_id, node in waiting.items() if node not in left}
             now = self._clock()
             if not waiting or now >= deadline:
                 break
@@ -231,7 +244,7 @@ def main(grid: Grid, context: Context) -> None:
     # A coordinator whose SuperLink was restarted lives on for a while; the last word is said while held.
     with launch.held(float(config["wait-seconds"])):
         try:
-            exchange = GridExchange(grid)
+            exchange = GridExchange(grid, left=launch.left)
             exchange.wait_for(int(config["nodes"]), float(config["wait-seconds"]))
             coordinator = open_coordinator(
                 folder, exchange, on_event=launch.report, stop=launch.stop_requested

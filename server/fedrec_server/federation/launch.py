@@ -6,6 +6,7 @@ Flower starts the coordinator in a process of its own, which can be killed and o
     run.lock       held by the living coordinator: two never work on one folder, and a dead one is noticed
     events.jsonl   what it reports while it works
     stop           asks it to stop at the end of a round
+    left.json      nodes that have said that they will not answer any more
     ended.json     how it ended, in one line for the user; missing after a kill
 
 Out of scope: processes, and everything about rounds.
@@ -17,7 +18,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,10 @@ class Launch:
     def request_stop(self) -> None:
         """Ask the coordinator to stop at the end of its round."""
         (self.folder / "stop").touch()
+
+    def note_left(self, nodes: Collection[str]) -> None:
+        """Let the coordinator know all nodes that have left for good, by their registered names."""
+        write_json(self.folder / "left.json", sorted(nodes))
 
     def is_alive(self) -> bool:
         """Whether a coordinator holds the folder."""
@@ -114,6 +119,11 @@ class Launch:
     def stop_requested(self) -> bool:
         """Whether the engine asked to stop."""
         return (self.folder / "stop").exists()
+
+    def left(self) -> frozenset[str]:
+        """Nodes that have left for good: none is asked, and no answer of theirs is waited for."""
+        path = self.folder / "left.json"
+        return frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
 
     def end(self, *, finished: bool, error: Exception | None = None) -> None:
         """Say how the coordinator ended."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedrec.core.errors import FederationError, ProtocolError
 from fedrec.core.messages import Exchange, Reply, Request
+from fedrec.secagg.terms import SecaggTerms
 from fedrec_server.rounds.replies import Host, read_hello, sift
 from fedrec_server.rounds.task import Task
 
@@ -31,9 +32,13 @@ class Attendance:
         self._exchange = exchange
         self._on_event = on_event
         self._hosts: dict[str, Host] = {}
+        self._least_nodes, self._least_users = task.rounds.min_nodes, 0.0
+        if isinstance(task.aggregation, SecaggTerms):
+            self._least_nodes = max(self._least_nodes, task.aggregation.min_nodes)
+            self._least_users = task.aggregation.min_users
 
     def meet(self) -> dict[str, Host]:
-        """The nodes that are there and run this task; waits `wait_seconds` for the minimum.
+        """The nodes that are there and run this task; waits `wait_seconds` for as many as a round needs.
 
         Raises:
             FederationError: too few came.
@@ -45,14 +50,20 @@ class Attendance:
             # A node may be listed and yet be gone, or busy with the last message of a killed coordinator.
             self._greet(present, min(rounds.deadline_seconds, max(1.0, deadline - time.monotonic())))
             here = {node: self._hosts[node] for node in present if node in self._hosts}
-            if len(here) >= rounds.min_nodes:
+            users = sum(host.users for host in here.values())
+            if len(here) >= self._least_nodes and users >= self._least_users * (1.0 - 1e-12):
                 return here
             if time.monotonic() > deadline:
+                least = f"{self._least_nodes}" + (f" with {self._least_users:g}" if self._least_users else "")
                 raise FederationError(
-                    f"{len(here)} nodes came within {rounds.wait_seconds:g} s: expected at least "
-                    f"{rounds.min_nodes}; start more nodes or lower federation.min_nodes"
+                    f"{len(here)} nodes came within {rounds.wait_seconds:g} s, with {users} users: expected at least "
+                    f"{least}; start more nodes or lower federation.min_nodes"
                 )
             time.sleep(POLL_SECONDS)
+
+    def present(self) -> list[str]:
+        """The nodes that were let in and are there, however few; waits for none."""
+        return [node for node in self._exchange.nodes() if node in self._hosts]
 
     def _greet(self, present: list[str], deadline_seconds: float) -> None:
         """Let in those who are new and belong here."""

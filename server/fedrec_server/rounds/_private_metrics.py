@@ -142,7 +142,8 @@ class MetricsRound:
             raise ProtocolError(
                 f"evaluation reply is {sent.dtype}{sent.shape}: expected finite {like.dtype}{like.shape}"
             )
-        if self._plan.trust == "central" and (sent.min() < 0 or sent.max() > users * (1.0 + TOLERANCE)):
+        clean = self._mechanism.sends_clean_sums
+        if clean and (sent.min() < 0 or sent.max() > users * (1.0 + TOLERANCE)):
             raise ProtocolError("evaluation reply outside its possible range: the node's sums are discarded")
         return sent, users
 
@@ -153,7 +154,8 @@ def noise_of(alone: PrivacyPlan, users: int) -> float:
     Shares on devices, and full noise on each of them, add up with the users who answered.
     """
     planned = alone.noise_std(1)
-    return planned if alone.trust == "central" else planned * math.sqrt(users / alone.denominator)
+    grows = mechanism_of(alone).noise_per_user
+    return planned * math.sqrt(users / alone.denominator) if grows else planned
 
 
 def _digest(path: Path) -> str:

@@ -30,13 +30,13 @@ from fedrec.core.errors import (
 )
 from fedrec.core.messages import Exchange, Request
 from fedrec.core.recommender import Recommender
-from fedrec.core.stage import VECTOR
 from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.private_files import make_private
 from fedrec.recommenders.registry import build
+from fedrec.rounds.aggregation import rule_problems
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
@@ -81,13 +81,17 @@ class Coordinator:
         self.task = task
         self._exchange = exchange
         self._stop = stop
+        self._collector = collector
         self._recommender: Recommender = build(task.model)
         plan = task.privacy.plan if task.privacy else None
-        self._chain = chain_of(task.settings, plan, gradient=self._recommender.gradient_rounds)
+        rule = task.rounds.aggregation_rule
+        if problems := rule_problems(rule, hidden=self._is_hidden, private=plan is not None):
+            raise ConfigError("; ".join(problems))
+        gradient = self._recommender.gradient_rounds
+        self._chain = chain_of(task.settings, plan, gradient=gradient, rule=rule.rule())
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics
-        self._collector = collector
         self._attendance = Attendance(task, exchange, on_event)
         self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
@@ -174,7 +178,7 @@ class Coordinator:
     @property
     def _is_hidden(self) -> bool:
         """Whether nodes answer once and for all, since they give their shares away."""
-        return self.task.aggregation.kind == "secagg"
+        return self._collector.asks_once
 
     def _lose(self, record: Event) -> None:
         """A round that nodes will not answer again: it counts, and the model stays as it is."""
@@ -350,7 +354,7 @@ class Coordinator:
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            here = dict.fromkeys(self._attendance.meet(), request)
+            here = dict.fromkeys(self._attendance.present(), request)
             self._exchange.exchange(here, self.task.rounds.deadline_seconds)
         self._checkpoints.save(self._standing)
 
@@ -359,7 +363,7 @@ def _question(request: Request, turn: ServerRound) -> Question:
     """What every node is asked, and how its answer, or the sum of all answers, is read."""
 
     def noised(summed: UpdateSum) -> NDArray[Any]:
-        return turn.combine([summed]).blocks[VECTOR]
+        return turn.keep(turn.combine([summed]))
 
     return Question(
         request,

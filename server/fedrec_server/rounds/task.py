@@ -12,6 +12,7 @@ from pathlib import Path
 from fedrec.core.errors import RunError
 from fedrec.core.files import write_json
 from fedrec.core.messages import Phase
+from fedrec.core.registry import OWN_CONFIGURATION
 from fedrec.core.updates import State
 from fedrec.evaluation.settings import EvaluationSettings, parse_evaluation
 from fedrec.privacy.private_files import make_private
@@ -65,7 +66,7 @@ class Task:
         return cls(
             parse(plain["model"], paths=True),
             NodeSettings.model_validate(plain["settings"]),
-            RoundSettings.model_validate(plain["rounds"]),
+            RoundSettings.model_validate(plain["rounds"], context=OWN_CONFIGURATION),
             parse_evaluation(plain["evaluation"], paths=True),
             plain["n_items"],
             plain["config_hash"],

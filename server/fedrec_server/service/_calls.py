@@ -96,10 +96,10 @@ class Calls:
             watchdog.within(limits.download_seconds, context.cancel),
         ):
             _expect_room(free)
-            wanted = self._answers.fetch(self._request(stream, context, messages.FetchRequest))
-            for content in _pieces(wanted.path, wanted.offset):
+            piece = self._answers.fetch(self._request(stream, context, messages.FetchRequest))
+            for content in _pieces(piece.path, piece.offset):
                 with watchdog.within(limits.piece_seconds, context.cancel):
-                    yield messages.Piece(content=content)  # goes on when it is taken
+                    yield messages.Piece(content=content)  # resumes when the piece is taken
 
     @contextmanager
     def _guarded(self, context: grpc.ServicerContext) -> Iterator[None]:

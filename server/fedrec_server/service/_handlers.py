@@ -28,7 +28,7 @@ _NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( [ -~]{0,60
 
 
 @dataclass(frozen=True)
-class Shelf:
+class PopulationFiles:
     """A population: the files that may be handed out, and its sums."""
 
     files: PublicFiles
@@ -36,7 +36,7 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FilePiece:
     """A file to hand out, from an offset on."""
 
     path: Path
@@ -62,15 +62,16 @@ class ModelService:
         quotas: Quotas,
         tokens: EnrolmentTokens | None = None,
     ) -> None:
-        self._shelves = {
-            each.population: Shelf(PublicFiles(each), MetricSums(each.folder)) for each in registries
+        self._by_population = {
+            each.population: PopulationFiles(PublicFiles(each), MetricSums(each.folder))
+            for each in registries
         }
         self._retry_seconds, self._campaigns = retry_seconds, campaigns
         self._quotas, self._gate = quotas, EnrolmentGate(campaigns, quotas.enrolments, tokens)
 
     def check_in(self, request: messages.CheckInRequest) -> messages.CheckInReply:
         """What there is, and when to come back."""
-        self._shelf(request.population)
+        self._population(request.population)
         _expect(bool(_CLIENT.fullmatch(request.client_version)), "client_version: expected e.g. 0.1.0")
         first, last = self._retry_seconds
         return messages.CheckInReply(
@@ -79,9 +80,9 @@ class ModelService:
             campaign=self._campaigns.open_for(request.population) if request.trains else "",
         )
 
-    def fetch(self, request: messages.FetchRequest) -> Wanted:
+    def fetch(self, request: messages.FetchRequest) -> FilePiece:
         """A public file of a repository: signed metadata, or a target that is signed now."""
-        path = self._shelf(request.population).files.find(request.path)
+        path = self._population(request.population).files.find(request.path)
         if path is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such file")
         try:
@@ -89,7 +90,7 @@ class ModelService:
         except OSError as error:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such file") from error
         _expect(request.offset <= size, "offset: beyond the end of the file")
-        return Wanted(path, request.offset)
+        return FilePiece(path, request.offset)
 
     def enrol(self, request: messages.EnrolRequest, address: str) -> messages.EnrolReply:
         """Put a device on a roster; who hosts several users is vouched for by the operator, not here."""
@@ -117,8 +118,8 @@ class ModelService:
 
     def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
         """Add counters to the sums, within the quota of an address; a report that was counted is not again."""
-        shelf = self._shelf(request.population)
-        _expect(request.model_version in {0} | shelf.files.versions(), "model_version: unknown")
+        population_files = self._population(request.population)
+        _expect(request.model_version in {0} | population_files.files.versions(), "model_version: unknown")
         _expect(bool(_REPORT.fullmatch(request.token)), "token: expected 32 hexadecimal digits")
         try:
             counters = checked(request.counters)
@@ -130,19 +131,19 @@ class ModelService:
         if not self._quotas.reports.take(f"{request.population}|{address}"):
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "reports of a day: enough", retry=True)
         if self._quotas.tokens.add(token):
-            shelf.sums.add(request.model_version, counters)
+            population_files.sums.add(request.model_version, counters)
         return messages.MetricsReply()
 
     def write(self) -> None:
         """Write the sums that are not written."""
-        for shelf in self._shelves.values():
-            shelf.sums.write()
+        for population_files in self._by_population.values():
+            population_files.sums.write()
 
-    def _shelf(self, population: str) -> Shelf:
-        shelf = self._shelves.get(population)
-        if shelf is None:
+    def _population(self, population: str) -> PopulationFiles:
+        population_files = self._by_population.get(population)
+        if population_files is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such population")
-        return shelf
+        return population_files
 
 
 def _expect(holds: bool, text: str) -> None:

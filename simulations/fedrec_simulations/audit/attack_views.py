@@ -114,7 +114,7 @@ def _round(
 ) -> tuple[UpdateSum, State]:
     """What the coordinator gets to see of a round, and the users' new local state."""
     key = RoundSeed(target.seed, round_)
-    if plan is not None and plan.unit == "interaction":
+    if plan is not None and mechanism_of(plan).training is not None:
         return train_interactions(target.recommender, shared, local, batch, key, plan, noise, target.n_items)
     layout = target.recommender.layout(target.n_items, round_)
     clip = target.clip_norm if plan is None else plan.clip_norm
@@ -155,14 +155,14 @@ def private_round(
         one = users[k : k + 1]
         vector = (
             _trained(target, shared, one, plan, noise)
-            if plan.unit == "interaction"
+            if mechanism.training is not None
             else summed(target, shared, one, plan.clip_norm)
         )
         message = mechanism.contribute(vector, 1, 1, plan.clip_norm, noise)
         clean, total = clean + vector, mechanism.add(total, message)
         evidence.append(read(readable(message, plan)[:size]))
     totals = [total]
-    if plan.unit == "user":
+    if mechanism.training is None:
         again = range(DRAWS - 1)
         totals += [mechanism.contribute(clean, len(users), 1, plan.clip_norm, noise) for _ in again]
     return evidence, [mechanism.release(t, len(users), 1, plan.clip_norm, noise)[:size] for t in totals]

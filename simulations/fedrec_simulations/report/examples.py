@@ -16,10 +16,10 @@ import numpy as np
 from fedrec.core.errors import DataError
 from fedrec.core.interactions import Catalog, UserBatch
 from fedrec.core.recommender import Scores
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import History, Scored, User
-from fedrec.ranking.pipeline import Ranked, Wanted, rank
+from fedrec.ranking.pipeline import Ranked, RecommendationRequest, rank
 from fedrec.recommenders.registry import build
 from fedrec_simulations.experiments.finished_run import FinishedRun, Host
 
@@ -98,7 +98,7 @@ def lists(run: FinishedRun, users: Sequence[str] | None, n: int, latest: int = 5
         ids = host.shard.train.user_ids
         wanted = np.arange(len(ids)) if missing is None else np.flatnonzero(np.isin(ids, list(missing)))
         if len(wanted):
-            yield from _of_node(run, host, wanted, Wanted(n=n), latest)
+            yield from _of_node(run, host, wanted, RecommendationRequest(n=n), latest)
         if missing is not None:
             missing = {user: None for user in missing if user not in ids[wanted]}
         some += ids[:3].tolist()
@@ -121,7 +121,11 @@ def typical_users(run: FinishedRun) -> list[str]:
 
 
 def _of_node(
-    run: FinishedRun, host: Host, users: np.ndarray[Any, np.dtype[np.int64]], wanted: Wanted, latest: int
+    run: FinishedRun,
+    host: Host,
+    users: np.ndarray[Any, np.dtype[np.int64]],
+    request: RecommendationRequest,
+    latest: int,
 ) -> Iterator[Example]:
     """The lists of users whom one node hosts."""
     shard, shared, catalog = host.shard, run.model, run.catalog
@@ -140,17 +144,17 @@ def _of_node(
                 str(shard.train.user_ids[row]),
                 host.name,
                 mine,
-                _ranked(scores[k], mine, items, wanted),
+                _ranked(scores[k], mine, items, request),
                 held_out,
                 catalog,
                 latest,
             )
 
 
-def _ranked(scores: Scores, mine: UserBatch, items: Items, wanted: Wanted) -> Ranked:
-    """One user's list; the strengths of the history are in the scores already."""
+def _ranked(scores: Scores, mine: UserBatch, items: Items, request: RecommendationRequest) -> Ranked:
+    """One user's list; the weights of the history are in the scores already."""
     user = User(History(mine.item, np.ones(len(mine.item), dtype=np.float32)))
-    return rank(Shelf(Scored(scores), items), user, mine.item, wanted, rng=np.random.default_rng(0))
+    return rank(ItemIndex(Scored(scores), items), user, mine.item, request, rng=np.random.default_rng(0))
 
 
 def _example(

@@ -31,7 +31,7 @@ def of_plan(plan: PrivacyPlan) -> dict[str, Any]:
     return {
         "unit": plan.unit,
         "delta": plan.delta,
-        "epsilon_user": spent if plan.unit == "user" else whole_user_epsilon(plan),
+        "epsilon_user": whole_user_epsilon(plan),
         "epsilon_interaction": spent,
         "noise_multiplier": max(plan.noise_multipliers),
         "noise_to_signal": noise_to_clip(plan),
