@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from fedrec_client.node import node_program
 from fedrec_client.node.flower_tasks import Server
-from fedrec_client.node.node import node_program
 
 #: In the environment: SHA-256 of the bundle that belongs to this component.
 WORD = "FEDREC_STAGES_BUNDLE"

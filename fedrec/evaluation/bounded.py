@@ -19,8 +19,7 @@ from fedrec.core.recommender import Recommender
 from fedrec.core.updates import State
 from fedrec.evaluation._candidates import draw_candidates, not_candidates
 from fedrec.evaluation.evaluate import CHUNK_SCORES, chosen
-from fedrec.evaluation.metrics import AT_K
-from fedrec.evaluation.names import parse_bounded
+from fedrec.evaluation.names import METRICS, parse_bounded
 from fedrec.evaluation.ranks import Ranks, check_batches, full_ranks, lowest_where_missing, sampled_ranks
 from fedrec.evaluation.settings import EvaluationSettings
 
@@ -100,6 +99,6 @@ def _values(
     if any(protocol == "sampled" for protocol, _, _ in wanted):
         candidates = draw_candidates(history.user, forbidden, negatives, seed)
         ranks["sampled"] = sampled_ranks(scores, candidates, target)
-    values = np.stack([AT_K[metric](ranks[protocol], k) for protocol, metric, k in wanted], axis=1)
+    values = np.stack([METRICS.get(metric)(ranks[protocol], k) for protocol, metric, k in wanted], axis=1)
     bounded = np.clip(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), 0.0, 1.0)
     return np.asarray(np.floor(bounded * 2.0**GRID_BITS) / 2.0**GRID_BITS)

@@ -164,7 +164,7 @@ def _user_metrics(
     return {
         f"{protocol}/{name}": values
         for protocol, r in ranks.items()
-        for name, values in all_metrics(r, settings.ks).items()
+        for name, values in all_metrics(r, settings.ks, settings.metrics).items()
     }
 
 

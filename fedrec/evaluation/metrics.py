@@ -7,27 +7,33 @@ k the cut-off, C categories, n list length. Relevance is binary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.interactions import IntArray
+from fedrec.evaluation.names import METRICS, Metric, shown
 from fedrec.evaluation.ranks import Ranks
+
+__all__ = ["AT_K", "METRICS", "Floats", "Metric", "Ranks", "all_metrics", "metric_names"]
 
 Floats = NDArray[np.float64]
 
 
+@METRICS.register("hr")
 def hit_rate(ranks: Ranks, k: int) -> Floats:
     """[U] HR@k = 1 if any r <= k, else 0."""
     return _per_user(ranks, np.minimum(_hits(ranks, k), 1.0))
 
 
+@METRICS.register("recall")
 def recall(ranks: Ranks, k: int) -> Floats:
     """[U] recall@k = #{r <= k} / T_u; with one held-out item it equals HR@k."""
     return _per_user(ranks, _hits(ranks, k) / np.maximum(ranks.held, 1))
 
 
+@METRICS.register("capped_recall")
 def capped_recall(ranks: Ranks, k: int) -> Floats:
     """[U] #{r <= k} / min(T_u, k): 1 where the list is as good as its length allows.
 
@@ -37,16 +43,19 @@ def capped_recall(ranks: Ranks, k: int) -> Floats:
     return _per_user(ranks, _hits(ranks, k) / np.clip(ranks.held, 1, k))
 
 
+@METRICS.register("precision")
 def precision(ranks: Ranks, k: int) -> Floats:
     """[U] precision@k = #{r <= k} / k, also where fewer than k items could be ranked."""
     return _per_user(ranks, _hits(ranks, k) / k)
 
 
+@METRICS.register("f1")
 def f1(ranks: Ranks, k: int) -> Floats:
     """[U] F1@k = 2 P R / (P + R) of precision@k and recall@k = 2 #{r <= k} / (k + T_u)."""
     return _per_user(ranks, 2 * _hits(ranks, k) / (k + ranks.held))
 
 
+@METRICS.register("ndcg")
 def ndcg(ranks: Ranks, k: int) -> Floats:
     """[U] NDCG@k = Σ_{r <= k} 1 / log2(r + 1), over its value when the T_u items lead the list.
 
@@ -58,6 +67,7 @@ def ndcg(ranks: Ranks, k: int) -> Floats:
     return _per_user(ranks, _sum(ranks, gains) / ideal[np.minimum(ranks.held, k)])
 
 
+@METRICS.register("mrr")
 def reciprocal_rank(ranks: Ranks, k: int) -> Floats:
     """[U] MRR@k = 1 / min r if min r <= k, else 0 (Voorhees 1999, TREC-8 question answering track)."""
     best = np.zeros(len(ranks.held))
@@ -65,6 +75,7 @@ def reciprocal_rank(ranks: Ranks, k: int) -> Floats:
     return _per_user(ranks, best)
 
 
+@METRICS.register("map")
 def average_precision(ranks: Ranks, k: int) -> Floats:
     """[U] MAP@k = (1 / T_u) Σ_{r <= k} precision@r: divided by all held-out items, also where T_u > k.
 
@@ -85,28 +96,25 @@ def auc(ranks: Ranks) -> Floats:
     return _per_user(ranks, np.where(pairs > 0, 1 - wrong / np.maximum(pairs, 1), 0.5))
 
 
-AT_K: dict[str, Callable[[Ranks, int], Floats]] = {
-    "hr": hit_rate,
-    "ndcg": ndcg,
-    "recall": recall,
-    "capped_recall": capped_recall,
-    "precision": precision,
-    "f1": f1,
-    "mrr": reciprocal_rank,
-    "map": average_precision,
-}
+#: fedrec's own, which every evaluation computes, in the order of reports.
+AT_K = ("hr", "ndcg", "recall", "capped_recall", "precision", "f1", "mrr", "map")
 
 
-def metric_names(ks: Sequence[int]) -> tuple[str, ...]:
+def metric_names(ks: Sequence[int], more: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the metrics that `all_metrics` computes."""
-    return (*(f"{name}@{k}" for k in ks for name in AT_K), "auc")
+    return (*(f"{shown(name)}@{k}" for k in ks for name in (*AT_K, *more)), "auc")
 
 
-def all_metrics(ranks: Ranks, ks: Sequence[int]) -> dict[str, Floats]:
-    """Every metric at every cut-off, as `ndcg@10`, and `auc`; each [U]."""
-    return {f"{name}@{k}": metric(ranks, k) for k in ks for name, metric in AT_K.items()} | {
-        "auc": auc(ranks)
-    }
+def all_metrics(ranks: Ranks, ks: Sequence[int], more: Sequence[str] = ()) -> dict[str, Floats]:
+    """Every metric at every cut-off, as `ndcg@10`, and `auc`; each [U].
+
+    Args:
+        ranks: of U users.
+        ks: cut-offs.
+        more: metrics of others, beside fedrec's own.
+    """
+    found = {f"{shown(name)}@{k}": METRICS.get(name)(ranks, k) for k in ks for name in (*AT_K, *more)}
+    return found | {"auc": auc(ranks)}
 
 
 def coverage(recommended: Floats) -> float:

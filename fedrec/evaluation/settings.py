@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedrec.core.errors import ConfigError
+from fedrec.core.registry import OWN_CONFIGURATION, paths_allowed
+from fedrec.evaluation.names import METRICS, shown
 
 
 class EvaluationSettings(BaseModel):
@@ -18,6 +28,8 @@ class EvaluationSettings(BaseModel):
 
     Attributes:
         ks: cut-offs of the metrics "at k".
+        metrics: metrics of others that are measured beside fedrec's own: names, or import paths in a configuration of
+            one's own.
         negatives: how many unseen items stand beside the held-out ones in the sampled protocol.
         group_bounds: a user with fewer interactions in the history than the first bound is of the group
             "few", with fewer than the second of "middle", else of "many".
@@ -32,6 +44,7 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ks: tuple[int, ...] = Field(default=(10, 20), min_length=1)
+    metrics: tuple[str, ...] = ()
     negatives: int = Field(default=99, ge=1)
     group_bounds: tuple[int, int] = (10, 50)
     bootstrap: int = Field(default=200, ge=0, le=10_000)
@@ -51,6 +64,22 @@ class EvaluationSettings(BaseModel):
                 "deployments refuse it; leave it out"
             )
         return values
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        own = METRICS.builtin_names()
+        for name in names:
+            try:
+                METRICS.get(name, paths=paths_allowed(info.context))
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        twice = [name for name in names if [*own, *map(shown, names)].count(shown(name)) > 1]
+        if twice:
+            raise ValueError(
+                f"{twice[0]!r} is measured twice: name metrics once, without fedrec's own ({', '.join(own)})"
+            )
+        return names
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationSettings:
@@ -76,14 +105,18 @@ class EvaluationSettings(BaseModel):
         return ("full",) * self.full + ("sampled",) * self.sampled
 
 
-def parse_evaluation(plain: object) -> EvaluationSettings:
+def parse_evaluation(plain: object, *, paths: bool = False) -> EvaluationSettings:
     """Settings from JSON values that `model_dump` gave, as nodes, devices and coordinators read them.
+
+    Args:
+        plain: the values.
+        paths: whether import paths are followed: where the values are the caller's own.
 
     Raises:
         ConfigError: in one line, what is wrong.
     """
     try:
-        return EvaluationSettings.model_validate(plain)
+        return EvaluationSettings.model_validate(plain, context=OWN_CONFIGURATION if paths else None)
     except ValidationError as error:
         problems = "; ".join(
             ".".join(map(str, item["loc"]))

@@ -64,7 +64,9 @@ class MetricSums:
     def empty(cls, settings: EvaluationSettings, n_items: int) -> MetricSums:
         """The sums over no one: where merging starts, and the shape of every honest answer."""
         names = [
-            f"{protocol}/{name}" for protocol in settings.protocols for name in metric_names(settings.ks)
+            f"{protocol}/{name}"
+            for protocol in settings.protocols
+            for name in metric_names(settings.ks, settings.metrics)
         ]
         shape, items = (3, 1 + settings.bootstrap), n_items if settings.list_k else 0
         return cls(

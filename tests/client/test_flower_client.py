@@ -21,8 +21,9 @@ from fedrec.core.errors import RunError
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.recommenders.registry import build
 from fedrec.rounds.settings import RoundSettings
+from fedrec_client.node import flower_app
 from fedrec_client.node.flower_app import StateMemory
-from fedrec_client.node.node import Node, flower_app
+from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
 from fedrec_server.federation.flower_app import parse_records, record_maker
 from fedrec_server.rounds.coordinator import open_coordinator

@@ -18,7 +18,7 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 from fedrec.core.errors import EnvironmentProblem
 from fedrec.core.processes import end, flower_environment, is_alive, marked, start
-from fedrec_client.node.node import node_program
+from fedrec_client.node import node_program
 from fedrec_client.node.node_program import parse, supernode_command
 
 #: Run in a process of its own, because it forks and takes over signals: "serves" words in the place of messages.

@@ -17,6 +17,7 @@ import pytest
 from fedrec.core.errors import DataError, DownloadError
 from fedrec.data.download import Remote, cache_folder, download
 from fedrec.data.loaders import registry
+from fedrec.data.loaders.common import LOADERS
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -157,9 +158,11 @@ def test_a_data_set_is_fetched_into_the_cache_and_loaded(
         archive.writestr("ml-1m/movies.dat", "1::Toy Story (1995)::Animation\n")
         archive.writestr("ml-1m/ratings.dat", "7::1::5::978300760\n")
     server.content = packed.getvalue()
+    info = registry.dataset_info("ml-1m")
     remote = Remote(server.url(), "ml-1m.zip", hashlib.md5(server.content).hexdigest())
     monkeypatch.setenv("FEDREC_HOME", str(tmp_path))
-    monkeypatch.setitem(registry.REGISTRY, "ml-1m", replace(registry.REGISTRY["ml-1m"], remotes=(remote,)))
+    monkeypatch.setattr(LOADERS, "_found", {})
+    LOADERS.register("ml-1m")(replace(info, remotes=(remote,)))
     with pytest.raises(DataError, match="allow the download"):
         registry.load_dataset("ml-1m")
     assert registry.load_dataset("ml-1m", download=True).catalog.label(0) == "Toy Story (1995)"

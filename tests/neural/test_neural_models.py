@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract import RecommenderContract
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.recommender import Recommender, RoundSeed
@@ -15,6 +14,7 @@ from fedrec.neural.recommender import NeuralRecommender
 from fedrec.neural.server_optimizer import ServerOptimizer
 from fedrec.recommenders.registry import build, parse
 from fedrec.rounds.chain import train_users
+from fedrec.testing import RecommenderContract
 
 ADAM = {"name": "adam", "learning_rate": 0.02}
 

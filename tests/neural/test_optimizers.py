@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import last_out, planted
-from contract import RecommenderContract
 from flower_helpers import lay_out
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +32,7 @@ from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.scaffold import COMMON, OWN, Scaffolded
 from fedrec.rounds.chain import train_users
 from fedrec.rounds.settings import RoundSettings
+from fedrec.testing import RecommenderContract
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import Prepared
 from fedrec_simulations.experiments.run_folder import RunFolder

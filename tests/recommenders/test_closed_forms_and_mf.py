@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from contract import RecommenderContract, train
 
 from fedrec.core.recommender import RoundSeed
 from fedrec.data.split import Split
@@ -16,6 +15,7 @@ from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.recommenders.closed_form.popularity import Popularity, PopularityConfig
 from fedrec.recommenders.collaborative.mf import MatrixFactorisation, MfConfig
 from fedrec.rounds.chain import train_users
+from fedrec.testing import RecommenderContract, train
 
 
 class TestEase(RecommenderContract):

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from conftest import last_out, planted
-from contract import RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from fedrec.recommenders.collaborative.clustered import Clustered, ClusteredConf
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import build
 from fedrec.rounds.chain import train_users
+from fedrec.testing import RecommenderContract, train
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.baseline import fit_baseline
 from fedrec_simulations.experiments.config import Config, parse_config

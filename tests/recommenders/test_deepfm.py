@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from contract import train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_neural_models import ADAM, NeuralContract, described, model
@@ -19,6 +18,7 @@ from fedrec.core.updates import State
 from fedrec.evaluation._ranking_metrics import RankerSums, Scaling, logit, newton_sums, rescale
 from fedrec.recommenders.ctr.deepfm import DeepFm
 from fedrec.secagg.encoding import encoding_for
+from fedrec.testing import train
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import prepare
 

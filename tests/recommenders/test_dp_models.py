@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import last_out, planted
-from contract import CHANCE_RECALL, RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +19,8 @@ from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_ials import DpIals, DpIalsConfig, semidefinite
 from fedrec.recommenders.registry import build, parse
 from fedrec.rounds.chain import train_users
+from fedrec.testing import RecommenderContract, train
+from fedrec.testing.recommenders import CHANCE_RECALL
 
 N_ITEMS = 12
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import last_out, planted
-from contract import CHANCE_RECALL, RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,8 @@ from fedrec.recommenders.closed_form.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.recommenders.private._private_gram import NearPairs
 from fedrec.recommenders.private.dp_ease import DpEase, DpEaseConfig
 from fedrec.recommenders.private.dp_item_graph import DpItemGraph, DpItemGraphConfig
+from fedrec.testing import RecommenderContract, train
+from fedrec.testing.recommenders import CHANCE_RECALL
 
 
 class TestItemGraph(RecommenderContract):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from contract import RecommenderContract, train
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import quick, ragged, seeds
@@ -22,6 +21,7 @@ from fedrec.neural.recommender import NeuralRecommender
 from fedrec.recommenders.registry import build, parse
 from fedrec.recommenders.wrappers.personal import Personalised, _losses, _without_latest
 from fedrec.rounds.chain import train_users
+from fedrec.testing import RecommenderContract, train
 
 LEVELS = ("fedper", "fedrep", "fedrecon", "mixed")
 ADAM = {"name": "adam", "learning_rate": 0.02}

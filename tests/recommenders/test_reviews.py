@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import train
 
 from fedrec.content.encoders import load_encoder
 from fedrec.core.errors import ConfigError, DataError
@@ -23,6 +22,7 @@ from fedrec.data.split import Split
 from fedrec.data.splits import leave_one_out, read_split, write_split
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.recommenders.registry import build, parse
+from fedrec.testing import train
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import prepare

@@ -19,10 +19,10 @@ from cli_helpers import write_table
 
 import fedrec
 from fedrec.core.files import read_arrays
-from fedrec.ranking.item_index import Shelf
+from fedrec.ranking.item_index import ItemIndex
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import History
-from fedrec.ranking.pipeline import Wanted, rank
+from fedrec.ranking.pipeline import RecommendationRequest, rank
 from fedrec.ranking.top_n import top_n
 from fedrec.recommenders.registry import build
 from fedrec_simulations.experiments.prepare import Prepared
@@ -407,8 +407,8 @@ def test_the_serving_form_gives_the_list_of_a_device(parts: Prepared) -> None:
     made = fedrec.train(parts, "ease", evaluation=QUICK)
     served = made.serving()
     user = served.fold_in(History.of(Items.of(made.catalog.item_ids.tolist()), made_history(made, "u5")))
-    shelf = Shelf(served, Items.of(made.catalog.item_ids.tolist()))
-    ranked = rank(shelf, user, user.history.item, Wanted(n=5), rng=np.random.default_rng(0))
+    shelf = ItemIndex(served, Items.of(made.catalog.item_ids.tolist()))
+    ranked = rank(shelf, user, user.history.item, RecommendationRequest(n=5), rng=np.random.default_rng(0))
     assert [made.catalog.item_ids[item] for item in ranked.items] == made.recommend("u5", n=5).items()
 
 

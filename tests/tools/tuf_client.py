@@ -23,8 +23,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fedrec.core.errors import FedrecError
-from fedrec_client import MemoryStore, trusted_metadata
+from fedrec_client import MemoryStore
 from fedrec_client.store.trusted_time import RECORD
+from fedrec_client.updates import _trusted_metadata as trusted_metadata
 from fedrec_client.updates._trusted_metadata import RECORDS, TrustedMetadata
 from fedrec_client.updates.folder_files import FolderFiles
 from fedrec_client.updates.https_files import HttpsFiles

@@ -18,7 +18,8 @@ from wire_helpers import POPULATION
 from fedrec.core.errors import ServerBusy, ServiceError
 from fedrec.wire.counters import DAYS_TRIED, EPSILON, GREATEST, LEAST, MOST, NAMES, SCALE, bounded
 from fedrec.wire.repository import Lifetimes
-from fedrec_client import Client, Consent, metrics
+from fedrec_client import Client, Consent
+from fedrec_client.app import _metrics as metrics
 from fedrec_client.store._vault import FileVault
 from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.terms.metrics_budget import PENDING, exhausted, spent

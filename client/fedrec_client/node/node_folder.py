@@ -102,7 +102,7 @@ def open_node(folder: Path, *, simulated: Simulated | None = None, deployed: boo
         # A folder that was handed over names what is installed here.
         parse(config["model"], paths=not deployed),
         NodeSettings.model_validate(config["settings"]),
-        parse_evaluation(config["evaluation"]),
+        parse_evaluation(config["evaluation"], paths=not deployed),
         LocalStore(folder / "local"),
         read_arrays(public)[0]["categories"].astype(np.float32) if public.exists() else None,
         privacy,

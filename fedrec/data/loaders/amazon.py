@@ -15,7 +15,7 @@ from dataclasses import replace
 from fedrec.core.errors import DataError
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of, read_member
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Item, Loaded, catalog_of, read_member
 from fedrec.data.rows import Reader, to_interactions
 from fedrec.data.tabular import Columns
 
@@ -122,3 +122,5 @@ INFOS = (
         f"{BASE_2023}/meta_categories/meta_{{category}}.jsonl.gz",
     ),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of, read_member
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Item, Loaded, catalog_of, read_member
 from fedrec.data.rows import to_interactions
 from fedrec.data.tabular import Columns
 
@@ -49,3 +49,5 @@ INFOS = (
         ),
     ),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

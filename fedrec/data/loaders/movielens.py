@@ -14,7 +14,7 @@ from fedrec.core.interactions import Catalog
 from fedrec.data.delimited import split_lines
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of, piped, read_member
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Item, Loaded, catalog_of, piped, read_member
 from fedrec.data.rows import to_interactions
 from fedrec.data.tabular import Columns
 
@@ -137,3 +137,5 @@ INFOS = (
     _info("ml-32m", "32M", "d472be332d4daa821edc399621853b57"),
     _info("ml-latest-small", "latest-small", None, LATEST),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

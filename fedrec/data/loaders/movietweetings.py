@@ -11,7 +11,7 @@ from __future__ import annotations
 from fedrec.data.bundled.read import load_bundle
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Loaded, catalog_of, read_member
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Loaded, catalog_of, read_member
 from fedrec.data.loaders.movielens import dat_items
 from fedrec.data.rows import RowReport, to_interactions
 from fedrec.data.tabular import Columns
@@ -40,5 +40,8 @@ INFOS = (
         load_movietweetings,
         # No checksums are published with these files.
         tuple(Remote(f"{SNAPSHOT}/{name}", name) for name in ("ratings.dat", "movies.dat")),
+        bundled=load_bundled,
     ),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

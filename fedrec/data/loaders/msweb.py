@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Item, Loaded, catalog_of
 from fedrec.data.rows import BadValueError, Field, Piece, RowReport, piece_of_rows, to_interactions
 from fedrec.data.tabular import collect
 
@@ -66,3 +66,5 @@ INFOS = (
         tuple(Remote(f"{BASE}/anonymous-msweb.{s}", f"anonymous-msweb.{s}") for s in ("data", "test")),
     ),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

@@ -15,7 +15,7 @@ import numpy as np
 from fedrec.core.errors import DataError
 from fedrec.data.delimited import Layout, blocks, read_block
 from fedrec.data.files import Source
-from fedrec.data.loaders._common import DatasetInfo, Item, Loaded, catalog_of
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Item, Loaded, catalog_of
 from fedrec.data.rows import Coded, Field, Piece, RowReport, to_interactions
 from fedrec.data.rows import join as join_pieces
 from fedrec.data.tabular import collect
@@ -98,3 +98,5 @@ INFOS = (
         by_hand="it is not published any more; give a folder with combined_data_*.txt (or mv_*.txt) and movie_titles",
     ),
 )
+for info in INFOS:
+    LOADERS.register(info.name)(info)

@@ -5,7 +5,6 @@ Out of scope: tables of one's own (`fedrec.data.tabular.read_interactions`), cle
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +13,8 @@ from fedrec.core.interactions import Dataset
 from fedrec.data.download import Progress, Remote, cache_folder
 from fedrec.data.download import download as fetch_file
 from fedrec.data.files import Source
-from fedrec.data.loaders import amazon, lastfm, movielens, movietweetings, msweb, netflix
-from fedrec.data.loaders._common import DatasetInfo, Loaded
+from fedrec.data.loaders.common import LOADERS, DatasetInfo, Loaded
 from fedrec.data.rows import Reader, RowReport
-
-ALL_INFOS = (
-    movietweetings.INFOS,
-    movielens.INFOS,
-    netflix.INFOS,
-    amazon.INFOS,
-    lastfm.INFOS,
-    msweb.INFOS,
-)
-REGISTRY: dict[str, DatasetInfo] = {info.name: info for infos in ALL_INFOS for info in infos}
-BUNDLED = "movietweetings"
 
 
 def dataset_names() -> list[str]:
@@ -38,21 +25,28 @@ def dataset_names() -> list[str]:
         >>> "movietweetings" in fedrec.dataset_names()
         True
     """
-    return list(REGISTRY)
+    return LOADERS.names()
 
 
 def dataset_info(name: str) -> DatasetInfo:
     """Title, terms of use and source of a data set (`amazon-2023:Books` and `amazon-2023` alike).
 
+    Args:
+        name: of a data set, perhaps with a category, or an import path "package.module:NAME".
+
     Raises:
         ConfigError: there is none of that name.
     """
-    base = name.partition(":")[0]
-    if base not in REGISTRY:
-        near = difflib.get_close_matches(base.lower(), REGISTRY, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"no data set is called {name!r}: {hint}there are {', '.join(REGISTRY)}")
-    return REGISTRY[base]
+    return _found(name)[0]
+
+
+def _found(name: str) -> tuple[DatasetInfo, str]:
+    """A data set and the category that its name asks for. Names are the caller's own: paths are followed."""
+    base, _, rest = name.partition(":")
+    if rest and base not in LOADERS.names():
+        attribute, _, category = rest.partition(":")
+        return LOADERS.get(f"{base}:{attribute}", paths=True), category
+    return LOADERS.get(base, paths=True), rest
 
 
 def load_dataset(
@@ -61,7 +55,8 @@ def load_dataset(
     """A data set from its original files.
 
     Args:
-        name: one of `dataset_names()`; Amazon's come in categories, `amazon-2023:All_Beauty`.
+        name: one of `dataset_names()`, or an import path "package.module:NAME"; Amazon's come in categories,
+            `amazon-2023:All_Beauty`.
         path: folder, zip or file; None: the bundled snapshot, or what was downloaded before.
         download: fetch it if it is not there.
         progress: see `fedrec.data.download.download`.
@@ -97,10 +92,9 @@ def load_with_report(
 
     With a `reader` what users wrote comes as vectors; a data set without reviews is a ConfigError.
     """
-    info = dataset_info(name)
+    info, category = _found(name)
     if reader is not None:
         info = _with_reviews(info, reader)
-    category = name.partition(":")[2]
     loaded = _load(info, category, path, download, progress)
     title = f"{name} ({loaded.variant})" if loaded.variant else name
     catalog = loaded.catalog.align(loaded.interactions.item_ids)
@@ -110,7 +104,7 @@ def load_with_report(
 def _with_reviews(info: DatasetInfo, reader: Reader) -> DatasetInfo:
     load = info.load_reviews
     if load is None:
-        known = [other.name for other in REGISTRY.values() if other.load_reviews]
+        known = [known for known, other in LOADERS.builtin() if other.load_reviews]
         raise ConfigError(
             f"{info.title} holds no reviews: leave data.reviews out, or take one of {', '.join(known)}"
         )
@@ -122,8 +116,8 @@ def _load(
 ) -> Loaded:
     if path is not None:
         return info.load(Source.at(Path(path)), category)
-    if info.name == BUNDLED:
-        return movietweetings.load_bundled()
+    if info.bundled is not None:
+        return info.bundled()
     if info.has_categories and not category:
         raise ConfigError(
             f"{info.title} come in categories: ask for {info.name}:All_Beauty, for example, or give a path"

@@ -67,7 +67,7 @@ class Task:
             parse(plain["model"], paths=True),
             NodeSettings.model_validate(plain["settings"]),
             RoundSettings.model_validate(plain["rounds"], context=OWN_CONFIGURATION),
-            parse_evaluation(plain["evaluation"]),
+            parse_evaluation(plain["evaluation"], paths=True),
             plain["n_items"],
             plain["config_hash"],
             plain["has_validation"],

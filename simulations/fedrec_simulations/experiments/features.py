@@ -92,6 +92,8 @@ def _part(name: str, settings: FeatureSettings, catalog: Catalog) -> NDArray[np.
         return category_matrix(catalog)
     if name.endswith(VECTOR_FILES):
         return read_vectors(Path(name)).align(catalog.item_ids)
-    encoded = encode_catalog(catalog, load_encoder(name), cache=settings.cache, fields=settings.fields)
+    encoded = encode_catalog(
+        catalog, load_encoder(name, paths=True), cache=settings.cache, fields=settings.fields
+    )
     assert encoded.features is not None
     return encoded.features

@@ -12,7 +12,7 @@ from fedrec.core.interactions import Catalog, Dataset, Interactions
 from fedrec.data import splits
 from fedrec.data.cleaning import Binarise, CleaningReport, DropDuplicates, KCore, RatingRange, Step, clean
 from fedrec.data.items_table import read_catalog
-from fedrec.data.loaders import load_dataset, load_with_report
+from fedrec.data.loaders import dataset_info, load_dataset, load_with_report
 from fedrec.data.rows import Reader, RowReport
 from fedrec.data.split import Split
 from fedrec.data.tabular import Columns, read_interactions
@@ -92,7 +92,7 @@ def prepare_files(config: Config, train: Path, validation: Path | None, items: P
 
 def load(data: DataSection) -> tuple[Dataset, CleaningReport]:
     """Load and clean; items without interactions are dropped from the catalogue by the core, if there is one."""
-    reader = load_encoder(data.reviews).encode if data.reviews else None
+    reader = load_encoder(data.reviews, paths=True).encode if data.reviews else None
     if data.name == IN_MEMORY:
         raise ConfigError(
             "data.name is 'memory': these data were given in Python; give them to fedrec.train again"
@@ -156,7 +156,7 @@ def _catalog_of(data: DataSection, split: Split) -> Catalog:
     """Titles of the named data set where its files are given, else ids only."""
     if data.items is not None:
         return read_catalog(data.items).align(split.train.item_ids)
-    if data.name in ("file", IN_MEMORY) or (data.path is None and data.name != "movietweetings"):
+    if data.name in ("file", IN_MEMORY) or (data.path is None and dataset_info(data.name).bundled is None):
         return Catalog.bare(split.train.item_ids)
     return load_dataset(data.name, data.path).catalog.align(split.train.item_ids)
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import Catalog, Interactions
+from fedrec.core.registry import Registry
 from fedrec.data.download import Remote
 from fedrec.data.files import Source
 from fedrec.data.rows import Column, Reader, RowReport
@@ -49,6 +51,7 @@ class DatasetInfo:
         remotes: where it is downloaded from (`{category}` in an address stands for the category); none: by hand.
         by_hand: how to get it otherwise.
         load_reviews: as `load`, with vectors of what users wrote; None: they wrote nothing.
+        bundled: what comes with the package itself, for a data set that is asked for without a path; None: nothing.
     """
 
     name: str
@@ -58,11 +61,21 @@ class DatasetInfo:
     remotes: tuple[Remote, ...] = ()
     by_hand: str = ""
     load_reviews: Callable[[Source, str, Reader], Loaded] | None = None
+    bundled: Callable[[], Loaded] | None = None
 
     @property
     def has_categories(self) -> bool:
         """It is asked for as `name:Category`."""
         return any("{category}" in remote.url for remote in self.remotes)
+
+
+def _check(name: str, made: object) -> None:
+    if not isinstance(made, DatasetInfo):
+        raise ConfigError(f"data.name {name!r} is {made!r}: expected a DatasetInfo")
+
+
+#: Data sets by name; each module of this package registers its own.
+LOADERS: Registry[DatasetInfo] = Registry("loaders", "data.name", (str(__package__),), check=_check)
 
 
 def read_member(
