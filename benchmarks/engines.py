@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedrec_simulations.engines.deployment import run_deployment
+from fedrec_server.operations.deployment import run_deployment
 from fedrec_simulations.engines.flower import run_flower
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.config import Config, parse_config

@@ -24,7 +24,7 @@ from typing import Any
 
 from fedrec.core.processes import kill, marked
 from fedrec_server.federation.federation import Federation
-from fedrec_simulations.engines.folders import app_folder
+from fedrec_server.federation.run_files import app_folder
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.config import Config, load_config
 from fedrec_simulations.experiments.prepare import Prepared, prepare

@@ -34,6 +34,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 import numpy as np
 
+from benchmarks.service_fuzz_calls import fuzz_calls
+from benchmarks.service_fuzz_wire import Line, fuzz_frames, fuzz_sockets, fuzz_streams
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
@@ -47,8 +49,6 @@ from fedrec_server.network.certificates import make_service_certificates
 from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.tools.service_fuzz import fuzz_calls
-from fedrec_simulations.tools.service_fuzz_wire import Line, fuzz_frames, fuzz_sockets, fuzz_streams
 
 POPULATION = "films"
 GOOD_SECONDS = 0.05

@@ -14,7 +14,9 @@ from conftest import planted
 with warnings.catch_warnings():
     # typer uses names that click has deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from fedrec_simulations.cli import app
+    from fedrec_server.cli import commands as operator
+    from fedrec_server.cli import program
+    from fedrec_simulations.cli import commands as researcher
 
 CONFIG = """
 name = "small"
@@ -40,15 +42,31 @@ insecure = true
 
 def run(*arguments: object) -> int:
     """The exit code of `fedrec ARGUMENTS`."""
+    return _run("fedrec", researcher.PROGRAM, arguments)
+
+
+def operate(*arguments: object) -> int:
+    """The exit code of `fedrec-server ARGUMENTS`."""
+    return _run("fedrec-server", operator.PROGRAM, arguments)
+
+
+def _run(name: str, table: program.Group, arguments: Sequence[object]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return app.run([str(argument) for argument in arguments])
+        return program.run(name, table, [str(argument) for argument in arguments])
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:
     """Exit code and document of `fedrec ARGUMENTS --json`; stdout must hold that and nothing else."""
     capsys.readouterr()
     code = run(*arguments, "--json")
+    return code, json.loads(capsys.readouterr().out)
+
+
+def ask_operator(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:
+    """The same of `fedrec-server ARGUMENTS --json`."""
+    capsys.readouterr()
+    code = operate(*arguments, "--json")
     return code, json.loads(capsys.readouterr().out)
 
 

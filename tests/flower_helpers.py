@@ -21,13 +21,13 @@ from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash, guarded_sums
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
 from fedrec_client.node.node_folder import write_node
-from fedrec_client.node.node_terms import config_hash, guarded_sums
 from fedrec_server.rounds.task import FEATURES_FILE, Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)

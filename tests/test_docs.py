@@ -24,7 +24,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FENCED = re.compile(
     r"^(?P<fence>```+)(?P<kind>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.DOTALL | re.MULTILINE
 )
-INDENTED_COMMAND = re.compile(r"^    (?P<body>fedrec .*)$", re.MULTILINE)
+INDENTED_COMMAND = re.compile(r"^    (?P<body>fedrec(?:-server)? .*)$", re.MULTILINE)
 PROMISED = re.compile(r"^print\(.*\)  # (?P<said>.+)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)|!\[[^\]]*\]\((?P<image>[^)\s]+)\)")
 HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
@@ -61,13 +61,13 @@ def test_python_blocks_run(
 
 
 def command_lines(page: Path) -> list[str]:
-    """Each `fedrec ...` of a console block or an indented block, comments and prompts taken off."""
+    """Each command of both programs in console and indented blocks, comments and prompts taken off."""
     text = page.read_text("utf-8")
     bodies = [*blocks(page, "console"), *blocks(page, "bash"), *blocks(page, "sh")]
     bodies += [m["body"] for m in INDENTED_COMMAND.finditer(FENCED.sub("", text))]
     lines = "\n".join(bodies).replace("\\\n", " ").splitlines()
     plain = (re.sub(r"(^|\s)#.*$", "", line).strip().removeprefix("$ ") for line in lines)
-    return [line for line in plain if line.startswith("fedrec ")]
+    return [line for line in plain if line.startswith(("fedrec ", "fedrec-server "))]
 
 
 def parse(command: click.Command, arguments: list[str], context: click.Context | None = None) -> None:
@@ -85,14 +85,15 @@ COMMANDS = [(page, line) for page in PAGES for line in command_lines(page)]
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{name(p)}: {line}" for p, line in COMMANDS])
 def test_command_lines_parse(page: Path, line: str) -> None:
-    from typer.main import get_command
-
-    from fedrec_simulations.cli.app import app
+    from fedrec_server.cli import commands as operator
+    from fedrec_server.cli.lazy import command_of
+    from fedrec_simulations.cli import commands as researcher
 
     words = shlex.split(line.replace("[", "").replace("]", ""))
     own = list(itertools.takewhile(lambda word: word not in SHELL, words))
     try:
-        parse(get_command(app), [USAGE_WORDS.get(word, word) for word in own[1:]])
+        table = operator.PROGRAM if own[0] == "fedrec-server" else researcher.PROGRAM
+        parse(command_of(own[0], table), [USAGE_WORDS.get(word, word) for word in own[1:]])
     except click.ClickException as error:
         pytest.fail(f"{name(page)}: `{line}`: {error.format_message()}")
     except click.exceptions.Exit as end:

@@ -24,7 +24,7 @@ NAMES = {
     """,
     "fedrec_client": """
         Apart AsyncClient AtMost Boost Client Conditions Consent Dpp EpsilonGreedy Event EventType LinUcb MemoryStore
-        Mmr Pin Platform Policy Retention Store SystemPlatform Thompson Transport Wanted
+        Mmr Pin Platform Policy RecommendationRequest Retention Store SystemPlatform Thompson Transport
     """,
     "fedrec_server": "Coordinator Federation Outcome Registry Task open_coordinator",
     "fedrec_simulations": "Config RunFolder load_config prepare run_deployment run_flower run_in_process",

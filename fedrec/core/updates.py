@@ -3,8 +3,6 @@
 A block may be held in a compact form (rows, a rank-one matrix) because it is *computed* sparsely; its meaning
 is always the dense vector of the `Layout`, and that is what is clipped, counted in bytes and sent.
 
-What is compiled is imported when it is used, so that plans and messages can be read without numba.
-
 Letters: U users of a batch, I items, d embedding size, N touched rows over all users.
 Out of scope: what the numbers mean (models) and noise (privacy).
 """
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import ProtocolError
+from fedrec.core.kernels import add_dense, add_rows, add_scalars, gram_into, squared_row_norms
 
 #: Named arrays; which ones there are is the recommender's business.
 State = dict[str, NDArray[Any]]
@@ -141,8 +140,6 @@ class Dense:
     symmetric: bool = False
 
     def squared_norms(self) -> Floats:  # noqa: D102
-        from fedrec.core.kernels import squared_row_norms
-
         values = self.values
         if self.symmetric:
             rows, columns = np.triu_indices(values.shape[-1])
@@ -153,8 +150,6 @@ class Dense:
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        from fedrec.core.kernels import add_dense
-
         flat = np.ascontiguousarray(self.values.reshape(len(self.values), -1))
         add_dense(total.reshape(-1), flat, scale)
 
@@ -168,16 +163,12 @@ class Rows:
     values: NDArray[np.floating]
 
     def squared_norms(self) -> Floats:  # noqa: D102
-        from fedrec.core.kernels import squared_row_norms
-
         out = np.zeros(len(self.indptr) - 1)
         values = self.values[:, None] if self.values.ndim == 1 else self.values
         squared_row_norms(self.indptr, np.ascontiguousarray(values), out)
         return out
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        from fedrec.core.kernels import add_rows, add_scalars
-
         if self.values.ndim == 1:
             add_scalars(total, self.indptr, self.row, self.values, scale)
         else:
@@ -197,8 +188,6 @@ class Gram:
         return (_segment_sums(square, self.indptr) ** 2 + _segment_sums(np.square(square), self.indptr)) / 2
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        from fedrec.core.kernels import gram_into
-
         gram_into(total, self.indptr, self.item, self.x, scale)
 
 
@@ -243,8 +232,6 @@ class Pairs:
         return _segment_sums(np.square(self.values), self.indptr)
 
     def add_into(self, total: Floats, scale: Floats) -> None:  # noqa: D102
-        from fedrec.core.kernels import add_scalars
-
         flat, width = total.reshape(-1), total.shape[-1]
         add_scalars(flat, self.indptr, self.row * width + self.column, self.values, scale)
         if self.symmetric:

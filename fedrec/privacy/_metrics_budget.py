@@ -43,6 +43,8 @@ def metrics_for(settings: PrivacySettings, fields: dict[str, Any]) -> MetricsRel
         "adaptive": None,
         "interaction": None,
         "carried": None,
+        "cycle": None,
+        "options": (),
     }
 
     def at(z: float, integers: Integers | None) -> PrivacyPlan:

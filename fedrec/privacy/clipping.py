@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedrec.core.contributions import distinct
 from fedrec.core.interactions import UserBatch
 from fedrec.core.stage import Bound, RoundContext, Stage, UserUpdates
 from fedrec.core.updates import State, Updates, UpdateSum, finite
@@ -50,13 +51,16 @@ class Clip(Stage):
         # min(1, C / norm) without a division by zero.
         factor = np.ones_like(norms) if clip_norm is None else clip_norm / np.maximum(norms, clip_norm)
         factor[~good], norms[~good] = 0.0, 0.0
-        return replace(
-            updates,
-            scale=updates.scale * factor,
-            factor=updates.factor * factor,
-            norms=norms,
-            clipped=0 if clip_norm is None else int((norms > clip_norm).sum()),
-            zeroed=int((~good).sum()),
+        return UserUpdates(
+            updates.updates,
+            updates.users,
+            updates.where,
+            updates.scale * factor,
+            updates.factor * factor,
+            norms,
+            0 if clip_norm is None else int(np.count_nonzero(norms > clip_norm)),
+            len(good) - int(np.count_nonzero(good)),
+            updates.wire,
         )
 
 
@@ -69,8 +73,6 @@ class PrivateClip(Clip):
 
     def on_history(self, batch: UserBatch) -> UserBatch:
         """Each item once per user."""
-        from fedrec.core.contributions import distinct
-
         return distinct(batch)
 
     def facts(self, context: RoundContext) -> Mapping[str, Any]:

@@ -50,15 +50,18 @@ def feasibility(plan: PrivacyPlan) -> Feasibility:
 def noise_to_clip(plan: PrivacyPlan) -> float:
     """Noise of the noisiest round over the largest possible mean update, both as L2 norms.
 
-    z sqrt(P) / m with m = qN; times sqrt(m) with trust "local", where every user adds the whole noise. For unit
-    "interaction" each user takes T steps over batches of b, and the ratio is z sqrt(P) / (b sqrt(T m)).
+    z sqrt(P) / m with m = qN, with z of the independent noise that disturbs as much where noise is correlated; times
+    sqrt(m) with trust "local", where every user adds the whole noise. For unit "interaction" each user takes
+    T steps over batches of b, and the ratio is z sqrt(P) / (b sqrt(T m)).
     """
     rounds, root = range(1, plan.rounds + 1), math.sqrt(plan.parameters)
     if plan.interaction is not None:
         batch = plan.interaction.batch_rate * plan.interaction.max_interactions
         steps = plan.interaction.local_steps * plan.denominator
         return max(plan.noise_multipliers) * root / (batch * math.sqrt(steps))
-    return max(map(plan.noise_std, rounds)) * root / (plan.clip_norm * plan.denominator)
+    model, l2 = plan.noise_model, plan.clip_norm + plan.rounding
+    noisiest = max(model.effective_std(round_, l2) for round_ in rounds)
+    return noisiest * root / (plan.clip_norm * plan.denominator)
 
 
 def check(plan: PrivacyPlan, *, dense_gradient: bool) -> None:
@@ -95,6 +98,7 @@ class _Setting:
     delta: float
     population: int
     rate: float
+    cycle: int
     rounds: int
     parameters: int
     trust: str
@@ -107,6 +111,7 @@ class _Setting:
             plan.delta,
             plan.population,
             plan.sampling_rate,
+            plan.cycle or 1,
             plan.rounds,
             plan.parameters,
             plan.trust,
@@ -129,7 +134,8 @@ class _Setting:
         limits = self.plan.interaction
         if limits is not None:
             return [GaussianRelease(z, limits.local_steps * self.rounds, limits.batch_rate)]
-        return [GaussianRelease(z, self.rounds, self.rate if self.trust == "central" else 1.0)]
+        rate = min(self.rate * self.cycle, 1.0) if self.trust == "central" else 1.0
+        return [GaussianRelease(z, math.ceil(self.rounds / self.cycle), rate)]
 
 
 def _advice(plan: PrivacyPlan) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ def _advice(plan: PrivacyPlan) -> tuple[str, ...]:
 
 def _levers(now: _Setting) -> Iterator[tuple[str, _Setting]]:
     if now.rate < 1.0:
-        yield "everyone in every round", replace(now, rate=1.0)
+        yield "everyone in every round", replace(now, rate=1.0, cycle=1)
     if now.rounds > 1:
         fewer = max(1, now.rounds // 4)
         yield f"{fewer} rounds instead of {now.rounds}", replace(now, rounds=fewer)

@@ -9,14 +9,14 @@ Out of scope: clipping, what the noise is worth (`plan`, `accounting`), and char
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.errors import PrivacyRefused, ProtocolError
+from fedrec.core.errors import ConfigError, PrivacyRefused, ProtocolError
 from fedrec.core.stage import VECTOR, Bound, LocalTraining, Noise, RoundContext, Stage
 from fedrec.core.updates import Floats, Layout, State, UpdateSum
 from fedrec.privacy._releases import Release
@@ -25,7 +25,7 @@ from fedrec.privacy.adaptive import COUNT_SENSITIVITY
 from fedrec.privacy.noise import snap
 from fedrec.privacy.noise_models import MECHANISMS
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.settings import Trust, Unit
+from fedrec.privacy.settings import OptionValue, Trust, Unit
 
 #: What a node sends: float64 values or, distributed, int64 residues modulo 2^bits.
 Contribution = NDArray[Any]
@@ -61,10 +61,21 @@ class Mechanism(Stage):
     #: Where it is added, for the statement: "noise is added ...".
     noise_place: ClassVar[str] = ""
     view: ClassVar[View] = "every round"
+    #: Whether the noise of a round depends on that of the rounds before; `independent` undoes it for an audit.
+    correlates_rounds: ClassVar[bool] = False
 
     plan: PrivacyPlan
 
     # What the plan and the accountant ask ----------------------------------------------------------------
+
+    @classmethod
+    def planned(cls, options: Mapping[str, OptionValue], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields of the plan that follow from the options of the settings; see `NoiseModel`."""
+        if options:
+            raise ConfigError(
+                f"privacy.options has {', '.join(options)}: this mechanism takes none; leave them out"
+            )
+        return {}
 
     def problems(self) -> list[str]:
         """What else of the plan does not fit this mechanism, one line each."""
@@ -73,6 +84,10 @@ class Mechanism(Stage):
     @abstractmethod
     def noise_std(self, round_: int, l2: float) -> float:
         """Standard deviation of the noise on each value of the released sum, see `NoiseModel`."""
+
+    def effective_std(self, round_: int, l2: float) -> float:
+        """The noise itself, where it is independent between rounds."""
+        return self.noise_std(round_, l2)
 
     @abstractmethod
     def releases(self, rounds: int) -> list[Release]:
@@ -124,6 +139,14 @@ class Mechanism(Stage):
         """With how many users an audit sums, where `users` are in a cohort: the worst case that is released."""
         return users
 
+    def independent(self, outputs: Sequence[Floats]) -> list[Floats]:
+        """What an attacker makes of the outputs of rounds 1, 2, ..., so that their noise is independent.
+
+        Args:
+            outputs: released vectors, or the same linear function of each.
+        """
+        return list(outputs)
+
     @property
     def training(self) -> LocalTraining | None:
         """What takes the place of the recommender's own updates; None: nothing does."""
@@ -168,6 +191,14 @@ class Mechanism(Stage):
         """A released vector as a sum over the fixed denominator, with its noise."""
         std = self.noise_std(context.round, context.bound.l2)
         return UpdateSum({VECTOR: flat}, self.plan.denominator, noise_std=std)
+
+    def packed(self, vector: Floats, state: State) -> Floats:
+        """A released vector with the next state, as one array of which no part may be lost without the other."""
+        return vector
+
+    def unpacked(self, values: Floats, context: RoundContext) -> tuple[Floats, State]:
+        """What `packed` was given."""
+        return values, {}
 
     def facts(self, context: RoundContext) -> Mapping[str, Any]:
         """The fixed number of users that stands for the cohort."""

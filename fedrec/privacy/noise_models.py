@@ -10,13 +10,14 @@ Out of scope: the mechanisms (`fedrec.privacy.mechanisms`), which know the plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Never, Protocol
 
 from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.core.registry import Registry
 from fedrec.privacy._releases import Release
 from fedrec.privacy.accounting import Accountant
-from fedrec.privacy.settings import Trust, Unit
+from fedrec.privacy.settings import OptionValue, Trust, Unit
 
 
 class NoiseModel(Protocol):
@@ -36,6 +37,18 @@ class NoiseModel(Protocol):
 
     def __init__(self, plan: Any) -> None: ...
 
+    @classmethod
+    def planned(cls, options: Mapping[str, OptionValue], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields of the plan that follow from the options of the settings.
+
+        Args:
+            options: `privacy.options`.
+            fields: of the plan, as far as they are known: all but the noise.
+
+        Raises:
+            ConfigError: an unknown option, or a value that it cannot have.
+        """
+
     def problems(self) -> list[str]:
         """What else of the plan does not fit this mechanism, one line each."""
 
@@ -46,6 +59,9 @@ class NoiseModel(Protocol):
             round_: from 1.
             l2: how far one unit moves the sum, in units of the update.
         """
+
+    def effective_std(self, round_: int, l2: float) -> float:
+        """The same of independent noise that disturbs training as much; arguments as of `noise_std`."""
 
     def releases(self, rounds: int) -> list[Release]:
         """What the first `rounds` rounds release about one unit."""
@@ -60,6 +76,7 @@ DETAILS = {
     "distributed": "integers of distributed noise",
     "interaction": "local steps of unit 'interaction'",
     "carried": "sums carried by integers",
+    "cycle": "groups of users that take turns",
 }
 
 

@@ -22,7 +22,7 @@ from fedrec.privacy.accounting import epsilon as epsilon_of
 from fedrec.privacy.integers import Carried, Integers
 from fedrec.privacy.metrics_release import MetricsRelease
 from fedrec.privacy.noise_models import DETAILS, MECHANISMS, NoiseModel, default_mechanism, detail_problems
-from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, Trust, Unit
+from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, Options, Trust, Unit
 
 
 class PrivacyPlan(BaseModel):
@@ -36,8 +36,10 @@ class PrivacyPlan(BaseModel):
         adjacency: one unit's contribution is zeroed out; the population is public.
         target_epsilon, delta: what was asked for.
         population: N, public.
-        sampling: as implemented: "poisson", an independent secret coin per user and round, or "everyone".
-        sampling_rate: q.
+        sampling: as implemented: "everyone"; "poisson", an independent secret draw per user and round; or "cyclic":
+            users are spread over groups that take turns, and may be drawn, as by "poisson", in their turn alone.
+        sampling_rate: q, over all rounds.
+        cycle: the number of groups that take turns; a user takes part in at most one of so many rounds.
         rounds: T.
         clip_norm: C, L2 bound of one user's whole update (unit "interaction": of one example's gradient).
         noise_multipliers: z of each round (unit "interaction": of every local step of that round).
@@ -45,6 +47,7 @@ class PrivacyPlan(BaseModel):
         parameters: P, length of the longest vector sent.
         adaptive, distributed, interaction: details of the modes that need them.
         carried: trust "central" where sums travel as integers; None: as real numbers.
+        options: what the mechanism needs beside all of this.
         metrics: what is released of metrics once the rounds are over, charged as number T + 1; None: nothing.
         noise_seed: not None: noise can be foreseen, so NOTHING is private; for simulations on public data.
 
@@ -65,8 +68,9 @@ class PrivacyPlan(BaseModel):
     target_epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
     population: int = Field(ge=1)
-    sampling: Literal["everyone", "poisson"]
+    sampling: Literal["everyone", "poisson", "cyclic"]
     sampling_rate: float = Field(gt=0, le=1)
+    cycle: int | None = Field(default=None, ge=2)
     rounds: int = Field(ge=1)
     clip_norm: float = Field(gt=0, allow_inf_nan=False)
     noise_multipliers: tuple[float, ...]
@@ -76,6 +80,7 @@ class PrivacyPlan(BaseModel):
     distributed: Integers | None = None
     interaction: InteractionPlan | None = None
     carried: Carried | None = None
+    options: Options = ()
     metrics: MetricsRelease | None = None
     noise_seed: int | None = None
 
@@ -118,7 +123,21 @@ class PrivacyPlan(BaseModel):
             ),
             *((text, True) for text in detail_problems(model, name, given)),
             *((text, True) for text in model.problems()),
+            *self._cycle_problems(),
             *self._metrics_problems(),
+        ]
+
+    def _cycle_problems(self) -> list[tuple[str, bool]]:
+        return [
+            (
+                f"sampling is {self.sampling!r} with a cycle of {self.cycle}: groups take turns where it is 'cyclic'",
+                (self.sampling == "cyclic") != (self.cycle is not None),
+            ),
+            (
+                f"sampling rate {self.sampling_rate:g} with a cycle of {self.cycle}: expected at most 1/cycle, since "
+                "a user may be drawn in one of so many rounds",
+                self.turn_rate > 1.0,
+            ),
         ]
 
     def _metrics_problems(self) -> list[tuple[str, bool]]:
@@ -183,12 +202,20 @@ class PrivacyPlan(BaseModel):
             "distributed": self.metrics.integers,
         }
         alone: dict[str, Any] = {"mechanism": None, "adaptive": None, "carried": None, "metrics": None}
+        alone |= {"cycle": None, "options": ()}
         return PrivacyPlan.model_validate(dict(self) | changes | alone)
 
     @property
+    def turn_rate(self) -> float:
+        """Probability with which a user is drawn in a round in which it is the user's turn."""
+        rate = self.sampling_rate * (self.cycle or 1)
+        # A cycle of 1/q rounds means every user in every turn, whatever the rounding of q is.
+        return 1.0 if math.isclose(rate, 1.0, rel_tol=1e-9) else rate
+
+    @property
     def amplification(self) -> float:
-        """Sampling rate that may be claimed: only of secret coins, and against those who do not see who replied."""
-        return self.sampling_rate if self.sampling == "poisson" and self.noise_model.claims_sampling else 1.0
+        """Sampling rate that may be claimed: only of secret draws, and against those who do not see who replied."""
+        return self.turn_rate if self.noise_model.claims_sampling else 1.0
 
     def noise_std(self, round_: int, clip_norm: float | None = None) -> float:
         """Standard deviation of the noise on each value of the released sum of round `round_` (from 1).

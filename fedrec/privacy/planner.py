@@ -98,6 +98,7 @@ def _calibrated(
         "carried": carried,
         "noise_seed": settings.noise_seed,
     }
+    fields |= model.planned(dict(settings.options), fields)
     if settings.metrics == "noised":
         fields["metrics"] = metrics_for(settings, fields)
 

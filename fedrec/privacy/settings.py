@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_validator,
+)
 
 from fedrec.evaluation.names import check_bounded
 
 Unit = Literal["user", "interaction"]
 Trust = Literal["central", "distributed", "local"]
+OptionValue = int | float | str | tuple[float, ...]
+
+
+def _pairs(given: object) -> object:
+    """A table as pairs, sorted by name, so that a plan which holds it is frozen."""
+    return tuple(sorted(given.items())) if isinstance(given, Mapping) else given
+
+
+#: What a mechanism is told beside the fields that all have: a table in files, pairs in a frozen object.
+Options = Annotated[
+    tuple[tuple[str, OptionValue], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(dict),
+    WithJsonSchema({"type": "object"}),
+]
 #: Metrics that are released unless others are asked for.
 RELEASED = ("full/ndcg@10", "full/hr@10")
 #: More metrics need more noise on each of them.
@@ -60,6 +84,7 @@ class PrivacySettings(BaseModel):
         trust: who may see sums without noise: "central" the coordinator; "distributed" no one; "local" no one, and
             every single contribution is noised in full.
         mechanism: the name or import path of what adds the noise; None: what follows from unit and trust.
+        options: of the mechanism, as its class documents them; most have none.
         epsilon: to be kept over all rounds.
         delta: None: N^-1.1.
         clip_norm: C.
@@ -87,6 +112,7 @@ class PrivacySettings(BaseModel):
     unit: Unit
     trust: Trust = "central"
     mechanism: str | None = None
+    options: Options = ()
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, assert_never
 
 from fedrec.privacy._composition import rounding_delta
 from fedrec.privacy._interpretation import attack_power, tier
@@ -185,6 +185,8 @@ def mechanism_field(plan: PrivacyPlan | None) -> Field:
             f"Metrics: {len(plan.metrics.names)} values in [0, 1] and a 1 for each evaluated user, a vector of norm "
             f"at most {plan.metrics.bound:.3g}, with noise of {plan.metrics.noise_multiplier:.4g} times that."
         )
+    if plan.options:
+        values["options"] = dict(plan.options)
     for name in ("adaptive", "distributed", "interaction", "metrics"):
         part = getattr(plan, name)
         if part is not None:
@@ -205,13 +207,11 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
     """Who takes part in a round: as done, and as accounted."""
     if plan is None:
         return {"text": ["Of no consequence without a guarantee."], "implemented": None, "assumed": None}
-    poisson = plan.sampling == "poisson"
-    done = f"Poisson: each user joins each round with probability {plan.sampling_rate:g}, independently"
-    implemented = done if poisson else "every user, in every round"
+    poisson, implemented = plan.turn_rate < 1.0, _implemented(plan)
     claimed = plan.amplification < 1.0
     text = [
         f"Implemented: {implemented}.",
-        f"Assumed by the accountant: {implemented if claimed else 'no sampling'}.",
+        f"Assumed by the accountant: {implemented if claimed or plan.cycle else 'no sampling'}.",
     ]
     if poisson and not claimed:
         text.append(
@@ -222,7 +222,8 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
     values = {
         "implemented": plan.sampling,
         "sampling_rate": plan.sampling_rate,
-        "assumed": "poisson" if claimed else "everyone",
+        "cycle": plan.cycle,
+        "assumed": plan.sampling if claimed or plan.cycle else "everyone",
         "amplification_claimed": claimed,
     }
     if plan.interaction is not None:
@@ -232,6 +233,21 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
         )
         values["batch_rate"] = plan.interaction.batch_rate
     return {"text": text, **values}
+
+
+def _implemented(plan: PrivacyPlan) -> str:
+    """Who takes part in a round, in words."""
+    drawn = f"joins {'its turn' if plan.cycle else 'each round'} with probability {plan.turn_rate:g}, independently"
+    match plan.sampling:
+        case "everyone":
+            return "every user, in every round"
+        case "poisson":
+            return f"Poisson: each user {drawn}"
+        case "cyclic":
+            groups = f"users are spread over {plan.cycle} groups by a hash, and the groups take turns"
+            return f"{groups}; each user {drawn if plan.turn_rate < 1.0 else 'joins every turn of its group'}"
+        case _:
+            assert_never(plan.sampling)
 
 
 def accountant_field(plan: PrivacyPlan | None) -> Field:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
+from fedrec.core.errors import ConfigError
 from fedrec.core.interactions import IntArray
 from fedrec.core.stage import AggregationRule, RoundContext, Stage
 from fedrec.core.updates import Layout
@@ -19,7 +20,14 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.rounds.chain import Chain, Flatten
 from fedrec.rounds.compression import Compression, Feedback, LowRank, Project, Quantise
 from fedrec.rounds.formats import ClearFormat, Format, LevelsFormat, VectorFormat
-from fedrec.rounds.local_training import AllUsers, Cohort, PublicCohort, SecretCohort, UpdateTraining
+from fedrec.rounds.local_training import (
+    AllUsers,
+    Cohort,
+    CyclicCohort,
+    PublicCohort,
+    SecretCohort,
+    UpdateTraining,
+)
 from fedrec.rounds.settings import NodeSettings
 from fedrec.rounds.shards import Rows, Shard, spell_rows
 
@@ -67,8 +75,17 @@ def clear_chain(settings: NodeSettings, *, gradient: bool) -> Chain:
 
 
 def private_chain(settings: NodeSettings, plan: PrivacyPlan, *, gradient: bool) -> Chain:
-    """Under a plan: what is declared, clip, one vector, how it is carried, noise."""
+    """Under a plan: what is declared, clip, one vector, how it is carried, noise.
+
+    Raises:
+        ConfigError: the mechanism's noise is for gradients.
+    """
     mechanism = mechanism_of(plan)
+    if mechanism.correlates_rounds and not gradient:
+        raise ConfigError(
+            f"privacy.mechanism is {plan.mechanism_name!r}, whose noise cancels where rounds are added up, and this "
+            "model's rounds are no steps of one sum: use the default mechanism"
+        )
     maps = declared(settings) if gradient else []
     carried: list[Stage] = [] if plan.carried is None else [FixedPoint(plan.carried, plan.parameters)]
     stages = (*maps, private_clip(plan), Flatten(), *carried, mechanism)
@@ -83,6 +100,9 @@ def private_cohort(plan: PrivacyPlan) -> Cohort:
             return AllUsers()
         case "poisson":
             return SecretCohort(plan.sampling_rate, is_seeded=plan.noise_seed is not None)
+        case "cyclic":
+            drawn = SecretCohort(plan.turn_rate, is_seeded=plan.noise_seed is not None)
+            return CyclicCohort(plan.cycle or 1, drawn if plan.turn_rate < 1.0 else AllUsers())
         case _:
             assert_never(plan.sampling)
 

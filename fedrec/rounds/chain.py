@@ -160,7 +160,13 @@ class NodeRound:
     def __init__(self, chain: Chain, context: RoundContext, whole: Layout, kept: State | None = None) -> None:
         self.context = context
         self._chain, self._whole = chain, whole
-        self._kept = [stage_state(kept or {}, stage) for stage in chain.stages]
+        # Most stages leave users alone, and what they would do is not asked for each chunk.
+        self._steps = [
+            (stage, stage_state(kept or {}, stage))
+            for stage in chain.stages
+            if (type(stage).on_user, type(stage).on_sent) != (Stage.on_user, Stage.on_sent)
+        ]
+        self._keeps = any(type(stage).on_sent is not Stage.on_sent for stage in chain.stages)
         self._dense = any(stage.dense for stage in chain.stages)
         self._last: UserUpdates | None = None
 
@@ -189,14 +195,15 @@ class NodeRound:
         return self._chain.format.write(total, context, self._last, hosted)
 
     def _add(self, total: UpdateSum, part: UserUpdates) -> None:
-        stages, passed = self._chain.stages, []
-        for stage, kept in zip(stages, self._kept, strict=True):
+        passed = []
+        for stage, kept in self._steps:
             part = stage.on_user(part, self.context, kept)
             passed.append(part)
         part.add_into(total)
-        for stage, before, kept in reversed(list(zip(stages, passed, self._kept, strict=True))):
-            stage.on_sent(before, part, self.context, kept)
         self._last = part
+        if self._keeps:
+            for (stage, kept), before in zip(reversed(self._steps), reversed(passed), strict=True):
+                stage.on_sent(before, part, self.context, kept)
 
 
 class ServerRound:
@@ -265,17 +272,16 @@ class ServerRound:
         total = self._chain.rule.combine(self._chain.format.zero(self.context), replies)
         return self._undo(total, self._vector_stages)
 
-    def released(self, vector: NDArray[Any]) -> UpdateSum:
-        """What `combine` gave, from its vector alone.
-
-        Raises:
-            ConfigError: a stage would have to draw its noise again to know its next state.
-        """
+    def keep(self, total: UpdateSum) -> NDArray[Any]:
+        """The noised sum of `combine`, and what its noise leaves for later rounds: all that may be written down."""
         (mechanism,) = self._chain.mechanisms
-        if mechanism.init():
-            raise ConfigError(
-                f"mechanism {mechanism.name!r} has a state: a sum cannot be resumed without it; start a new run"
-            )
+        return mechanism.packed(total.blocks[VECTOR], stage_state(self._next, mechanism))
+
+    def released(self, kept: NDArray[Any]) -> UpdateSum:
+        """What `combine` gave, from what `keep` made of it."""
+        (mechanism,) = self._chain.mechanisms
+        vector, state = mechanism.unpacked(kept, self.context)
+        self._next |= _named([(mechanism, state)])
         return mechanism.released(vector, self.context)
 
     def finish(self, total: UpdateSum) -> tuple[UpdateSum, State, dict[str, Any]]:

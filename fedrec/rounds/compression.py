@@ -213,6 +213,10 @@ class Quantise(Project):
         found = quantise(values, self.bits, draws, bound)
         return found.values(), found.pack()
 
+    def payload(self, size: int) -> int:
+        """Bytes of the levels of so many values, and of their scale."""
+        return ceil(size * self.bits / 8) + 4
+
     def nothing(self, size: int) -> State:
         """What a user without an update sends, in the same form as all others."""
         return Quantised(np.zeros(size, dtype=np.int8), 0.0, self.bits).pack()

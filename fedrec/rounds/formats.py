@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -150,7 +149,7 @@ class LevelsFormat(ClearFormat):
 
     def payload(self, context: RoundContext) -> int:
         """The levels, and 4 bytes of their scale."""
-        return ceil(context.layout.size * self.quantise.bits / 8) + 4
+        return self.quantise.payload(context.layout.size)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,27 @@ class SecretCohort:
 
 
 @dataclass(frozen=True)
+class CyclicCohort:
+    """Groups of users take turns; within its turn, another cohort is drawn of a group.
+
+    Which group a user is in follows from the public seed and the user's key, never from data.
+
+    Attributes:
+        cycle: the number of groups.
+        within: of a group in its turn.
+    """
+
+    cycle: int
+    within: Cohort
+
+    def joins(self, batch: UserBatch, seed: RoundSeed, noise: Noise | None) -> NDArray[np.bool_]:
+        """See `Cohort`."""
+        draws = uniform(user_keys(key(seed.seed, Purpose.GROUP), batch.user), 1)[:, 0]
+        turn = np.floor(draws * self.cycle) == (seed.round - 1) % self.cycle
+        return np.asarray(turn & self.within.joins(batch, seed, noise))
+
+
+@dataclass(frozen=True)
 class UpdateTraining:
     """The recommender's own updates, each through the stages of the chain."""
 

@@ -1,7 +1,7 @@
 """How a device says that it has left a campaign: its campaign key signs that, and no one else can say it.
 
 The public keys of a campaign are known to all its devices, so that a message without a signature could put others
-out. Out of scope: what the operator does with it (`fedrec_server.operations.campaigns`).
+out. Out of scope: what the operator does with it (`fedrec_server.operations.campaign_book`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def read_root(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise RunError(
-            f"root metadata {path} cannot be read ({error.strerror}): give the root.json of `fedrec keys init`"
+            f"root metadata {path} cannot be read ({error.strerror}): use that of `fedrec-server keys init`"
         ) from error
     return check_root(content)
 
@@ -42,6 +42,6 @@ def check_root(content: bytes) -> bytes:
             raise BadContent("of another role")
     except (BadContent, KeyError, TypeError) as error:
         raise RunError(
-            f"{len(content)} bytes are not root metadata ({error!s:.80}): give the root.json of `fedrec keys init`"
+            f"{len(content)} bytes are not root metadata ({error!s:.80}): use that of `fedrec-server keys init`"
         ) from error
     return content

@@ -129,7 +129,7 @@ class OnlineKeys:
         """
         found = {role: path for role in ONLINE if (path := folder / f"{role}.pem").exists()}
         if not found:
-            raise RunError(f"no online key in {folder}: make them with `fedrec keys init`")
+            raise RunError(f"no online key in {folder}: make them with `fedrec-server keys init`")
         return cls({role: _load(path, passphrase) for role, path in found.items()})
 
 
@@ -155,12 +155,12 @@ def _load(path: Path, passphrase: str | None) -> CryptoSigner:
         key = load_pem_private_key(path.read_bytes(), passphrase.encode() if passphrase else None)
     except OSError as error:
         raise RunError(
-            f"key {path} cannot be read ({error.strerror}): make it with `fedrec keys init`"
+            f"key {path} cannot be read ({error.strerror}): make it with `fedrec-server keys init`"
         ) from error
     except (ValueError, TypeError) as error:
         raise RunError(
             f"key {path} cannot be opened: the passphrase is missing or wrong, or it is not a valid PEM file"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise RunError(f"key {path} is not Ed25519: make one with `fedrec keys init`")
+        raise RunError(f"key {path} is not Ed25519: make one with `fedrec-server keys init`")
     return CryptoSigner(key)

@@ -12,7 +12,7 @@ _HOMES = {
     "RunFolder": "fedrec_simulations.experiments.run_folder",
     "load_config": "fedrec_simulations.experiments.config",
     "prepare": "fedrec_simulations.experiments.prepare",
-    "run_deployment": "fedrec_simulations.engines.deployment",
+    "run_deployment": "fedrec_server.operations.deployment",
     "run_flower": "fedrec_simulations.engines.flower",
     "run_in_process": "fedrec_simulations.engines.in_process",
 }

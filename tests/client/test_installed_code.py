@@ -43,7 +43,7 @@ from fedrec.core.processes import free_ports
 from fedrec.core.refusals import FOREIGN, REFUSED
 from fedrec.wire.bundle import BUNDLE, FILE, check_bundle, check_named, read_expected, write_expected
 from fedrec_client.node.flower_tasks import Server, Tasks
-from fedrec_simulations.engines.folders import app_folder
+from fedrec_server.federation.run_files import app_folder
 
 NODE = 7
 #: Leaves a trace wherever it is imported or run.

@@ -30,6 +30,7 @@ from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.settings import InteractionPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.schedule import Schedule
@@ -38,7 +39,6 @@ from fedrec_client.node._commitments import FILE
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import guarded_sums
 from fedrec_client.node.outgoing import WrongForm, checked, emit
 
 ITEMS = 60

@@ -34,11 +34,11 @@ from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.federation.federation import Federation
 from fedrec_server.network.certificates import make_node_key
 from fedrec_server.network.limits import Limits
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
+from fedrec_server.operations.campaigns import Campaign
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Service
 from fedrec_simulations.experiments.config import Config, parse_config
-from fedrec_simulations.operations.campaigns import Campaign
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 DEVICES, ITEMS = 5, 30

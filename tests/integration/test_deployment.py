@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from small_models import features_of, model_of
 
+from benchmarks.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
 from fedrec.core.errors import ConfigError, FederationError, RunError
 from fedrec.core.processes import is_alive, marked
 from fedrec.core.refusals import FOREIGN, REFUSED
 from fedrec.rounds.settings import RoundSettings
 from fedrec_server.federation.federation import Federation, _point
-from fedrec_simulations.engines.folders import app_folder, read_outcome
+from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_simulations.engines.in_process import run_in_process
-from fedrec_simulations.tools.transcript import NodeKiller, await_checkpoint, refusal_of_stranger
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 NODES = 3

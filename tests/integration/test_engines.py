@@ -13,8 +13,8 @@ from fedrec.core.interactions import Catalog
 from fedrec.recommenders.registry import build
 from fedrec.rounds.settings import RoundSettings
 from fedrec_client.node.node_folder import open_node
+from fedrec_server.operations.deployment import run_deployment
 from fedrec_server.rounds.coordinator import Outcome
-from fedrec_simulations.engines.deployment import run_deployment
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.config import parse_config
 from fedrec_simulations.experiments.prepare import Prepared

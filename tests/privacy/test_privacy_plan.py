@@ -19,7 +19,7 @@ from fedrec.privacy.integers import MOST_ROUNDING_COST, Carried, Integers
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import AdaptiveClip, InteractionPlan, PrivacySettings
-from fedrec_simulations.cli.answer import Answer
+from fedrec_server.cli.answer import Answer
 from fedrec_simulations.cli.privacy_plan import plan as plan_command
 
 USERS = 5000

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import operate
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
@@ -25,13 +26,12 @@ from fedrec.wire.leaving import sign_leaving
 from fedrec.wire.package import Terms, pack_model
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import Enrolment
-from fedrec_server.operations.campaigns import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
+from fedrec_server.operations.campaign_book import DONE, ENROLMENTS, LEFT, STATE, CampaignBook
+from fedrec_server.operations.campaigns import Campaign
 from fedrec_server.registry import Registry
 from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service.server import Service
-from fedrec_simulations.cli.app import run as cli
 from fedrec_simulations.experiments.config import parse_config
-from fedrec_simulations.operations.campaigns import Campaign
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:
@@ -124,7 +124,7 @@ def test_nothing_but_one_key_is_kept_of_what_came(book: CampaignBook) -> None:
 
 @given(st.text(max_size=300))
 def test_no_text_as_a_key_is_a_surprise(text: str) -> None:
-    from fedrec_server.operations.campaigns import _one_form
+    from fedrec_server.operations.campaign_book import _one_form
 
     with pytest.raises(RegistryError):
         _one_form(f"ecdsa-sha2-nistp384 {text}")
@@ -197,6 +197,7 @@ def test_the_end_of_a_campaign_is_told_to_its_devices(book: CampaignBook) -> Non
         book.enrol(campaign, identity(), node_key(), 1)
 
 
+EXPERIMENT = Path(__file__).parents[2] / "simulations" / "experiments" / "movietweetings-dp-ease.toml"
 HOLD = """
 import sys; sys.path[:0] = {path!r}
 import test_campaigns as t
@@ -273,10 +274,10 @@ def test_campaigns_are_listed(book: CampaignBook, capsys: pytest.CaptureFixture[
     campaign = book.open(POPULATION, 10)
     book.enrol(campaign, identity(), node_key(), 1)
     folder = str(book.folder(campaign).parent)
-    assert cli(["campaign", "list", "--campaigns", folder, "--json"]) == 0
+    assert operate(*["campaign", "list", "--campaigns", folder, "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["campaigns"]
     assert (told["campaign"], told["devices"], told["closed"]) == (campaign, 1, False)
-    assert cli(["campaign", "list", "--campaigns", folder]) == 0
+    assert operate(*["campaign", "list", "--campaigns", folder]) == 0
     assert campaign in capsys.readouterr().out
     held = book.hold(campaign)
     seen = [_listed_state(folder, capsys)]
@@ -290,15 +291,15 @@ def test_campaigns_are_listed(book: CampaignBook, capsys: pytest.CaptureFixture[
 
 
 def _listed_state(folder: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert cli(["campaign", "list", "--campaigns", folder, "--json"]) == 0
+    assert operate(*["campaign", "list", "--campaigns", folder, "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["campaigns"]
     return str(told["state"])
 
 
 RUN = """
 import sys; sys.path[:0] = {path!r}
-from fedrec_simulations.cli.app import run
-sys.exit(run({arguments!r}))
+from cli_helpers import operate
+sys.exit(operate(*{arguments!r}))
 """
 
 
@@ -312,7 +313,7 @@ def test_an_operator_who_interrupts_a_campaign_ends_it(tmp_path: Path, number: s
         pack_model(Popular(np.ones(3, np.float32)), Items.of(["a", "b", "c"]), {}), Terms(0, NOW), online
     )
     registry.promote(made.version, online)
-    arguments = ["campaign", "run", "movietweetings-dp-ease", "--population", POPULATION, "--devices", "3"]
+    arguments = ["campaign", "run", str(EXPERIMENT), "--population", POPULATION, "--devices", "3"]
     arguments += ["--keys", str(tmp_path / "keys"), "--registry", str(tmp_path / "models")]
     arguments += ["--campaigns", str(tmp_path / "campaigns")]
     arguments += ["--set", "privacy.metrics=none", "--set", "evaluation.held_data=false"]
@@ -362,7 +363,7 @@ def test_a_model_that_devices_could_not_use_is_refused_before_they_enrol(
             "evaluation",
             "held_data",
             True,
-            r"evaluation\.held_data is true: a campaign's data is on users's devices",
+            r"evaluation\.held_data is true: a campaign's data is on users' devices",
         ),
         ("privacy", "metrics", "noised", "devices hold nothing out"),
     ],
@@ -387,8 +388,9 @@ def test_a_campaign_without_a_champion_or_devices_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys()[1].save(tmp_path / "keys" / POPULATION / "online")
-    arguments = ["campaign", "run", "movietweetings-dp-ease", "--population", POPULATION]
+    arguments = ["campaign", "run", str(EXPERIMENT), "--population", POPULATION]
     arguments += ["--keys", str(tmp_path / "keys"), "--registry", str(tmp_path / "models")]
-    assert cli([*arguments, "--campaigns", str(tmp_path / "campaigns")]) == 20
+    arguments += ["--set", "privacy.metrics=none", "--set", "evaluation.held_data=false"]
+    assert operate(*[*arguments, "--campaigns", str(tmp_path / "campaigns")]) == 20
     assert "registry" in capsys.readouterr().err
-    assert cli([*arguments, "--devices", "2"]) == 2
+    assert operate(*[*arguments, "--devices", "2"]) == 2

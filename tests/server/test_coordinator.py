@@ -16,9 +16,9 @@ from fedrec.core.messages import Failure, Reply, Request
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.recommenders.collaborative.mf import MfConfig
+from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 from fedrec_server.rounds.task import Task
 

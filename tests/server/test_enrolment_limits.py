@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cli_helpers import operate
 from hypothesis import given
 from hypothesis import strategies as st
 from service_helpers import Place, limits
@@ -20,7 +21,7 @@ from wire_helpers import POPULATION
 
 from fedrec.core.errors import CampaignOver, ServerBusy, ServiceError
 from fedrec_client.updates.transport import Enrolment
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.service._quotas import DailyQuota
 from fedrec_server.service._refusals import Refused
 from fedrec_server.service.enrolments import (
@@ -32,7 +33,6 @@ from fedrec_server.service.enrolments import (
     issue,
     read_key,
 )
-from fedrec_simulations.cli.app import run as cli
 
 KEY = bytes(range(32))
 NOW = 1_800_000_000.0
@@ -218,7 +218,7 @@ def test_the_shared_key_must_be_one_and_private(tmp_path: Path, capsys: pytest.C
     with pytest.raises(ServiceError, match="cannot be used"):
         read_key(tmp_path / "none")
     arguments = ["service", "start", "--population", "p", "--insecure", "--enrolment-key", str(path)]
-    assert cli(arguments) == 3
+    assert operate(*arguments) == 3
     assert "--campaigns" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_helpers import operate
 from flower_helpers import lay_out
 from test_secure_rounds import Nodes
 
@@ -18,7 +19,6 @@ from fedrec_server.federation._federation_parts import Parts, Record
 from fedrec_server.federation.launch import Launch
 from fedrec_server.federation.leftovers import find_leftovers
 from fedrec_server.rounds.coordinator import open_coordinator
-from fedrec_simulations.cli.app import run as cli
 
 ROUNDS = RoundSettings(rounds=2, min_nodes=3, deadline_seconds=5)
 SUM = "secagg-sum.safetensors"
@@ -34,7 +34,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, dict[str, Any]]:
-    code = cli(["doctor", *map(str, arguments), "--json"])
+    code = operate(*["doctor", *map(str, arguments), "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 

@@ -31,7 +31,7 @@ from fedrec_client.testing import FakePlatform
 from fedrec_client.updates.grpc_transport import BUSY_SECONDS, GrpcTransport
 from fedrec_client.updates.transport import Enrolment
 from fedrec_server.network.certificates import make_node_key
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.registry import Registry
 from fedrec_server.service._metric_sums import DAY, DAYS_KEPT, MetricSums
 from fedrec_server.service.renewal import Renewal
@@ -454,7 +454,7 @@ def test_the_command_serves_and_stops_with_its_sums_written(
     place: Place, tmp_path: Path, how: signal.Signals
 ) -> None:
     other = Place.make(tmp_path, place.certificates)
-    command = [sys.executable, "-m", "fedrec_simulations.cli.main", "service", "start"]
+    command = [sys.executable, "-m", "fedrec_server.cli.main", "service", "start"]
     command += ["--population", POPULATION, "--registry", str(other.registry.folder.parent)]
     command += ["--certs", str(place.certificates), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:

@@ -15,12 +15,12 @@ from gateway_helpers import connect, is_open, until
 from service_helpers import Place, check_in, limits, raw
 from wire_helpers import POPULATION
 
+from benchmarks.service_fuzz_calls import good_messages
+from benchmarks.service_fuzz_wire import Line, good_call
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.limits import Limits
 from fedrec_server.service._relay import PIECE_BYTES, _pass, connection_limits
 from fedrec_server.service.server import Service
-from fedrec_simulations.tools.service_fuzz import good_messages
-from fedrec_simulations.tools.service_fuzz_wire import Line, good_call
 
 #: No connection is late here: only the rules on numbers help.
 FEW = limits(

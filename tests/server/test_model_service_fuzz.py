@@ -18,12 +18,9 @@ import pytest
 from service_helpers import Place, check_in, limits
 from wire_helpers import POPULATION
 
-from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_client.updates.grpc_transport import GrpcTransport
-from fedrec_server.service.server import Service
-from fedrec_simulations.tools import service_fuzz
-from fedrec_simulations.tools.service_fuzz import METHODS, fuzz_calls, good_messages
-from fedrec_simulations.tools.service_fuzz_wire import (
+from benchmarks import service_fuzz_calls as service_fuzz
+from benchmarks.service_fuzz_calls import METHODS, fuzz_calls, good_messages
+from benchmarks.service_fuzz_wire import (
     END_HEADERS,
     HEADERS,
     PREFACE,
@@ -38,6 +35,9 @@ from fedrec_simulations.tools.service_fuzz_wire import (
     literal,
     talk,
 )
+from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_server.service.server import Service
 
 Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
 

@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 from service_helpers import Place, check_in, limits, raw
 from wire_helpers import POPULATION, factors, items
 
-from fedrec.core.errors import ServerBusy
-from fedrec.wire.manifest import MODEL_FILE
-from fedrec.wire.proto import model_service_pb2 as messages
-from fedrec_client.updates.grpc_transport import GrpcTransport
-from fedrec_server.network._addresses import network
-from fedrec_server.network.limits import Buckets, Limits, Places
-from fedrec_server.service._watchdog import Watchdog
-from fedrec_server.service.server import Service
-from fedrec_simulations.tools.service_fuzz import good_messages
-from fedrec_simulations.tools.service_fuzz_wire import (
+from benchmarks.service_fuzz_calls import good_messages
+from benchmarks.service_fuzz_wire import (
     END_HEADERS,
     HEADERS,
     PREFACE,
@@ -37,6 +29,14 @@ from fedrec_simulations.tools.service_fuzz_wire import (
     good_call,
     literal,
 )
+from fedrec.core.errors import ServerBusy
+from fedrec.wire.manifest import MODEL_FILE
+from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec_client.updates.grpc_transport import GrpcTransport
+from fedrec_server.network._addresses import network
+from fedrec_server.network.limits import Buckets, Limits, Places
+from fedrec_server.service._watchdog import Watchdog
+from fedrec_server.service.server import Service
 
 #: Short, so that tests need not wait; every other limit is the usual one.
 SHORT = limits(

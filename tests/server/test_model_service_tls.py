@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cli_helpers import operate
 from service_helpers import Place, check_in
-from typer.testing import CliRunner
 
 from fedrec.core.errors import ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
@@ -224,7 +224,7 @@ def test_no_tls_is_for_loopback_alone(place: Place, caplog: pytest.LogCaptureFix
         assert transport.check_in(check_in()).retry_after_seconds
         transport.close()
     for host in ("0.0.0.0", "::", "192.0.2.1", "models.example.org", ""):
-        with pytest.raises(ServiceError, match="fedrec certs init"):
+        with pytest.raises(ServiceError, match="fedrec-server certs init"):
             Service.start([place.registry], None, host=host)
     for target in ("models.example.org:443", "127.0.0.1.example.org:443", "localhost", "127.0.0.1@evil:1"):
         with pytest.raises(ServiceError, match="only on loopback"):
@@ -235,7 +235,7 @@ def test_files_that_are_missing_or_none(place: Place, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="cannot be read"):
         GrpcTransport("localhost:1", ca="no-such.pem")
     ours = place.certificates
-    with pytest.raises(ServiceError, match=r"cannot be read.*fedrec certs init"):
+    with pytest.raises(ServiceError, match=r"cannot be read.*fedrec-server certs init"):
         Service.start([place.registry], Certificates(tmp_path / "no", ours / "server.key", None))
     (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n")
     for bad in (
@@ -269,13 +269,8 @@ def test_a_service_without_app_certificates_says_so(place: Place, caplog: pytest
 
 
 def test_certificates_are_never_written_over_and_keys_are_their_owners(tmp_path: Path) -> None:
-    from fedrec_simulations.cli.app import app
-
     folder = tmp_path / "certs"
-    done = CliRunner().invoke(
-        app, ["certs", "init", str(folder), "--host", "models.example.org", "--days", "5"]
-    )
-    assert done.exit_code == 0, done.output
+    assert operate("certs", "init", folder, "--host", "models.example.org", "--days", "5") == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.glob("*.key"))
     assert days_left(folder / "app.pem") < 5
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -38,6 +38,7 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash, guarded_sums
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
@@ -48,7 +49,6 @@ from fedrec_client.node._senders import PlainSender
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash, guarded_sums
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._private_metrics import noise_of

@@ -30,12 +30,12 @@ from fedrec.recommenders.closed_form.ials import IalsConfig
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
-from fedrec_client.node.node_terms import config_hash
 from fedrec_server.rounds._checkpoints import Checkpoints
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 from fedrec_server.rounds.task import Task

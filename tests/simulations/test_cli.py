@@ -7,18 +7,22 @@ import json
 import re
 import tomllib
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import ask, run, write_config, write_table
+from cli_helpers import ask, ask_operator, operate, run, write_config, write_table
 from conftest import planted
 
 from fedrec.core import errors
+from fedrec_server.cli.commands import PROGRAM as OPERATOR
+from fedrec_server.cli.lazy import Group
+from fedrec_server.operations.checks import packages
+from fedrec_simulations.cli.commands import PROGRAM as RESEARCHER
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import load_config
 from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_simulations.operations.checks import packages
 
 Capture = pytest.CaptureFixture[str]
 
@@ -317,7 +321,7 @@ def test_doctor_finds_missing_and_wrong_packages() -> None:
         (["train", "no-such-experiment"], 3, "movietweetings-ease"),
         (["train", "{config}", "--set", "model.regg=1"], 3, "regg"),
         (["train", "{config}", "--set", "oops"], 3, "section.key=value"),
-        (["config", "show", "{broken}"], 3, "no TOML"),
+        (["config", "show", "{broken}"], 3, "not valid TOML"),
         (["tune", "{config}", "--grid", "model.reg"], 3, "--grid"),
         (["tune", "{config}", "--grid", "data.core=1,2"], 3, "data.core=2"),
         (["data", "describe", "nosuchset"], 3, "nosuchset"),
@@ -330,7 +334,6 @@ def test_doctor_finds_missing_and_wrong_packages() -> None:
         (["evaluate", "nowhere"], 6, "nowhere"),
         (["compare", "nowhere"], 6, "nowhere"),
         (["demo", "--out", "{run}"], 6, "something else than a demo"),
-        (["federation", "status", "--folder", "nowhere"], 9, "nowhere"),
     ],
 )
 def test_every_error_is_one_line(
@@ -372,20 +375,25 @@ def test_documented_exit_codes_are_those_of_the_errors() -> None:
     assert documented == {code: name for code, name in real.items() if name != "FedrecError"}
 
 
-def test_every_command_is_documented_and_speaks_json(capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("name", "table", "called"), [("fedrec", RESEARCHER, run), ("fedrec-server", OPERATOR, operate)]
+)
+def test_every_command_is_documented_and_speaks_json(
+    name: str, table: Group, called: Callable[..., int], capsys: Capture
+) -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
-    assert run("--help") == 0
-    commands = ["demo", "train", "tune", "evaluate", "recommend", "compare", "doctor"]
-    commands += ["data describe", "data prepare", "config show", "config schema"]
-    commands += [f"federation {name}" for name in ("up", "status", "run", "down")]
-    commands += [f"keys {name}" for name in ("init", "rotate-online", "rotate-root", "renew")]
-    commands += [f"model {name}" for name in ("publish", "list", "show", "verify", "refresh")]
-    commands += [f"model {name}" for name in ("promote", "rollback", "bundle")]
-    commands += ["certs init", "service start", "campaign run", "campaign list"]
-    for command in commands:
-        assert f"`fedrec {command}" in text
-        assert run(*command.split(), "--help") == 0
+    assert called("--help") == 0
+    for words, _ in table.walk():
+        assert f"`{' '.join((name, *words))}" in text
+        assert called(*words, "--help") == 0
         assert "--json" in capsys.readouterr().out
+
+
+def test_the_operators_mistakes_are_one_line(tmp_path: Path, capsys: Capture) -> None:
+    code, document = ask_operator(capsys, "federation", "status", "--folder", tmp_path / "nowhere")
+    assert code == 9 and "nowhere" in document["error"]
+    code, document = ask_operator(capsys, "federation", "run", tmp_path / "nowhere")
+    assert code == 6 and "nowhere" in document["error"]
 
 
 def _read_rankings(path: Path) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import ask, run, write_config
 
-from fedrec_simulations.cli.interrupts import StopRequest
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_simulations.engines.in_process import run_in_process
 from fedrec_simulations.experiments.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""`fedrec model ...` from a finished run to a model that a device serves."""
+"""`fedrec-server model ...` from a finished run to a model that a device serves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_helpers import ask, run, write_config
+from cli_helpers import ask_operator, operate, run, write_config
 
 from fedrec.ranking.model import History
 from fedrec.wire.layout import TIMESTAMP
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FEDREC_PASSPHRASE", "correct horse")
         patch.chdir(folder)
         assert run("train", write_config(folder, "ease"), "--out", "run", "--no-report") == 0
-        assert run("keys", "init", "--population", "films") == 0
+        assert operate("keys", "init", "--population", "films") == 0
     return folder
 
 
@@ -35,30 +35,30 @@ def test_from_a_run_to_a_device(made: Path, capsys: Capture, monkeypatch: pytest
     monkeypatch.chdir(made)
     where = ("--population", "films")
     capsys.readouterr()
-    code, first = ask(capsys, "model", "publish", "run", *where)
+    code, first = ask_operator(capsys, "model", "publish", "run", *where)
     assert code == 0 and first["version"] == 1 and first["privacy"]["unit"] == "none"
-    code, second = ask(capsys, "model", "publish", "run", "--no-int8", *where)
+    code, second = ask_operator(capsys, "model", "publish", "run", "--no-int8", *where)
     assert (
         code == 0
         and second["files"]["model.safetensors"]["size"] > first["files"]["model.safetensors"]["size"]
     )
-    assert ask(capsys, "model", "promote", "1", *where)[1]["champion"] == 1
-    aliases = ask(capsys, "model", "promote", "2", "--alias", "canary", "--traffic", "20", *where)[1]
+    assert ask_operator(capsys, "model", "promote", "1", *where)[1]["champion"] == 1
+    aliases = ask_operator(capsys, "model", "promote", "2", "--alias", "canary", "--traffic", "20", *where)[1]
     assert aliases == {"champion": 1, "canary": 2, "canary_traffic": 20}
-    assert ask(capsys, "model", "promote", "2", *where)[1]["champion"] == 2
-    assert ask(capsys, "model", "rollback", "1", *where)[1]["champion"] == 1
-    listed = ask(capsys, "model", "list", *where)[1]
+    assert ask_operator(capsys, "model", "promote", "2", *where)[1]["champion"] == 2
+    assert ask_operator(capsys, "model", "rollback", "1", *where)[1]["champion"] == 1
+    listed = ask_operator(capsys, "model", "list", *where)[1]
     assert [each["version"] for each in listed["versions"]] == [1, 2] and listed["aliases"]["champion"] == 1
-    shown = ask(capsys, "model", "show", "1", *where)[1]
+    shown = ask_operator(capsys, "model", "show", "1", *where)[1]
     assert [entry["what"] for entry in shown["history"]] == ["publish", "promote", "rollback"]
-    assert ask(capsys, "model", "verify", *where) == (
+    assert ask_operator(capsys, "model", "verify", *where) == (
         0,
         {"good": True, "versions": {"1": "good", "2": "good"}},
     )
-    refreshed = ask(capsys, "model", "refresh", *where)[1]
+    refreshed = ask_operator(capsys, "model", "refresh", *where)[1]
     assert refreshed["renewed"] == [] and set(refreshed["expires"]) >= {"root", "timestamp"}
 
-    assert ask(capsys, "model", "bundle", "start", *where)[1]["version"] == 1
+    assert ask_operator(capsys, "model", "bundle", "start", *where)[1]["version"] == 1
     with Client.open(
         "device", population="films", trust="models/films/root.json", store=MemoryStore(), start_model="start"
     ) as client:
@@ -75,10 +75,10 @@ def test_from_a_run_to_a_device(made: Path, capsys: Capture, monkeypatch: pytest
     assert scores == pytest.approx(np_scores, rel=1e-3, abs=1e-5)
 
     for view in (["list"], ["show", "1"], ["verify"]):
-        assert run("model", *view, *where) == 0
+        assert operate("model", *view, *where) == 0
         assert "Traceback" not in capsys.readouterr().out
     (Registry(Path("models"), "films").path(1) / "privacy.json").write_text("{}")
-    code, found = ask(capsys, "model", "verify", *where)
+    code, found = ask_operator(capsys, "model", "verify", *where)
     assert code == 20 and "privacy.json" in found["versions"]["1"]
 
 
@@ -87,7 +87,7 @@ def test_from_a_run_to_a_device(made: Path, capsys: Capture, monkeypatch: pytest
     [
         (("model", "list", "--population", "strangers"), 20, "no registry"),
         (("model", "show", "77", "--population", "films"), 20, "no model version 77"),
-        (("model", "publish", "none", "--population", "films"), 6, "no run folder"),
+        (("model", "publish", "none", "--population", "films"), 6, "not a run folder"),
         (("model", "rollback", "1", "--population", "films", "--keys", "none"), 6, "no online key"),
         (("keys", "init", "--population", "films"), 6, "not replaced"),
         (("keys", "init", "--population", "A B"), 20, "small letters"),
@@ -106,14 +106,14 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(made)
     monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
     capsys.readouterr()
-    given, document = ask(capsys, *arguments)
+    given, document = ask_operator(capsys, *arguments)
     assert given == code and says in document["error"]
 
 
 def test_offline_keys_need_a_passphrase(made: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     monkeypatch.delenv("FEDREC_PASSPHRASE", raising=False)
-    assert ask(capsys, "keys", "init", "--population", "other")[0] == 3
+    assert ask_operator(capsys, "keys", "init", "--population", "other")[0] == 3
     assert not (made / "keys" / "other").exists()
 
 
@@ -131,8 +131,8 @@ def test_the_manifest_promises_what_the_statement_does(
     assert run("train", config, *options, "--out", tmp_path / "run", "--no-report") == 0
     population = "seeded" if seeded else "private"
     where = ("--population", population)
-    assert run("keys", "init", *where) == 0
-    code, document = ask(capsys, "model", "publish", tmp_path / "run", *where)
+    assert operate("keys", "init", *where) == 0
+    code, document = ask_operator(capsys, "model", "publish", tmp_path / "run", *where)
     assert code == 0
     promised, statement = document["privacy"], json.loads((tmp_path / "run" / "privacy.json").read_text())
     assert promised["unit"] == "user" and promised["aggregator"] == "plain"
@@ -154,7 +154,7 @@ def test_ceremonies_replace_keys_and_a_cut_off_one_is_completed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
     where = ("--population", "films")
-    assert run("keys", "init", *where, "--root-keys", "2", "--threshold", "2") == 0
+    assert operate("keys", "init", *where, "--root-keys", "2", "--threshold", "2") == 0
     old, folder = OnlineKeys.load(Path("keys/films/online")), Path("keys/films")
     capsys.readouterr()
 
@@ -162,35 +162,35 @@ def test_ceremonies_replace_keys_and_a_cut_off_one_is_completed(
         keyids = Registry(Path("models"), "films").state().root.roles[TIMESTAMP].keyids
         return OnlineKeys.load(folder / "online").of(TIMESTAMP).public_key.keyid in keyids
 
-    assert ask(capsys, "keys", "rotate-online", *where) == (0, {"root": 2})
+    assert ask_operator(capsys, "keys", "rotate-online", *where) == (0, {"root": 2})
     assert in_force() and OnlineKeys.load(folder / "online.until-2").of(TIMESTAMP) is not None
     assert old.of(TIMESTAMP).public_key != OnlineKeys.load(folder / "online").of(TIMESTAMP).public_key
-    assert ask(capsys, "keys", "renew", *where) == (0, {"root": 3})
-    assert ask(capsys, "keys", "rotate-root", *where) == (0, {"root": 4})
+    assert ask_operator(capsys, "keys", "renew", *where) == (0, {"root": 3})
+    assert ask_operator(capsys, "keys", "rotate-root", *where) == (0, {"root": 4})
     assert len(list((folder / "offline").glob("root*.pem"))) == 1
 
     # Killed after the new keys were in force and before they took their place on disk.
     with monkeypatch.context() as cut:
-        cut.setattr("fedrec_simulations.operations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
+        cut.setattr("fedrec_server.operations.key_folder.KeyFolder._take_place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run("keys", "rotate-online", *where)
+            operate("keys", "rotate-online", *where)
     assert not in_force()
-    assert ask(capsys, "keys", "rotate-online", *where) == (0, {"root": 5}) and in_force()
+    assert ask_operator(capsys, "keys", "rotate-online", *where) == (0, {"root": 5}) and in_force()
     shutil.rmtree(folder / "online")
-    assert ask(capsys, "keys", "rotate-online", *where)[0] == 6
-    assert ask(capsys, "keys", "rotate-online", *where, "--lost") == (0, {"root": 6}) and in_force()
-    assert ask(capsys, "model", "refresh", *where)[0] == 0
+    assert ask_operator(capsys, "keys", "rotate-online", *where)[0] == 6
+    assert ask_operator(capsys, "keys", "rotate-online", *where, "--lost") == (0, {"root": 6}) and in_force()
+    assert ask_operator(capsys, "model", "refresh", *where)[0] == 0
 
 
 def test_a_damaged_version_is_said(made: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     monkeypatch.setenv("FEDREC_PASSPHRASE", "correct horse")
     where = ("--population", "old")
-    assert run("keys", "init", *where) == 0
+    assert operate("keys", "init", *where) == 0
     for _ in range(2):
-        assert run("model", "publish", "run", *where) == 0
+        assert operate("model", "publish", "run", *where) == 0
     (Registry(Path("models"), "old").path(1) / "manifest.json").write_bytes(b"x")
     capsys.readouterr()
-    code, document = ask(capsys, "model", "list", *where)
+    code, document = ask_operator(capsys, "model", "list", *where)
     assert code == 0 and [each["version"] for each in document["versions"]] == [2]
     assert "not the one that was signed" in document["damaged"]["1"]

@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import ask, run, write_config
 
 from fedrec.core.errors import ConfigError
-from fedrec_simulations.engines.deployment import federation_run, run_deployment
+from fedrec_server.operations.deployment import federation_run, run_deployment
 
 Capture = pytest.CaptureFixture[str]
 NOISED = ("--set", "privacy.metrics=noised", "--set", "evaluation.held_data=true")

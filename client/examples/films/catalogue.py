@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from fedrec.ranking.items import Items
 from fedrec.ranking.model import ServingModel
 from fedrec.recommenders.registry import build
+from fedrec_server.operations.publishing import served
 from fedrec_simulations.experiments.config import Config, parse_config
 from fedrec_simulations.experiments.prepare import prepare
-from fedrec_simulations.operations.publishing import served
 
 #: Genres with a colour of their own; a film takes one of those of its genres.
 TONES = (

@@ -16,7 +16,7 @@ from typing import Any
 from fedrec.core.errors import FedrecError
 from fedrec.wire.manifest import Manifest
 from fedrec_client.terms.results import TrainingReport
-from fedrec_simulations.operations.campaigns import Campaign
+from fedrec_server.operations.campaigns import Campaign
 from films.journal import Journal
 from films.people import Person
 from films.services import ModelService

@@ -22,10 +22,10 @@ from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import Transport
 from fedrec_server.network.certificates import make_service_certificates
 from fedrec_server.network.limits import Limits
-from fedrec_server.operations.campaigns import CampaignBook
+from fedrec_server.operations.campaign_book import CampaignBook
+from fedrec_server.operations.campaigns import Campaign
 from fedrec_server.registry import Registry
 from fedrec_server.service.server import Certificates, Service
-from fedrec_simulations.operations.campaigns import Campaign
 from films.layer import campaign_config, layered
 from films.words import NotNowError
 

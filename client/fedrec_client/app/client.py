@@ -88,8 +88,8 @@ class Client:
             policy: limits on training.
             retention: which events are kept.
             passphrase: wraps the store's key.
-            start_model: folder of a signed model that the app brings (`fedrec model bundle`), used while there is
-                no other.
+            start_model: folder of a signed model that the app brings (`fedrec-server model bundle`), used while
+                there is no other.
             repair: recover what is sound of a damaged store.
             connection: for a server given as text: see `GrpcTransport`, `HttpsFiles`.
 

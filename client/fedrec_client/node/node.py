@@ -31,6 +31,7 @@ from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import ModelConfig, build
+from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.local_training import UpdateTraining
@@ -44,7 +45,7 @@ from fedrec_client.node._private_metrics import PrivateMetrics
 from fedrec_client.node._secure_party import STAGES, SecureParty
 from fedrec_client.node._senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
 from fedrec_client.node.local_state import LocalStore
-from fedrec_client.node.node_terms import check_terms, config_hash
+from fedrec_client.node.node_terms import check_terms
 from fedrec_client.node.outgoing import checked
 from fedrec_client.node.private_releases import PrivateReleases, Releases, Unrecorded
 

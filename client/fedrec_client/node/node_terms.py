@@ -1,36 +1,15 @@
-"""What a node and its coordinator must agree on, and what a node checks of it before it answers anything.
+"""What a node checks of its terms before it answers anything.
 
 Out of scope: what an app allows its users to take part in (`policy`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
-
-import numpy as np
-
 from fedrec.core.errors import PrivacyRefused
 from fedrec.core.recommender import Recommender
-from fedrec.evaluation.evaluate import EvaluationSettings
-from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec.recommenders.registry import ModelConfig
-from fedrec.rounds.settings import NodeSettings
-from fedrec.secagg.schedule import Guarded
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.secagg.terms import SecaggTerms, Terms
-
-
-def guarded_sums(recommender: Recommender, privacy: PrivacyTerms | None) -> tuple[Guarded, ...]:
-    """Kinds of sums that carry no noise and speak of the same data each time (`fedrec.secagg.schedule`).
-
-    Where devices add the noise themselves no sum is exact; elsewhere the sums that the server sees are. Rounds of
-    gradients ask about another model each time and cannot follow the rule.
-    """
-    if privacy is not None and not mechanism_of(privacy.plan).sends_clean_sums:
-        return ()
-    return ("evaluate",) if recommender.gradient_rounds else ("evaluate", "train")
 
 
 def check_terms(terms: SecaggTerms, recommender: Recommender, privacy: PrivacyTerms | None) -> None:
@@ -64,22 +43,3 @@ def check_deployed(terms: Terms, privacy: PrivacyTerms | None) -> None:
             "this node has no privacy plan: its sums carry no noise; set a privacy target, or "
             "privacy.exact_sums = true to let exact sums out on purpose"
         )
-
-
-def config_hash(
-    model: ModelConfig,
-    settings: NodeSettings,
-    evaluation: EvaluationSettings,
-    item_ids: np.ndarray[Any, Any],
-    privacy: PrivacyTerms | None = None,
-    aggregation: Terms | None = None,
-) -> str:
-    """Fingerprint of everything that nodes and coordinator must agree on: catalogue, privacy plan, aggregation."""
-    parts = [part.model_dump_json() for part in (model, settings, evaluation)]
-    if aggregation is not None:
-        parts.append(aggregation.model_dump_json())
-    if privacy is not None:
-        parts += [privacy.plan.model_dump_json(), privacy.run]
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    digest.update("\0".join(item_ids.tolist()).encode())
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ class FolderFiles:
     """A `Transport` that hands out files and nothing else.
 
     Args:
-        folder: written by `fedrec model bundle`.
+        folder: written by `fedrec-server model bundle`.
     """
 
     takes_counters = False
@@ -36,7 +36,7 @@ class FolderFiles:
             return float(json.loads(path.read_bytes())["signed"][SIGNED_AT])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadContent(
-                f"start model {self._folder} cannot be read ({error!r:.80}): write it with `fedrec model bundle`"
+                f"start model {self._folder} cannot be read ({error!r:.80}): run `fedrec-server model bundle`"
             ) from error
 
     def fetch(self, population: str, path: str, offset: int = 0) -> Iterator[bytes]:

@@ -50,7 +50,9 @@ def noise(plan: PrivacyPlan, watch: Watch) -> GameResult:
             for round_ in {first, second}:
                 # A difference of the two has this much of their noise.
                 scales[round_] = min(scales[round_], scales[round_] * math.sqrt(1.0 - same))
-    lower = theory.epsilon_at([scales[round_] for round_ in range(1, max(rounds) + 1)])
+    found = [scales[round_] for round_ in range(1, max(rounds) + 1)]
+    # Where a user is not in every round, the weakest of them may be the user's.
+    lower = theory.epsilon_at(found if len(theory.multipliers) == len(found) else min(found))
     note = f"the smallest noise is {measured:.3f} of the planned" + (
         f", two releases correlate by {alike:.2f}" if alike else ""
     )

@@ -11,14 +11,14 @@ Out of scope: transport and the ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import PrivacyRefused
-from fedrec.core.updates import Layout, Updates, UpdateSum
+from fedrec.core.updates import Layout, State, Updates, UpdateSum
 from fedrec.privacy import clipping
 from fedrec.privacy.adaptive import bit_sum
 from fedrec.privacy.mechanism import Mechanism, mechanism_of
@@ -64,10 +64,12 @@ class Pipeline:
     Attributes:
         plan: what is claimed.
         source: of all noise; secret unless seeded.
+        states: what the mechanism remembers, by run.
     """
 
     plan: PrivacyPlan
     source: NoiseSource
+    states: dict[int, State] = field(default_factory=dict)
 
     @property
     def mechanism(self) -> Mechanism:
@@ -101,7 +103,7 @@ class Pipeline:
         return np.asarray(sent[: layout.size], dtype=np.float64)
 
     def release(self, total: UpdateSum, layout: Layout, round_: int, run: int = 1) -> Floats:
-        """[P] what becomes public of a sum.
+        """[P] what becomes public of a sum; the rounds of a run in their order.
 
         Where no sum without noise is released, users are the fewest with whom the plan releases something.
 
@@ -115,7 +117,10 @@ class Pipeline:
         sent = mechanism.contribute(flat, users, round_, clip_norm, node)
         summed = mechanism.add(mechanism.zero(len(flat)), sent)
         server = source.derive("server").derive("round", round_)
-        return mechanism.release(summed, users, round_, clip_norm, server)[: layout.size]
+        before = mechanism.init() if round_ == 1 else self.states.get(run, mechanism.init())
+        context = mechanism.context(round_, clip_norm, server)
+        noised, self.states[run] = mechanism.noised(summed, users, context, before)
+        return noised[: layout.size]
 
     def released(self, total: UpdateSum, layout: Layout, round_: int, run: int = 1) -> Floats | None:
         """As `release`; None where the mechanism refuses."""

@@ -22,6 +22,7 @@ from fedrec.privacy.audit._evaluation import evaluated
 from fedrec.privacy.audit._pipeline import Learner, Pipeline
 from fedrec.privacy.audit._theory import Theory
 from fedrec.privacy.audit.report import GameResult
+from fedrec.privacy.mechanism import Mechanism
 from fedrec.privacy.plan import PrivacyPlan
 
 Floats = NDArray[np.float64]
@@ -37,40 +38,55 @@ COMPARED = 4
 
 @dataclass
 class Watch:
-    """What is kept of a run under attack: scores, and the noise of its first releases."""
+    """What is kept of a run under attack: scores, and the noise of its first releases.
 
-    signal: Floats
-    quiet: Floats
-    scale: Floats
+    Attributes:
+        mechanism: whose outputs are seen.
+        along: for each round, [M] the output along each canary, over the standard deviation of the planned noise.
+        quiet: the same without noise.
+        lengths: [M] how long what each canary adds is, over the same; 0 in rounds in which it cannot be.
+        noise: of the first releases.
+    """
+
+    mechanism: Mechanism
+    along: list[Floats] = field(default_factory=list)
+    quiet: list[Floats] = field(default_factory=list)
+    lengths: list[Floats] = field(default_factory=list)
     noise: list[tuple[int, Floats]] = field(default_factory=list)
 
-    def see(self, products: Floats, clean: Floats, norms: Floats, std: float) -> None:
+    def see(self, along: Floats, clean: Floats, lengths: Floats, std: float) -> None:
         """One output.
 
         Args:
-            products: [M] of the output with what each canary would have added.
+            along: [M] products of the output with the direction of what each canary would add.
             clean: [M] the same without noise.
-            norms: [M] of what each canary would have added.
+            lengths: [M] norms of what each canary would add.
             std: of the planned noise.
         """
-        self.signal += products / std**2
-        self.quiet += clean / std**2
-        self.scale += np.square(norms) / std**2
+        self.along.append(along / std)
+        self.quiet.append(clean / std)
+        self.lengths.append(lengths / std)
 
     @property
     def scores(self) -> Floats:
         """[M] the matched filter over all rounds, of standard deviation 1 for those who are not in."""
-        return self.signal / np.sqrt(np.maximum(self.scale, 1e-300))
+        return self._filtered(self.along)
 
     @property
     def clean(self) -> Floats:
         """[M] the same scores, had there been no noise at all."""
-        return self.quiet / np.sqrt(np.maximum(self.scale, 1e-300))
+        return self._filtered(self.quiet)
 
-    @classmethod
-    def of(cls, canaries: int) -> Watch:
-        """Nothing seen yet."""
-        return cls(np.zeros(canaries), np.zeros(canaries), np.zeros(canaries))
+    def _filtered(self, seen: list[Floats]) -> Floats:
+        lengths = np.array(self.mechanism.independent(self.lengths))
+        products = np.array(self.mechanism.independent(seen)) * lengths
+        return np.asarray(products.sum(axis=0) / np.sqrt(np.maximum(np.square(lengths).sum(axis=0), 1e-300)))
+
+    def independent_noise(self) -> None:
+        """Make the noise that is kept independent between rounds, as an attacker would."""
+        if self.mechanism.correlates_rounds:
+            rounds, noise = zip(*self.noise, strict=True)
+            self.noise = list(zip(rounds, self.mechanism.independent(noise), strict=True))
 
 
 def directions(
@@ -82,7 +98,7 @@ def directions(
     count = min(canaries, size, max(20, 4 * BUDGET // (size * pipe.plan.rounds)) if local else canaries)
     rounds = _rounds(pipe.plan, size * (count if local else 1))
     included = rng.random(count) < 0.5
-    watch = Watch.of(count)
+    watch = Watch(pipe.mechanism)
     learner.restart()
     one_round = local_round if local else central_round
     known: dict[int, Directions] = {}
@@ -91,8 +107,9 @@ def directions(
         layout = learner.layout(round_)
         if layout.size not in known:
             known[layout.size] = Directions(layout, count, rng)
-        joins.append(coins(pipe.plan, included, rng))
-        flat = one_round(pipe, learner, known[layout.size], joins[-1], round_, watch)
+        turn = in_turn(pipe.plan, count, round_)
+        joins.append(coins(pipe.plan, included & turn, rng))
+        flat = one_round(pipe, learner, known[layout.size], joins[-1], turn, round_, watch)
         learner.apply(pipe.applied(flat, layout, round_))
     theory = Theory.of(pipe.plan, rounds)
     view = pipe.mechanism.view
@@ -105,13 +122,14 @@ def directions(
         clean = Scores.split(np.zeros(count) if quiet is None else quiet, included)
         scores = Scores.split(seen, included)
         out.append(evaluated("directions", "final model", theory, scores, clean, independent=False))
+    watch.independent_noise()
     if not local:
         watch.noise.append(_once_more(pipe, learner))
     return out, watch
 
 
 def central_round(
-    pipe: Pipeline, learner: Learner, lines: Directions, joins: Bools, round_: int, watch: Watch
+    pipe: Pipeline, learner: Learner, lines: Directions, joins: Bools, turn: Bools, round_: int, watch: Watch
 ) -> Floats:
     """One release with the canaries who join; [P] what becomes public."""
     layout = lines.layout
@@ -120,17 +138,17 @@ def central_round(
     total.merge(clean)
     pipe.clip(total, lines.updates(np.flatnonzero(joins), TOO_LONG * pipe.plan.clip_norm))
     flat = pipe.release(total, layout, round_)
-    std, norms = pipe.planned_std(round_), np.full(lines.count, pipe.plan.clip_norm)
+    std, lengths = pipe.planned_std(round_), np.where(turn, pipe.plan.clip_norm, 0.0)
     rest = flat - layout.flatten(clean.blocks)
     added = layout.flatten(total.blocks) - layout.flatten(clean.blocks)
-    watch.see(lines.scores(rest) * norms, lines.scores(added) * norms, norms, std)
+    watch.see(lines.scores(rest), lines.scores(added), lengths, std)
     if len(watch.noise) < COMPARED:
         watch.noise.append((round_, flat - layout.flatten(total.blocks)))
     return flat
 
 
 def local_round(
-    pipe: Pipeline, learner: Learner, lines: Directions, joins: Bools, round_: int, watch: Watch
+    pipe: Pipeline, learner: Learner, lines: Directions, joins: Bools, turn: Bools, round_: int, watch: Watch
 ) -> Floats:
     """One message of each canary's own device, and of the others' together; [P] their sum."""
     layout, clean = lines.layout, learner.clean_sum(round_)
@@ -147,8 +165,7 @@ def local_round(
         flat = flat + message
         if k < 2 and len(watch.noise) < COMPARED:
             watch.noise.append((round_, message - layout.flatten(total.blocks)))
-    norms = np.full(lines.count, pipe.plan.clip_norm)
-    watch.see(products * norms, quiet * norms, norms, pipe.planned_std(round_))
+    watch.see(products, quiet, np.where(turn, pipe.plan.clip_norm, 0.0), pipe.planned_std(round_))
     return flat
 
 
@@ -156,7 +173,8 @@ def _once_more(pipe: Pipeline, learner: Learner) -> tuple[int, Floats]:
     """The noise of round 1 in a second run."""
     learner.restart()
     layout, clean = learner.layout(1), learner.clean_sum(1)
-    return 1, pipe.release(clean, layout, 1, run=2) - layout.flatten(clean.blocks)
+    left = pipe.release(clean, layout, 1, run=2) - layout.flatten(clean.blocks)
+    return 1, pipe.mechanism.independent([left])[0]
 
 
 def _change_along(learner: Learner, known: Mapping[int, Directions], rounds: int) -> Floats | None:
@@ -178,11 +196,11 @@ def planted(pipe: Pipeline, learner: Learner, rng: np.random.Generator) -> GameR
     size = max(learner.layout(r).size for r in range(1, plan.rounds + 1))
     rounds = _rounds(plan, size * max(2, count // 4))
     included = rng.random(count) < 0.5
-    watch = Watch.of(count)
+    watch = Watch(pipe.mechanism)
     learner.restart()
     for round_ in range(1, rounds + 1):
         layout, clean = learner.layout(round_), learner.clean_sum(round_)
-        joins = coins(plan, included, rng)
+        joins = coins(plan, included & in_turn(plan, count, round_), rng)
         total = UpdateSum(layout.zeros())
         total.merge(clean)
         planted = learner.planted_sum(round_, joins)
@@ -197,7 +215,9 @@ def planted(pipe: Pipeline, learner: Learner, rng: np.random.Generator) -> GameR
         for k in range(count):
             own = factor[k] * updates.vector(k, layout)
             products[k], quiet[k] = own @ rest, own @ added
-        watch.see(products, quiet, factor * norms, pipe.planned_std(round_))
+        lengths = factor * norms
+        known = np.maximum(lengths, 1e-300)
+        watch.see(products / known, quiet / known, lengths, pipe.planned_std(round_))
         learner.apply(pipe.applied(flat, layout, round_))
     scores, quietly = Scores.split(watch.scores, included), Scores.split(watch.clean, included)
     return evaluated("planted", "every round", Theory.of(plan, rounds), scores, quietly, independent=False)
@@ -216,10 +236,16 @@ def _train_clean(
 
 
 def coins(plan: PrivacyPlan, included: Bools, rng: np.random.Generator) -> Bools:
-    """Who of the included takes part in this round."""
+    """Who of the included takes part in this round, which is their turn."""
     if plan.sampling == "everyone":
         return included
-    return np.asarray(included & (rng.random(len(included)) < plan.sampling_rate))
+    return np.asarray(included & (rng.random(len(included)) < plan.turn_rate))
+
+
+def in_turn(plan: PrivacyPlan, canaries: int, round_: int) -> Bools:
+    """[M] whose turn it is; which group a user is in is public."""
+    groups = plan.cycle or 1
+    return np.asarray(np.arange(canaries) % groups == (round_ - 1) % groups)
 
 
 def _rounds(plan: PrivacyPlan, values: int) -> int:

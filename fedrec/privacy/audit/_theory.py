@@ -35,7 +35,7 @@ class Theory:
     """A schedule of Gaussian releases and what is claimed of it.
 
     Attributes:
-        multipliers: z of each round.
+        multipliers: z of each release.
         sampling_rate: whose amplification is claimed; 1: none.
         delta: of the claim.
         epsilon: of the claim.
@@ -49,9 +49,15 @@ class Theory:
     @classmethod
     def of(cls, plan: PrivacyPlan, rounds: int) -> Theory:
         """What the plan claims of its first `rounds` rounds."""
-        return cls(
-            tuple(plan.noise_multipliers[:rounds]), plan.amplification, plan.delta, plan.epsilon(rounds)
-        )
+        releases, multipliers = plan.noise_model.releases(rounds), plan.noise_multipliers[:rounds]
+        if all(isinstance(each, GaussianRelease) for each in releases):
+            multipliers = tuple(
+                each.noise_multiplier
+                for each in releases
+                if isinstance(each, GaussianRelease)
+                for _ in range(each.count)
+            )
+        return cls(multipliers, plan.amplification, plan.delta, plan.epsilon(rounds))
 
     @classmethod
     def lone(cls, plan: PrivacyPlan) -> Theory:

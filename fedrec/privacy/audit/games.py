@@ -25,6 +25,7 @@ from fedrec.privacy.audit._parts import bound, lone_user, noise
 from fedrec.privacy.audit._pipeline import Learner, Pipeline
 from fedrec.privacy.audit._runs import directions, planted
 from fedrec.privacy.audit.report import AuditReport
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.noise import NoiseSource
 from fedrec.privacy.plan import PrivacyPlan
 
@@ -48,7 +49,7 @@ def audit(
     rng = np.random.default_rng([seed, 1])
     pipe = Pipeline(plan, NoiseSource(seed))
     results, watch = directions(pipe, learner, canaries, rng)
-    if learner.planted:
+    if learner.planted and not pipe.mechanism.correlates_rounds:
         results.append(planted(pipe, learner, rng))
     results += [noise(plan, watch), lone_user(pipe, learner, rng), bound(pipe, learner, rng)]
     return AuditReport(plan.model_dump(mode="json"), results, bug, _notes(plan))
@@ -74,6 +75,10 @@ def _notes(plan: PrivacyPlan) -> tuple[str, ...]:
     notes = ["an audit bounds from below what is spent: it can refute a claim, never prove it"]
     if plan.adaptive is not None:
         notes.append("the clip norm was kept at its first value; its adaptation was not audited")
+    if mechanism_of(plan).correlates_rounds:
+        notes.append(
+            "users with rare items were not looked for: what they send changes, and noise is correlated over rounds"
+        )
     if plan.distributed is not None:
         notes.append("cohorts were taken at the survivors' floor, where the noise is least")
     return tuple(notes)

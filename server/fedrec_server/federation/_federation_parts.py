@@ -71,7 +71,7 @@ class Parts:
             return cls(path.parent, Record(**json.loads(path.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise FederationError(
-                f"no federation in {folder} ({type(error).__name__}): start one with `fedrec federation up`"
+                f"no federation in {folder} ({type(error).__name__}): start one with `fedrec-server federation up`"
             ) from error
 
     def write(self) -> None:

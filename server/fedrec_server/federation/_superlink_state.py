@@ -44,5 +44,5 @@ def drop_deleted(database: Path) -> None:
     except sqlite3.Error as error:
         raise FederationError(
             f"{database} could not be rewritten without old messages ({error}): they go with "
-            "`fedrec federation down`"
+            "`fedrec-server federation down`"
         ) from error

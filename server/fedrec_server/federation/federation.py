@@ -78,7 +78,7 @@ class Federation:
         folder = folder.resolve()
         if (folder / "federation.json").exists() and marked(Parts.read(folder).record.mark):
             raise FederationError(
-                f"a federation already runs in {folder}: stop it with `fedrec federation down`"
+                f"a federation already runs in {folder}: stop it with `fedrec-server federation down`"
             )
         federation = cls(Parts(folder, Record.plan(nodes)))
         federation.forget()

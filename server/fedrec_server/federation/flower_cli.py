@@ -65,7 +65,7 @@ class FlowerCli:
             )
         except subprocess.TimeoutExpired as error:
             raise FederationError(
-                f"`flwr {arguments[0]}` gave no answer in {COMMAND_SECONDS:g} s: see `fedrec federation status`"
+                f"`flwr {arguments[0]}` did not end in {COMMAND_SECONDS:g} s: see `fedrec-server federation status`"
             ) from error
         answer = _json_in(done.stdout)
         if done.returncode != 0 or not answer.get("success", True):

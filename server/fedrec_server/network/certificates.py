@@ -91,7 +91,7 @@ def days_left(certificate: Path) -> float:
         end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
         raise ServiceError(
-            f"{certificate} is no certificate ({error}): make one with `fedrec certs init`"
+            f"{certificate} is no certificate ({error}): make one with `fedrec-server certs init`"
         ) from error
     return (end - dt.datetime.now(dt.UTC)) / dt.timedelta(days=1)
 

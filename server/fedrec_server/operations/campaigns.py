@@ -1,276 +1,330 @@
-"""Training campaigns as they lie on disk: who enrolled, and the signed task that answers them.
+"""A training campaign from the operator's side: enrol devices, train with them, publish what came of it.
 
-    ROOT/<campaign>/campaign.json      population, when it was opened, how many may join, whether the roster is
-                                       closed, and how it ended
-    ROOT/<campaign>/enrolments.jsonl   one device per line, in the order of the roster
-    ROOT/<campaign>/task.json          from the closing of the roster on; its hash is in the signed metadata
-    ROOT/<campaign>/left.jsonl         devices of a closed roster that have left, as they said
-    ROOT/<campaign>/operator.lock      locked by the operator's process while it lives
+    open -> devices enrol with fresh keys -> close: roster, privacy plan and terms are fixed, signed as a task
+    -> SuperLink and gateway start for these devices alone -> rounds under secure aggregation -> a signed version
 
-The model service serves it, the operator's process opens, closes and runs it (`fedrec campaign run`); both read the
-same files. A device is known by keys that it made for this campaign alone. A campaign is over when its operator
-says so or when the operator's process has died: devices that ask are told. Out of scope: rounds.
+The operator's process sees public keys, encrypted updates and sums. Devices that leave say so, and when too few are
+left for any sum the campaign ends at once. However it ends, devices that ask are told within seconds. Out of scope:
+the devices (`fedrec_client`).
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import secrets
-import threading
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+import numpy as np
 
-from fedrec.core.errors import CampaignOver, RegistryError
-from fedrec.core.files import atomic_write, write_json
-from fedrec.wire.leaving import is_leaving
+from fedrec.core.errors import ConfigError, RegistryError
+from fedrec.core.files import write_json
+from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.privacy.statement import StatementFacts, statement, write_statement
+from fedrec.ranking.model import ServingModel
+from fedrec.recommenders.registry import build
+from fedrec.recommenders.serving import check_serves
+from fedrec.rounds.agreement import config_hash
+from fedrec.secagg.roster import Member
+from fedrec.secagg.terms import SecaggTerms
+from fedrec.wire.bundle import BUNDLE
+from fedrec.wire.manifest import Manifest
+from fedrec.wire.package import Package, Terms, pack_model
+from fedrec.wire.signing import OnlineKeys
+from fedrec_server.federation.federation import Federation
+from fedrec_server.federation.launch import Launch
+from fedrec_server.federation.run_files import app_folder, read_outcome
+from fedrec_server.operations.campaign_book import DONE, CampaignBook, Enrolled
+from fedrec_server.operations.enrolment import schedule_of, secagg_terms
+from fedrec_server.operations.ledger_facts import ledger_facts
+from fedrec_server.operations.privacy_terms import terms_of
+from fedrec_server.operations.publishing import served, statement_of, summary
+from fedrec_server.operations.run_artifacts import environment
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import HELD_DATA, TaskSpecification
+from fedrec_server.registry import Registry
+from fedrec_server.rounds.task import Task
 
-STATE, ENROLMENTS, TASK = "campaign.json", "enrolments.jsonl", "task.json"
-LEFT, LOCK = "left.jsonl", "operator.lock"
-#: How a campaign that brought a new version ended.
-DONE = "done"
+Event = dict[str, Any]
+Finish = Callable[[ServingModel, Package], ServingModel]
+POLL_SECONDS = 0.5
+#: A sum whose vectors were in before too many devices left can be opened within this time.
+LAST_SUM_SECONDS = 5.0
+TASK_LIFETIME_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True)
-class Enrolled:
-    """A device on the roster: its two public keys, and how many users use it."""
-
-    identity: str
-    node_key: str
-    users: int
-
-
-@dataclass(frozen=True)
-class State:
-    """Of a campaign.
+class Campaign:
+    """One campaign.
 
     Attributes:
-        population: whose devices may join.
-        opened: seconds since 1970.
-        max_devices: more are refused.
-        closed: the roster is complete.
-        ended: how it ended, for the operator: `DONE`, or what went wrong; empty: it has not.
+        id: random.
+        book: where its enrolments lie.
+        registry: whose champion the devices use, and where the result goes.
+        config: model, privacy, rounds; its data section is not used: the data are the devices'.
+        keys: sign the task and the result.
+        finish: from what was trained and the champion to what is published, e.g. a layer on a model of public data.
+        stop: asked all the while; when true, the campaign ends within seconds.
     """
 
-    population: str
-    opened: int
-    max_devices: int
-    closed: bool = False
-    ended: str = ""
+    id: str
+    book: CampaignBook
+    registry: Registry
+    config: TaskSpecification
+    keys: OnlineKeys
+    finish: Finish = lambda trained, champion: trained
+    stop: Callable[[], bool] = lambda: False
+    _held: IO[bytes] | None = field(default=None, repr=False, compare=False)
 
-
-class CampaignBook:
-    """All campaigns of a folder; see `fedrec_server.service._campaigns.Campaigns`."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._lock = threading.Lock()
-
-    def open(self, population: str, max_devices: int) -> str:
-        """A new campaign; its id.
+    @classmethod
+    def open(
+        cls,
+        book: CampaignBook,
+        registry: Registry,
+        config: TaskSpecification,
+        keys: OnlineKeys,
+        max_devices: int = 64,
+        *,
+        finish: Finish = lambda trained, champion: trained,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Campaign:
+        """Let devices enrol.
 
         Raises:
-            RegistryError: the folder cannot be written.
+            ConfigError: the configuration has no secure aggregation, or a model that devices could not be given.
+            RegistryError: there is no champion whose items the devices have.
         """
-        campaign = secrets.token_hex(16)
-        try:
-            (self._root / campaign).mkdir(parents=True)
-            write_json(
-                self._root / campaign / STATE, asdict(State(population, int(time.time()), max_devices))
+        if config.privacy.aggregator != "secagg":
+            raise ConfigError(
+                f"privacy.aggregator is {config.privacy.aggregator!r}: a campaign needs 'secagg', because no one "
+                "should see a device's own update"
             )
-        except OSError as error:
+        if getattr(config.evaluation, HELD_DATA, False):
+            raise ConfigError("evaluation.held_data is true: a campaign's data is on users' devices; drop it")
+        if not isinstance(config.privacy, NoPrivacy) and config.privacy.metrics != "none":
+            raise ConfigError(
+                f"privacy.metrics is {config.privacy.metrics!r}: devices hold nothing out to be evaluated; leave "
+                "it out"
+            )
+        check_serves(build(config.model))
+        read = [name for name in ("features", "reviews") if getattr(config.model, name, 0)]
+        if read:
+            raise ConfigError(
+                f"model.{read[0]} is {getattr(config.model, read[0])}: devices have no such vectors; set it to 0, or "
+                "take a model without them"
+            )
+        if not registry.aliases.champion:
             raise RegistryError(
-                f"{self._root} cannot be written ({error.strerror}): give another folder"
-            ) from error
-        return campaign
+                f"{registry.population} has no champion: promote a model whose items devices know"
+            )
+        made = book.open(registry.population, max_devices)
+        return cls(made, book, registry, config, keys, finish, stop, book.hold(made))
 
-    def folder(self, campaign: str) -> Path:
-        """Of a campaign.
+    @property
+    def folder(self) -> Path:
+        """Everything of it."""
+        return self.book.folder(self.id)
 
-        Raises:
-            RegistryError: there is none.
-        """
-        folder = self._root / campaign
-        if not campaign.isalnum() or not (folder / STATE).exists():
-            raise RegistryError(f"no campaign {campaign!r:.40} in {self._root}: open one first")
-        return folder
-
-    def state(self, campaign: str) -> State:
-        """Of a campaign.
+    def await_devices(
+        self, count: int, seconds: float, on_step: Callable[[str], None] = lambda step: None
+    ) -> int:
+        """Wait until so many devices are enrolled; how many are.
 
         Raises:
-            RegistryError: there is none, or its file is broken.
+            RegistryError: too few came, or the campaign was stopped; it is over.
         """
-        path = self.folder(campaign) / STATE
-        try:
-            return State(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise RegistryError(f"{path} cannot be read ({error}): restore it from a backup") from error
+        deadline, seen = time.monotonic() + seconds, -1
+        with self._ended_by_errors():
+            while True:
+                self._expect_no_stop()
+                here = len(self.book.roster(self.id))
+                if here != seen:
+                    on_step(f"{here} of {count} devices enrolled")
+                    seen = here
+                if here >= count:
+                    return here
+                if time.monotonic() > deadline:
+                    raise RegistryError(
+                        f"{here} devices enrolled within {seconds:g} s: {count} are wanted; wait longer"
+                    )
+                time.sleep(POLL_SECONDS)
 
-    def roster(self, campaign: str) -> list[Enrolled]:
-        """Everyone who enrolled, in order; a line that a crash cut off was never acknowledged."""
-        path = self.folder(campaign) / ENROLMENTS
-        if not path.exists():
-            return []
-        lines = path.read_text().splitlines(keepends=True)
-        return [Enrolled(**json.loads(line)) for line in lines if line.endswith("\n")]
-
-    def close(self, campaign: str) -> list[Enrolled]:
-        """Complete the roster: no device can enrol any more."""
-        with self._alone(campaign):
-            state = self.state(campaign)
-            self._write(campaign, replace(state, closed=True))
-            return self.roster(campaign)
-
-    def end(self, campaign: str, how: str) -> None:
-        """The campaign is over: no device can enrol, and devices that ask are told so. The first word stands."""
-        with self._alone(campaign):
-            state = self.state(campaign)
-            self._write(campaign, replace(state, closed=True, ended=state.ended or how))
-
-    def hold(self, campaign: str) -> IO[bytes]:
-        """Say that the operator's process lives, until the file that is given back is closed or the process dies."""
-        path = self.folder(campaign) / LOCK
-        fresh = path.with_name(f".{LOCK}.{secrets.token_hex(4)}")
-        file = fresh.open("wb")
-        # Locked before it has its name: there is no moment at which the operator seems dead.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        fresh.replace(path)
-        return file
-
-    def is_over(self, campaign: str) -> bool:
-        """Whether it has ended, or its operator's process died."""
-        return bool(self.state(campaign).ended) or self._is_orphaned(campaign)
-
-    def left(self, campaign: str) -> set[str]:
-        """Identities, in hex, of devices that left after the roster was closed."""
-        path = self.folder(campaign) / LEFT
-        if not path.exists():
-            return set()
-        lines = path.read_text().splitlines(keepends=True)
-        return {json.loads(line)["identity"] for line in lines if line.endswith("\n")}
-
-    def give(self, campaign: str, task: bytes) -> None:
-        """Let the devices of the roster have their task, once its hash is signed."""
-        atomic_write(self.folder(campaign) / TASK, task)
-
-    def open_for(self, population: str) -> str:
-        """See `Campaigns`; the newest one."""
-        found = []
-        for path in self._root.glob(f"*/{STATE}"):
-            state = self.state(path.parent.name)
-            if state.population == population and not (state.closed or self._is_orphaned(path.parent.name)):
-                found.append((state.opened, path.parent.name))
-        return max(found, default=(0, ""))[1]
-
-    def enrol(self, campaign: str, identity: bytes, node_key: str, users: int) -> None:
-        """See `Campaigns`; keys that are none would end the campaign for everyone when it begins."""
-        device = Enrolled(_checked(identity), _one_form(node_key), users)
-        with self._alone(campaign):
-            state, roster = self.state(campaign), self.roster(campaign)
-            if device in roster:
-                return
-            if state.closed:
-                raise CampaignOver(f"the roster of campaign {campaign} is closed: wait for another")
-            if any(
-                device.identity == other.identity or device.node_key == other.node_key for other in roster
-            ):
-                raise RegistryError(
-                    "a key stands on the roster with another: make new keys for every campaign"
-                )
-            if len(roster) >= state.max_devices:
-                raise CampaignOver(f"the roster of campaign {campaign} is full: wait for another")
-            self._add(campaign, ENROLMENTS, asdict(device))
-
-    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
-        """See `Campaigns`; an open roster forgets the device, a closed one notes that it left."""
-        if not is_leaving(identity, campaign, signature):
-            raise RegistryError(f"a device that left campaign {campaign} has not signed it: nothing is noted")
-        if not campaign.isalnum() or not (self._root / campaign / STATE).exists():
-            return  # the operator has removed it
-        with self._alone(campaign):
-            roster = self.roster(campaign)
-            stay = [device for device in roster if device.identity != identity.hex()]
-            if len(stay) == len(roster) or identity.hex() in self.left(campaign):
-                return
-            if self.state(campaign).closed:
-                self._add(campaign, LEFT, {"identity": identity.hex(), "time": int(time.time())})
-            else:
-                lines = (json.dumps(asdict(device), sort_keys=True) + "\n" for device in stay)
-                atomic_write(self.folder(campaign) / ENROLMENTS, "".join(lines).encode())
-
-    def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """See `Campaigns`."""
-        if self.is_over(campaign):
-            raise CampaignOver(f"campaign {campaign} is over: wait for another")
-        if not any(identity.hex() == device.identity for device in self.roster(campaign)):
-            raise RegistryError(f"a device that is not on the roster of campaign {campaign}: enrol first")
-        path = self.folder(campaign) / TASK
-        return path.read_bytes() if path.exists() else None
-
-    def _write(self, campaign: str, state: State) -> None:
-        write_json(self.folder(campaign) / STATE, asdict(state))
-
-    def _is_orphaned(self, campaign: str) -> bool:
-        """Whether an operator's process held the campaign and died."""
-        try:
-            with (self.folder(campaign) / LOCK).open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except (FileNotFoundError, BlockingIOError):
-            return False
-        return True
-
-    def _add(self, campaign: str, name: str, entry: dict[str, Any]) -> None:
-        """A line behind the last whole one of a file; on disk when this returns."""
-        path = self.folder(campaign) / name
-        cut = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-        with path.open("ab") as file:
-            file.truncate(cut)
-            file.write((json.dumps(entry, sort_keys=True) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def end(self, how: str) -> None:
+        """The campaign is over: devices that ask are told so. Ended again, nothing changes."""
+        self.book.end(self.id, how)
+        if self._held is not None:
+            self._held.close()
 
     @contextmanager
-    def _alone(self, campaign: str) -> Iterator[None]:
-        """One writer, in this process and in any other."""
-        with self._lock, (self.folder(campaign) / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def _ended_by_errors(self) -> Iterator[None]:
+        try:
             yield
+        except BaseException as error:
+            # Told to stop, it may end by whatever the stop broke.
+            stopped = self.stop() or isinstance(error, KeyboardInterrupt)
+            self.end("stopped" if stopped else str(error) or type(error).__name__)
+            raise
 
+    def _expect_no_stop(self) -> None:
+        if self.stop():
+            raise RegistryError(f"campaign {self.id[:8]} was stopped: open a new one")
 
-def _checked(identity: bytes) -> str:
-    """In hex.
+    def run(
+        self,
+        on_step: Callable[[str], None] = lambda step: None,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> Manifest:
+        """Close the roster, train, publish and promote; the new version.
 
-    Raises:
-        RegistryError: no point of the curve.
-    """
-    try:
-        Ed25519PublicKey.from_public_bytes(identity)
-    except ValueError as error:
-        raise RegistryError(f"identity of {len(identity)} bytes: expected an Ed25519 public key") from error
-    return identity.hex()
+        Raises:
+            FedrecError: whatever ended it; the registry is as it was.
+        """
+        with self._ended_by_errors():
+            devices = self.book.close(self.id)
+            task, run = self._task(devices)
+            watch = self._watch(task, devices, Launch(run / "coordinator"), on_step)
+            federation = Federation.admit(
+                self.folder / "federation",
+                [d.node_key for d in devices],
+                on_step=on_step,
+                stop=watch,
+            )
+            try:
+                signed = self.registry.sign_task(self.id, self._payload(task, federation), self.keys)
+                self.book.give(self.id, signed)
+                on_step("task signed: roster, privacy plan and terms are fixed")
+                seconds = task.rounds.wait_seconds
+                started = federation.start_run(run, app_folder(), wait_seconds=seconds)
+                finished = started.wait(on_event=on_event, stop=watch)
+            finally:
+                federation.down()
+                federation.forget()
+            outcome = read_outcome(run, finished)
+            on_step(f"{outcome.rounds} rounds summed")
+            made = self._publish(outcome.shared, self._statement(run, task, devices, outcome.rounds))
+            self.end(DONE)
+            on_step(f"version {made.version} signed and promoted")
+            return made
 
+    def _watch(
+        self, task: Task, devices: list[Enrolled], launch: Launch, on_step: Callable[[str], None]
+    ) -> Callable[[], bool]:
+        """Asked while devices train; raises RegistryError when no sum can be opened any more, and tells who left."""
+        terms, told, few_since = task.aggregation, 0, float("inf")
+        assert isinstance(terms, SecaggTerms)
 
-def _one_form(node_key: str) -> str:
-    """The key without a comment, so that one key cannot enrol twice in two forms.
+        def watch() -> bool:
+            nonlocal told, few_since
+            self._expect_no_stop()
+            gone = self.book.left(self.id)
+            stay = [device for device in devices if device.identity not in gone]
+            if len(gone) != told:
+                told = len(gone)
+                launch.note_left([str(k) for k, device in enumerate(devices) if device not in stay])
+                on_step(f"{told} of {len(devices)} devices have left")
+            enough = len(stay) >= terms.min_nodes and sum(device.users for device in stay) >= terms.min_users
+            few_since = float("inf") if enough else min(few_since, time.monotonic())
+            if time.monotonic() - few_since > LAST_SUM_SECONDS:
+                raise RegistryError(
+                    f"{told} of {len(devices)} devices have left: a sum needs {terms.min_nodes} devices and "
+                    f"{terms.min_users:g} users; open a new campaign"
+                )
+            return False
 
-    Raises:
-        RegistryError: no key of the kind that SuperLink takes.
-    """
-    try:
-        key = load_ssh_public_key(node_key.encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-            raise ValueError("another kind of key")
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise RegistryError(f"node key ({error!s:.60}): expected P-384 in OpenSSH's form") from error
-    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        return watch
+
+    def _task(self, devices: list[Enrolled]) -> tuple[Task, Path]:
+        """What coordinator and devices agree on, written into a run folder."""
+        items = self._item_ids()
+        users = sum(device.users for device in devices)
+        privacy = terms_of(self.config, users, len(items), f"campaign {self.id}")
+        members = [
+            Member(name=str(k), key=device.identity, users=device.users) for k, device in enumerate(devices)
+        ]
+        name = privacy.run if privacy else self.id
+        schedule = schedule_of(self.config, privacy, has_validation=False, has_test=False)
+        terms = secagg_terms(self.config, members, name, privacy, schedule)
+        settings, evaluation = self.config.node_settings(), EvaluationSettings()
+        fingerprint = config_hash(self.config.model, settings, evaluation, items, privacy, terms)
+        task = Task(
+            self.config.model,
+            settings,
+            self.config.round_settings(),
+            evaluation,
+            len(items),
+            fingerprint,
+            False,
+            False,
+            privacy,
+            aggregation=terms,
+        )
+        run = self.folder / "run"
+        task.write(run / "coordinator")
+        for k, device in enumerate(devices):
+            (run / "nodes" / str(k)).mkdir(parents=True, exist_ok=True)
+            write_json(run / "nodes" / str(k) / "enrolment.json", vars(device))
+        return task, run
+
+    def _payload(self, task: Task, federation: Federation) -> dict[str, Any]:
+        """See `fedrec_client.training`."""
+        parts = {
+            "model": task.model,
+            "settings": task.settings,
+            "evaluation": task.evaluation,
+            "privacy": task.privacy,
+            "aggregation": task.aggregation,
+        }
+        items = "\0".join(self._item_ids().tolist()).encode()
+        return {
+            "created": int(time.time()),
+            "expires": int(time.time()) + TASK_LIFETIME_SECONDS,
+            "model_version": self.registry.aliases.champion,
+            "items": hashlib.sha256(items).hexdigest(),
+            "node": {name: part and part.model_dump(mode="json") for name, part in parts.items()},
+            "superlink": f"127.0.0.1:{federation.record.gateway_port}",
+            "superlink_ca": federation.parts.ca.read_text(),
+            "bundle": BUNDLE,
+            "rounds": build(task.model).fixed_rounds or task.rounds.rounds,
+        }
+
+    def _item_ids(self) -> np.ndarray[Any, np.dtype[np.str_]]:
+        package = self.registry.open(self.registry.aliases.champion)
+        return np.array(package.items.ids)
+
+    def _statement(self, run: Path, task: Task, devices: list[Enrolled], rounds: int) -> dict[str, Any]:
+        """What may be claimed of the result, as for any other run."""
+        packages = environment()
+        facts = StatementFacts(
+            rounds=rounds,
+            engine="deployment",
+            nodes=len(devices),
+            users_per_node=min(device.users for device in devices),
+            aggregator="secagg",
+            least_nodes=self.config.secagg.min_nodes,
+            simulated=False,
+            metrics="none",
+            selected=False,
+            audit=None,
+            exact_numbers=()
+            if task.privacy
+            else ("loss", "examples", "norms before clipping", "number clipped"),
+            code=f"fedrec {packages['fedrec']}",
+            config_hash=task.config_hash,
+            packages=packages,
+            **ledger_facts(run, task.privacy),
+        )
+        made = statement(task.privacy.plan if task.privacy else None, facts)
+        write_statement(run, made)
+        return statement_of(run)
+
+    def _publish(self, shared: dict[str, Any], told: dict[str, Any]) -> Manifest:
+        before = self.registry.open(self.registry.aliases.champion)
+        model = self.finish(served(self.config, shared), before)
+        files = pack_model(model, before.items, told)
+        facts = summary(self.config, told) | {"campaign": self.id}
+        made = self.registry.publish(files, Terms(0, int(time.time()), summary=facts), self.keys)
+        self.registry.promote(made.version, self.keys)
+        return made

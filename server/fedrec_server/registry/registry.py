@@ -79,7 +79,7 @@ class Registry:
         self.repository = Repository(self.public / METADATA_FOLDER, population, lifetimes)
         if not (self.folder / PINNED).exists():
             raise RegistryError(
-                f"no registry of population {population!r} in {root}: make it with `fedrec keys init`"
+                f"no registry of population {population!r} in {root}: make it with `fedrec-server keys init`"
             )
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,9 @@ class Answers:
 class Collector(Protocol):
     """See the module's text."""
 
+    #: Whether nodes answer a question once and for all, since they give shares of their secrets away for it.
+    asks_once: ClassVar[bool]
+
     def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
         """Ask these nodes.
 
@@ -80,6 +83,8 @@ class Collector(Protocol):
 @dataclass(frozen=True)
 class OpenCollector:
     """Every node's reply is seen here, in the clear or after opening its seal."""
+
+    asks_once: ClassVar[bool] = False
 
     exchange: Exchange
     deadline_seconds: float
@@ -103,6 +108,8 @@ class OpenCollector:
 @dataclass(frozen=True)
 class IntegerCollector:
     """The sum of secure aggregation without its cryptography, for simulations in one process."""
+
+    asks_once: ClassVar[bool] = True
 
     exchange: Exchange
     deadline_seconds: float

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class SecureCollector:
         min_nodes, min_reply_fraction: with fewer nodes, of those asked, there is no sum.
         private: the run has a privacy plan: only what a question's `release` made is written to the disk.
     """
+
+    asks_once: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -30,7 +30,6 @@ from fedrec.core.errors import (
 )
 from fedrec.core.messages import Exchange, Request
 from fedrec.core.recommender import Recommender
-from fedrec.core.stage import VECTOR
 from fedrec.core.updates import Layout, State, UpdateSum
 from fedrec.evaluation.report import build_report
 from fedrec.evaluation.sums import MetricSums
@@ -82,6 +81,7 @@ class Coordinator:
         self.task = task
         self._exchange = exchange
         self._stop = stop
+        self._collector = collector
         self._recommender: Recommender = build(task.model)
         plan = task.privacy.plan if task.privacy else None
         rule = task.rounds.aggregation_rule
@@ -92,7 +92,6 @@ class Coordinator:
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics
-        self._collector = collector
         self._attendance = Attendance(task, exchange, on_event)
         self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
@@ -179,7 +178,7 @@ class Coordinator:
     @property
     def _is_hidden(self) -> bool:
         """Whether nodes answer once and for all, since they give their shares away."""
-        return self.task.aggregation.kind == "secagg"
+        return self._collector.asks_once
 
     def _lose(self, record: Event) -> None:
         """A round that nodes will not answer again: it counts, and the model stays as it is."""
@@ -364,7 +363,7 @@ def _question(request: Request, turn: ServerRound) -> Question:
     """What every node is asked, and how its answer, or the sum of all answers, is read."""
 
     def noised(summed: UpdateSum) -> NDArray[Any]:
-        return turn.combine([summed]).blocks[VECTOR]
+        return turn.keep(turn.combine([summed]))
 
     return Question(
         request,

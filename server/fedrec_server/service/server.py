@@ -164,7 +164,7 @@ def _credentials(certificates: Certificates | None, host: str) -> Any:
     if certificates is None:
         if not _is_loopback(host):
             raise ServiceError(
-                f"no TLS on {host}: give certificates (`fedrec certs init`), or serve on 127.0.0.1"
+                f"no TLS on {host}: give certificates (`fedrec-server certs init`), or serve on 127.0.0.1"
             )
         log.warning("NO TLS: anyone on this machine can read and change what is sent")
         return None
@@ -197,7 +197,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ServiceError(
-            f"certificate {path} cannot be read ({error.strerror}): make it with `fedrec certs init`"
+            f"certificate {path} cannot be read ({error.strerror}): make it with `fedrec-server certs init`"
         ) from error
 
 

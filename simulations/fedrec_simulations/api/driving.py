@@ -89,7 +89,7 @@ def _engine(
     if engine == "in-process":
         return run_in_process(run.path, on_event=on_event, stop=stop)
     with needs(f"engine {engine!r}"):
-        from fedrec_simulations.engines.deployment import run_deployment
+        from fedrec_server.operations.deployment import run_deployment
         from fedrec_simulations.engines.flower import run_flower
     start = run_flower if engine == "flower" else run_deployment
     return start(run.path, len(run.node_folders()), on_event=on_event, stop=stop)

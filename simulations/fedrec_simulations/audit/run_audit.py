@@ -37,9 +37,9 @@ from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import ServerRound, train_users
 from fedrec.rounds.local_training import in_cohort
 from fedrec.rounds.settings import NodeSettings
+from fedrec_server.operations.privacy_terms import plan_of
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.prepare import prepare
-from fedrec_simulations.experiments.privacy_terms import plan_of
 
 #: Real users beside the canaries, and the longest vector, of an audit.
 USERS = 500

@@ -1,22 +1,18 @@
-"""`fedrec config show|schema`: what a configuration means, and what could stand in one."""
+"""`fedrec config show|task|schema`: what a configuration means, its task for an operator, and all keys."""
 
 from __future__ import annotations
 
 import tomllib
 from typing import Any
 
-import typer
 from rich.markup import escape
 
-from fedrec_simulations.cli.answer import Answer, to_json
+from fedrec_server.cli.answer import Answer, to_json
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, find_config
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import Config, load_config
 
-app = typer.Typer(help="Show a resolved configuration, or the schema of all of them.")
 
-
-@app.command()
 def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
     """The configuration with every default filled in; each value says where it comes from."""
     path = find_config(config)
@@ -27,7 +23,12 @@ def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = 
     return Answer({"config": values, "warnings": warnings}, [_literal(text), *(f"# {w}" for w in warnings)])
 
 
-@app.command()
+def task(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
+    """The task of an experiment for `fedrec-server campaign run`: without its data, as TOML."""
+    values = load_config(find_config(config), overrides or ()).task().model_dump(mode="json")
+    return Answer({"task": values}, [_literal(to_toml(values, lambda where: ""))])
+
+
 def schema(json_: JsonFlag = False) -> Answer:
     """The JSON schema of a configuration, for editors that check TOML."""
     document = Config.model_json_schema()

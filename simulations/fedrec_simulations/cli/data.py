@@ -15,12 +15,11 @@ from fedrec.core.errors import DataError
 from fedrec.core.interactions import Dataset
 from fedrec.data import splits
 from fedrec.data.cleaning import CleaningReport
-from fedrec_simulations.cli.answer import Answer, table
+from fedrec_server.cli.answer import Answer, table
 from fedrec_simulations.cli.options import JsonFlag
 from fedrec_simulations.experiments.config import Config, parse_config
 from fedrec_simulations.experiments.prepare import FIRST_TIME, load, prepare
 
-app = typer.Typer(help="Describe a data set, or clean and split it.")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 Source = Annotated[
@@ -43,7 +42,6 @@ MinRating = Annotated[float | None, typer.Option(help="Drop interactions rated b
 Core = Annotated[int, typer.Option(help="Drop users and items with fewer interactions, until none is left.")]
 
 
-@app.command()
 def describe(
     source: Source = "movietweetings",
     path: At = None,
@@ -64,7 +62,6 @@ def describe(
     return Answer(facts | {"cleaning": report.as_dict()}, _view(facts, report))
 
 
-@app.command("prepare")
 def prepare_split(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder to write the split to.", show_default=False)],

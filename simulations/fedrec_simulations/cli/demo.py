@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.core.errors import RunError
-from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
+from fedrec_server.cli.answer import INTERRUPTED, Answer, notice, table, warn
 from fedrec_simulations.cli.options import JsonFlag, read_config
 from fedrec_simulations.cli.recommend import view as view_user
 from fedrec_simulations.cli.running import drive, lay_out

@@ -12,14 +12,14 @@ from rich.markup import escape
 
 from fedrec.core.errors import DataError
 from fedrec.evaluation.report import EvaluationReport
-from fedrec_simulations.cli.answer import Answer, table, warn
+from fedrec_server.cli.answer import Answer, table, warn
+from fedrec_server.operations.sections import NoPrivacy
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.cli.rankings import write_rankings
 from fedrec_simulations.engines.held_data import evaluate_held
 from fedrec_simulations.experiments.baseline import Baseline, fit_baseline
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
 from fedrec_simulations.report.summary import Summary, write_baseline
 from fedrec_simulations.report.tables import notes
 

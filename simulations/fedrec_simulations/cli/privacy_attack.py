@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from fedrec.recommenders.registry import build
+from fedrec_server.cli.answer import Answer, table, warn
 from fedrec_simulations.audit.attack_views import Target, planner_of
 from fedrec_simulations.audit.attacks import Row, attack
-from fedrec_simulations.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 from fedrec_simulations.experiments.prepare import prepare
 

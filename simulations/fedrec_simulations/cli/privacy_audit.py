@@ -12,8 +12,8 @@ from rich.markup import escape
 from fedrec.core.errors import ConfigError, PrivacyRefused
 from fedrec.privacy.audit.bugs import BUGS
 from fedrec.privacy.audit.report import COLUMNS, AuditReport
+from fedrec_server.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.audit import run_audit as auditing
-from fedrec_simulations.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 
 

@@ -15,7 +15,7 @@ from fedrec.privacy.interaction import user_epsilon
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.settings import InteractionPlan, PrivacySettings
-from fedrec_simulations.cli.answer import Answer, table, warn
+from fedrec_server.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag
 
 _COLOURS = {"can learn": "green", "hard": "yellow", "cannot learn": "bold red"}

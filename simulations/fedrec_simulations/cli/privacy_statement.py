@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fedrec_simulations.cli.answer import Answer, warn
+from fedrec_server.cli.answer import Answer, warn
 from fedrec_simulations.cli.options import JsonFlag
 from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.privacy_facts import write_privacy

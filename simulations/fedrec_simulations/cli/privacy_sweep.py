@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.core.errors import RunError
-from fedrec_simulations.cli.answer import INTERRUPTED, Answer, notice, table, warn
-from fedrec_simulations.cli.interrupts import StopRequest
+from fedrec_server.cli.answer import INTERRUPTED, Answer, notice, table, warn
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import JsonFlag, Overrides, find_config
 from fedrec_simulations.sweep.cells import Cell, CellResult, base_config, cells
 from fedrec_simulations.sweep.data import SweepData, prepare_sweep, read_data

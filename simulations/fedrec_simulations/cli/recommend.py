@@ -8,7 +8,7 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from fedrec_simulations.cli.answer import Answer, table, warn
+from fedrec_server.cli.answer import Answer, table, warn
 from fedrec_simulations.cli.options import JsonFlag, RunArgument
 from fedrec_simulations.experiments.run_folder import RunFolder
 from fedrec_simulations.report.examples import Example

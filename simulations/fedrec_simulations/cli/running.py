@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.recommenders.registry import build
+from fedrec_server.cli.interrupts import StopRequest
 from fedrec_server.rounds.coordinator import Outcome
 from fedrec_simulations.api import driving
-from fedrec_simulations.cli.interrupts import StopRequest
 from fedrec_simulations.cli.options import Engine
 from fedrec_simulations.engines.held_data import refuse_elsewhere
 from fedrec_simulations.experiments.config import Config

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.core.errors import ConfigError, RunError
-from fedrec_simulations.cli.answer import INTERRUPTED, Answer, table, warn
+from fedrec_server.cli.answer import INTERRUPTED, Answer, table, warn
 from fedrec_simulations.cli.options import Engine, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.running import default_folder, drive, lay_out
 from fedrec_simulations.experiments.prepare import prepare, prepare_files

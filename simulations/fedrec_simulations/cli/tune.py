@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fedrec.core.errors import ConfigError
-from fedrec_simulations.cli.answer import Answer, notice, table, warn
+from fedrec_server.cli.answer import Answer, notice, table, warn
 from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
 from fedrec_simulations.cli.toml_text import to_toml
 from fedrec_simulations.experiments.config import Config

@@ -20,8 +20,8 @@ from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.processes import end, flower_environment, free_ports, is_alive, program, start
 from fedrec_server.federation.flower_cli import FlowerCli, last_words
 from fedrec_server.federation.flower_run import FlowerRun, check_nodes
+from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_server.rounds.coordinator import Outcome
-from fedrec_simulations.engines.folders import app_folder, read_outcome
 
 MAX_NODES = 1000
 START_SECONDS = 90.0

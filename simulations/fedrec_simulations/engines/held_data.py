@@ -24,11 +24,11 @@ from fedrec.evaluation.report import EvaluationReport, build_report
 from fedrec.evaluation.sums import MetricSums
 from fedrec.privacy.noised_means import HELD_DATA
 from fedrec.recommenders.registry import build
+from fedrec_server.operations.sections import NoPrivacy
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.finished_run import FinishedRun, Host
 from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
 
 
 def evaluate_held(run: RunFolder) -> EvaluationReport:

@@ -15,12 +15,9 @@ Only their owner can look into `coordinator` and `nodes`.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from fedrec.data.splits import load_shard, read_split, write_split
 from fedrec.privacy.private_files import make_private
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_server.operations.run_artifacts import environment, read_catalog
 from fedrec_server.rounds.task import FEATURES_FILE
 from fedrec_simulations.experiments.config import Config, parse_config
 from fedrec_simulations.experiments.finished_run import Host
@@ -44,10 +42,6 @@ from fedrec_simulations.experiments.run_setup import Engine, RunSetup
 
 #: Exact metrics of held data.
 HELD_FILE = "held_data.json"
-PACKAGES = (
-    "fedrec", "numpy", "torch", "numba", "scipy", "flwr", "safetensors", "pydantic", "opacus", "dp-accounting",
-    "cryptography",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,12 +181,7 @@ class RunFolder:
     @property
     def catalog(self) -> Catalog:
         """Titles and categories in the order of the item indices."""
-        plain = json.loads((self.path / "catalog.json").read_text())
-        return Catalog(
-            np.array(plain["item_ids"], dtype=np.str_),
-            np.array(plain["titles"], dtype=np.str_),
-            tuple(tuple(names) for names in plain["categories"]),
-        )
+        return read_catalog(self.path)
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -236,17 +225,6 @@ class RunFolder:
             path.rmdir()
         shutil.move(self.path, path)
         return RunFolder(path)
-
-
-def environment() -> dict[str, str]:
-    """Versions of what the run was made with."""
-    found = {"python": sys.version.split()[0], "platform": platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _catalog_dict(catalog: Catalog) -> dict[str, Any]:

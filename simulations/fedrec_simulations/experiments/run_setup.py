@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from fedrec.core.errors import ConfigError
 from fedrec.data.split import Split
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import config_hash
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node, Simulated
-from fedrec_client.node.node_terms import config_hash
+from fedrec_server.operations.enrolment import Enrolment, enrol
+from fedrec_server.operations.privacy_terms import terms_of
+from fedrec_server.operations.sections import NoPrivacy, PrivacySection
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.experiments.config import Config
-from fedrec_simulations.experiments.enrolment import Enrolment, enrol
 from fedrec_simulations.experiments.features import category_matrix
 from fedrec_simulations.experiments.prepare import Prepared
-from fedrec_simulations.experiments.privacy_terms import terms_of
-from fedrec_simulations.experiments.sections import NoPrivacy, PrivacySection
 
 Engine = Literal["in-process", "flower", "deployment"]
 

@@ -9,14 +9,12 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from fedrec.core.errors import RunError
-from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.statement import AuditFacts, Statement, StatementFacts, statement, write_statement
 from fedrec.privacy.terms import PrivacyTerms
-from fedrec_server.rounds.charges import Charges
+from fedrec_server.operations.ledger_facts import ledger_facts
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.engines.in_process import FULL_PROTOCOL_NODES
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -104,19 +102,3 @@ def _fewest_users(run: RunFolder) -> int:
     if nodes == 1:
         return split.train.n_users
     return min(split.shard(k, nodes).train.n_users for k in range(nodes))
-
-
-def ledger_facts(path: Path, terms: PrivacyTerms | None) -> dict[str, Any]:
-    """The ledger of a run's folder, and what it knows of other runs on the same users."""
-    if terms is None:
-        return {"ledger": None}
-    rounds = Charges(terms, path / "coordinator")
-    with Ledger.open(rounds.ledger_folder, read_only=True) as ledger:
-        spent = ledger.spent(rounds.account, without=terms.run)
-    inside = "in the folder of this run, which other runs do not know of"
-    return {
-        "ledger": inside if terms.ledger is None else str(terms.ledger),
-        "other_plans": spent.plans,
-        "other_epsilon": spent.epsilon,
-        "other_delta": spent.delta,
-    }

@@ -16,11 +16,11 @@ from typing import Any
 from fedrec.core.files import write_json
 from fedrec.data.split import Split
 from fedrec.evaluation.report import Estimate
+from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.rounds.task import Task
 from fedrec_simulations.experiments.baseline import Baseline
 from fedrec_simulations.experiments.config import Config
 from fedrec_simulations.experiments.run_folder import HELD_FILE, RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
 
 #: The metrics of every comparison, with their names for users.
 HEADLINE = {

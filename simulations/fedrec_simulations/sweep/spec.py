@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedrec.core.errors import ConfigError
-from fedrec_simulations.experiments.sections import Section
+from fedrec_server.operations.sections import Section
 
 Values = dict[str, Any]
 #: The sections of a configuration that a method may differ in.

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from fedrec_simulations.cli.answer import notice
+from fedrec_server.cli.answer import notice
 
 
 class StopRequest:

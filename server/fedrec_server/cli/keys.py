@@ -1,4 +1,4 @@
-"""`fedrec keys ...`: the ceremonies that make, replace and renew the keys of a population's repository."""
+"""`fedrec-server keys ...`: the ceremonies that make, replace and renew the keys of a population's repository."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import typer
 from rich.markup import escape
 
 from fedrec.core.errors import ConfigError
-from fedrec_simulations.cli.answer import Answer, notice
-from fedrec_simulations.cli.options import JsonFlag
+from fedrec_server.cli.answer import Answer, notice
+from fedrec_server.cli.options import JsonFlag, Keys, Models, Population
+from fedrec_server.operations.key_folder import KeyFolder
+from fedrec_server.registry import Registry
 
-app = typer.Typer(help="Keys that stand for models: make them, replace them, renew what they signed.")
 PASSPHRASE = "FEDREC_PASSPHRASE"
 
-Population = Annotated[str, typer.Option("--population", help="Whose models.", show_default=False)]
-Models = Annotated[Path, typer.Option("--registry", help="Folder of the registry.")]
-Keys = Annotated[Path, typer.Option("--keys", help="Folder of all keys.")]
 Offline = Annotated[
     Path | None, typer.Option("--offline", help="Folder of the offline keys, when it was moved away.")
 ]
@@ -26,7 +24,6 @@ Threshold = Annotated[int, typer.Option(min=1, help="So many root keys must sign
 HERE, MODELS = Path("keys"), Path("models")
 
 
-@app.command()
 def init(
     population: Population,
     keys: Keys = HERE,
@@ -36,9 +33,6 @@ def init(
     json_: JsonFlag = False,
 ) -> Answer:
     """Make offline keys (under FEDREC_PASSPHRASE), online keys and the registry; its root.json is what apps pin."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population)
     offline, online = folder.create(_passphrase(), root_keys)
@@ -51,7 +45,6 @@ def init(
     return Answer(facts, [f"pin {escape(str(pinned))} in apps"])
 
 
-@app.command("rotate-online")
 def rotate_online(
     population: Population,
     keys: Keys = HERE,
@@ -63,16 +56,12 @@ def rotate_online(
     json_: JsonFlag = False,
 ) -> Answer:
     """Replace the online keys, e.g. after one was stolen; devices forget what the old ones signed last."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     folder = KeyFolder(keys, population, offline)
     books = Registry(registry, population)
     version = folder.replace_online(books, _passphrase(), lost=lost)
     return Answer({"root": version}, [f"root metadata {version}: new online keys are in force"])
 
 
-@app.command("rotate-root")
 def rotate_root(
     population: Population,
     keys: Keys = HERE,
@@ -83,9 +72,6 @@ def rotate_root(
     json_: JsonFlag = False,
 ) -> Answer:
     """Replace the offline keys; apps that pin the old root follow by themselves."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population, offline)
     books = Registry(registry, population)
@@ -93,7 +79,6 @@ def rotate_root(
     return Answer({"root": version}, [f"root metadata {version}: new offline keys are in force"])
 
 
-@app.command()
 def renew(
     population: Population,
     keys: Keys = HERE,
@@ -102,9 +87,6 @@ def renew(
     json_: JsonFlag = False,
 ) -> Answer:
     """Sign root and targets anew with the same keys, before they end (a year)."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     folder = KeyFolder(keys, population, offline)
     same = (folder.offline(_passphrase()), folder.online())
     version = Registry(registry, population).replace_keys(same, same)

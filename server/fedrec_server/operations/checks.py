@@ -136,7 +136,7 @@ def _flower() -> Check:
         found = done.stdout.strip() or done.stderr.strip().rpartition("\n")[2]
         ok = done.returncode == 0
         if ok:
-            from fedrec_simulations.engines.folders import app_folder
+            from fedrec_server.federation.run_files import app_folder
 
             app_folder()
             found += ", telemetry off"

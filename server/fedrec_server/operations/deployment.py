@@ -1,6 +1,6 @@
 """The deployment engine: a real federation on this machine, for one run or kept up for many.
 
-The functions are what the command line offers as `fedrec federation up|status|run|down`, and what
+The functions are what the command line offers as `fedrec-server federation up|status|run|down`, and what
 `fedrec train --engine deployment` does in one go. Out of scope: printing, laying out run folders.
 """
 
@@ -13,11 +13,10 @@ from typing import Any
 from fedrec.core.errors import ConfigError
 from fedrec_server.federation.federation import Federation
 from fedrec_server.federation.flower_run import check_nodes
+from fedrec_server.federation.run_files import app_folder, read_outcome
+from fedrec_server.operations.run_artifacts import RunArtifacts
+from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.rounds.coordinator import Outcome
-from fedrec_simulations.engines.folders import app_folder, read_outcome
-from fedrec_simulations.engines.held_data import refuse_elsewhere
-from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
 
 Event = dict[str, Any]
 
@@ -105,9 +104,13 @@ def _refuse(run_dir: Path) -> None:
     """What nodes would refuse one by one; a run of a campaign has no configuration, and nothing to refuse."""
     if not (run_dir / "config.json").exists():
         return
-    config = RunFolder(run_dir).config
-    refuse_elsewhere(config, "deployment")
-    privacy = config.privacy
+    run = RunArtifacts(run_dir)
+    if run.asks_for_held_data:
+        raise ConfigError(
+            "evaluation.held_data is true: a deployment's data is with its users; drop it, or take an engine that "
+            "simulates (in-process, flower)"
+        )
+    privacy = run.config.privacy
     if isinstance(privacy, NoPrivacy) and privacy.aggregator == "secagg" and not privacy.exact_sums:
         raise ConfigError(
             "privacy.unit is 'none': nodes of a deployment would let sums without noise out; set a privacy target, "

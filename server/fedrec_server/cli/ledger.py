@@ -9,8 +9,8 @@ import typer
 
 from fedrec.core.errors import RunError
 from fedrec.privacy.ledger import Ledger
-from fedrec_simulations.cli.answer import Answer, table
-from fedrec_simulations.cli.options import JsonFlag
+from fedrec_server.cli.answer import Answer, table
+from fedrec_server.cli.options import JsonFlag
 
 
 def ledger(

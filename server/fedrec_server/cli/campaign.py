@@ -1,4 +1,4 @@
-"""`fedrec campaign run|list`: train with devices that enrol themselves, publish what comes of it."""
+"""`fedrec-server campaign run|list`: train with devices that enrol themselves, publish what comes of it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fedrec.core.errors import EnvironmentProblem, FedrecError
-from fedrec_simulations.cli.answer import Answer, notice, table, warn
-from fedrec_simulations.cli.interrupts import StopRequest
-from fedrec_simulations.cli.options import ConfigArgument, JsonFlag, Overrides, read_config
+from fedrec.core.errors import FedrecError
+from fedrec_server.cli.answer import Answer, notice, table, warn
+from fedrec_server.cli.interrupts import StopRequest
+from fedrec_server.cli.options import JsonFlag, Overrides
 
-app = typer.Typer(help="Training campaigns: devices of users enrol, train together, get the new model.")
+TaskFile = Annotated[
+    Path, typer.Argument(metavar="TASK", help="TOML file of the task, as `fedrec config task` writes it.")
+]
 Folder = Annotated[Path, typer.Option("--campaigns", help="Folder of all campaigns, as the service has it.")]
 HERE = Path("campaigns")
 
 
-@app.command()
 def run(
-    config: ConfigArgument,
+    task: TaskFile,
     population: Annotated[str, typer.Option("--population", help="Whose devices.", show_default=False)],
     devices: Annotated[int, typer.Option(min=3, help="Begin when so many are enrolled.")] = 100,
     wait: Annotated[float, typer.Option(min=1, help="For at most so many seconds.")] = 86_400.0,
@@ -34,19 +35,15 @@ def run(
 ) -> Answer:
     """Open a campaign, wait for devices, train with them, sign and promote the result.
 
-    CONFIG says model, privacy, rounds and secure aggregation; its data section is not used.
+    TASK says model, privacy, rounds and secure aggregation.
     """
-    try:
-        from fedrec_simulations.operations.campaigns import Campaign
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            f"a campaign needs package {error.name!r}: pip install 'fedrec[sim]'"
-        ) from error
-    from fedrec_server.operations.campaigns import CampaignBook
+    from fedrec_server.operations.campaign_book import CampaignBook
+    from fedrec_server.operations.campaigns import Campaign
+    from fedrec_server.operations.key_folder import KeyFolder
+    from fedrec_server.operations.specification import load_specification
     from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
 
-    settings = read_config(config, overrides)
+    settings = load_specification(task, overrides or ())
     warn(settings.warnings())
     with StopRequest("ending the campaign: its devices are told") as stop:
         campaign = Campaign.open(
@@ -69,10 +66,9 @@ def run(
     return Answer({"campaign": campaign.id} | made.payload(), view)
 
 
-@app.command("list")
 def list_(folder: Folder = HERE, json_: JsonFlag = False) -> Answer:
     """All campaigns: whose, since when, how many devices, how many of them have left, and how it ended."""
-    from fedrec_server.operations.campaigns import DONE, STATE, CampaignBook
+    from fedrec_server.operations.campaign_book import DONE, STATE, CampaignBook
 
     book = CampaignBook(folder)
     rows: list[dict[str, Any]] = []

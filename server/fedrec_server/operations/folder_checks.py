@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedrec_server.federation.leftovers import Leftover, find_leftovers
-from fedrec_simulations.operations.checks import Check
+from fedrec_server.operations.checks import Check
 
 
 def check_folders(roots: list[Path], *, remove: bool = False) -> list[Check]:

@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fedrec_simulations.tools.service_fuzz import METHODS, evaluated, garbage, good_messages
+from benchmarks.service_fuzz_calls import METHODS, evaluated, garbage, good_messages
 
 Address = tuple[str, int]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -20,9 +20,9 @@ from fedrec.ranking.model import ServingModel
 from fedrec.recommenders.registry import build
 from fedrec.recommenders.serving import serving_form
 from fedrec.wire.package import pack_model
-from fedrec_simulations.experiments.config import Config
-from fedrec_simulations.experiments.run_folder import RunFolder
-from fedrec_simulations.experiments.sections import NoPrivacy
+from fedrec_server.operations.run_artifacts import RunArtifacts
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import TaskSpecification
 
 #: A dense item-item model of more items is cut to the strongest weights of each row.
 DENSE_ITEMS = 4_000
@@ -31,7 +31,7 @@ STRONGEST = 200
 GUARANTEE = ("epsilon", "delta", "user_epsilon", "population", "rounds_released")
 
 
-def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes], dict[str, Any]]:
+def files_of_run(run: RunArtifacts, *, int8: bool = True) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Files for a registry, and the summary of the statement for the manifest.
 
     Args:
@@ -47,7 +47,7 @@ def files_of_run(run: RunFolder, *, int8: bool = True) -> tuple[dict[str, bytes]
     return pack_model(model, _items(run, shared), statement), summary(config, statement)
 
 
-def served(config: Config, shared: State, *, int8: bool = True) -> ServingModel:
+def served(config: TaskSpecification, shared: State, *, int8: bool = True) -> ServingModel:
     """The serving model of a run, small enough for a device."""
     model = serving_form(build(config.model), shared)
     if isinstance(model, ItemItem) and model.n_items > DENSE_ITEMS:
@@ -55,7 +55,7 @@ def served(config: Config, shared: State, *, int8: bool = True) -> ServingModel:
     return model.quantised() if int8 else model
 
 
-def summary(config: Config, statement: dict[str, Any]) -> dict[str, Any]:
+def summary(config: TaskSpecification, statement: dict[str, Any]) -> dict[str, Any]:
     """The few facts of a statement that a manifest carries; without a statement nothing is promised."""
     privacy = config.privacy
     shown = {"aggregator": privacy.aggregator, "headline": str(statement.get("headline", ""))[:500]}
@@ -66,7 +66,7 @@ def summary(config: Config, statement: dict[str, Any]) -> dict[str, Any]:
     return {"unit": privacy.unit, "trust": privacy.trust} | facts | shown
 
 
-def _items(run: RunFolder, shared: State) -> Items:
+def _items(run: RunArtifacts, shared: State) -> Items:
     catalog = run.catalog
     counts = shared.get("count")
     if counts is None and isinstance(run.config.privacy, NoPrivacy):

@@ -1,10 +1,10 @@
-"""`fedrec model ...`: the registry of models that devices use."""
+"""`fedrec-server model ...`: the registry of models that devices use."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -13,23 +13,18 @@ from rich.markup import escape
 from fedrec.core.errors import RegistryError, RunError, UpdateRejected
 from fedrec.wire.layout import DELEGATED, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fedrec.wire.manifest import Manifest
-from fedrec_simulations.cli.answer import Answer, notice, table
-from fedrec_simulations.cli.options import JsonFlag, RunArgument
+from fedrec_server.cli.answer import Answer, notice, table
+from fedrec_server.cli.options import JsonFlag, Keys, Models, Population, RunArgument
+from fedrec_server.operations.key_folder import KeyFolder
+from fedrec_server.operations.run_artifacts import RunArtifacts
+from fedrec_server.registry import Registry, write_bundle
 
-if TYPE_CHECKING:
-    from fedrec_server.registry import Registry
-
-app = typer.Typer(help="Models that devices use: publish, promote, roll back, bring along.")
 ROLES = (ROOT, TARGETS, *DELEGATED, SNAPSHOT, TIMESTAMP)
 
-Models = Annotated[Path, typer.Option("--registry", help="Folder of the registry.")]
-Population = Annotated[str, typer.Option("--population", help="Whose models.", show_default=False)]
-Keys = Annotated[Path, typer.Option("--keys", help="Folder of all keys.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", show_default=False)]
 HERE, KEYS = Path("models"), Path("keys")
 
 
-@app.command()
 def publish(
     run: RunArgument,
     population: Population,
@@ -41,23 +36,17 @@ def publish(
 ) -> Answer:
     """Sign the model of a finished run under the next version; no device uses it before it is promoted."""
     from fedrec.wire.package import Terms
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.experiments.run_folder import RunFolder
-    from fedrec_simulations.operations.key_folder import KeyFolder
-    from fedrec_simulations.operations.publishing import files_of_run
+    from fedrec_server.operations.publishing import files_of_run
 
-    files, summary = files_of_run(RunFolder.open(run), int8=int8)
+    files, summary = files_of_run(RunArtifacts.open(run), int8=int8)
     terms = Terms(0, int(time.time()), min_client, summary)
     made = Registry(registry, population).publish(files, terms, KeyFolder(keys, population).online())
-    hint = f"promote it with: fedrec model promote {made.version} --population {population}"
+    hint = f"promote it with: fedrec-server model promote {made.version} --population {population}"
     return Answer(made.payload(), [*_view(made), escape(hint)])
 
 
-@app.command("list")
 def list_(population: Population, registry: Models = HERE, json_: JsonFlag = False) -> Answer:
     """All versions, and which are in use."""
-    from fedrec_server.registry import Registry
-
     books = Registry(registry, population)
     aliases = books.aliases
     manifests, damaged = _manifests(books)
@@ -84,13 +73,10 @@ def list_(population: Population, registry: Models = HERE, json_: JsonFlag = Fal
     return Answer(document, [table(f"models of {population}", columns, rows, left=3)])
 
 
-@app.command()
 def show(
     version: Version, population: Population, registry: Models = HERE, json_: JsonFlag = False
 ) -> Answer:
     """The manifest of a version, and its history."""
-    from fedrec_server.registry import Registry
-
     books = Registry(registry, population)
     made = books.manifest(version)
     history = [entry for entry in books.history() if entry.get("version") == version]
@@ -99,11 +85,8 @@ def show(
     return Answer(made.payload() | {"history": history}, view)
 
 
-@app.command()
 def verify(population: Population, registry: Models = HERE, json_: JsonFlag = False) -> Answer:
     """Check every signature, file, tensor and delta; exit 20 when one is not good."""
-    from fedrec_server.registry import Registry
-
     found = Registry(registry, population).verify()
     bad = {version: text for version, text in found.items() if text != "good"}
     rows = [[str(version), text] for version, text in found.items()]
@@ -111,7 +94,6 @@ def verify(population: Population, registry: Models = HERE, json_: JsonFlag = Fa
     return Answer({"versions": found, "good": not bad}, [table("", ["version", "state"], rows, left=2)], code)
 
 
-@app.command()
 def promote(
     version: Version,
     population: Population,
@@ -122,16 +104,12 @@ def promote(
     json_: JsonFlag = False,
 ) -> Answer:
     """Let devices use a version: all of them, or a share."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     after = Registry(registry, population).promote(
         version, KeyFolder(keys, population).online(), alias, traffic
     )
     return Answer(vars(after), [f"{population}: version {version} is {alias}"])
 
 
-@app.command()
 def rollback(
     version: Version,
     population: Population,
@@ -140,21 +118,14 @@ def rollback(
     json_: JsonFlag = False,
 ) -> Answer:
     """Make an earlier version champion again; a canary ends."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     after = Registry(registry, population).rollback(version, KeyFolder(keys, population).online())
     return Answer(vars(after), [f"{population}: version {version} is champion again"])
 
 
-@app.command()
 def refresh(
     population: Population, registry: Models = HERE, keys: Keys = KEYS, json_: JsonFlag = False
 ) -> Answer:
     """Sign anew what is past half of its life; run it daily where no service with --keys does."""
-    from fedrec_server.registry import Registry
-    from fedrec_simulations.operations.key_folder import KeyFolder
-
     books = Registry(registry, population)
     done = books.renew(KeyFolder(keys, population).online())
     ends = {role: _date(books.state().expires(role)) for role in ROLES}
@@ -162,7 +133,6 @@ def refresh(
     return Answer({"renewed": done, "expires": ends}, [table("", ["role", "", "expires"], rows, left=2)])
 
 
-@app.command()
 def bundle(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
     population: Population,
@@ -170,8 +140,6 @@ def bundle(
     json_: JsonFlag = False,
 ) -> Answer:
     """Copy the champion with its signed metadata into a new FOLDER, for an app to bring along as its start model."""
-    from fedrec_server.registry import Registry, write_bundle
-
     made = write_bundle(Registry(registry, population), folder)
     hint = f"Client.open(..., start_model={str(folder)!r})"
     return Answer(made.payload() | {"folder": folder}, [*_view(made), escape(hint)])

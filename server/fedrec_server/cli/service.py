@@ -1,4 +1,4 @@
-"""`fedrec service start` and `fedrec certs init`: the model service, and certificates for it and its apps."""
+"""`fedrec-server service start`: the model service."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from fedrec_simulations.cli.answer import Answer, notice
-from fedrec_simulations.cli.interrupts import StopRequest
-from fedrec_simulations.cli.options import JsonFlag
-
-app = typer.Typer(help="The model service: hands signed models to devices over gRPC.")
-certs = typer.Typer(help="Certificates for the model service and its apps.")
+from fedrec_server.cli.answer import Answer, notice
+from fedrec_server.cli.interrupts import StopRequest
+from fedrec_server.cli.options import JsonFlag
 
 #: How often a stop is looked for.
 LOOK_SECONDS = 0.5
 
 
-@app.command()
 def start(
     population: Annotated[list[str], typer.Option("--population", help="Whose models; may be repeated.")],
     registry: Annotated[Path, typer.Option(help="Folder of the registry.")] = Path("models"),
     certificates: Annotated[
-        Path | None, typer.Option("--certs", help="Folder that `fedrec certs init` wrote.")
+        Path | None, typer.Option("--certs", help="Folder that `fedrec-server certs init` wrote.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8443,
@@ -36,7 +31,7 @@ def start(
     keys: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of all keys: signs timestamp and snapshot anew in time; none: `fedrec model refresh` must."
+            help="Folder of all keys: signs timestamp and snapshot anew; none: `fedrec-server model refresh`."
         ),
     ] = None,
     enrolment_key: Annotated[
@@ -57,12 +52,12 @@ def start(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fedrec.core.errors import ConfigError
     from fedrec_server.network.limits import Limits
-    from fedrec_server.operations.campaigns import CampaignBook
+    from fedrec_server.operations.campaign_book import CampaignBook
+    from fedrec_server.operations.key_folder import KeyFolder
     from fedrec_server.registry import Registry
     from fedrec_server.service.enrolments import EnrolmentTokens, read_key
     from fedrec_server.service.renewal import Renewal
     from fedrec_server.service.server import Certificates, Service
-    from fedrec_simulations.operations.key_folder import KeyFolder
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
@@ -92,23 +87,10 @@ def start(
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
         if keys is None:
-            notice("no --keys: run `fedrec model refresh` daily, or devices refuse these models in a week")
+            notice(
+                "no --keys: run `fedrec-server model refresh` daily, or devices refuse these models in a week"
+            )
         # Looked at often: a signal may reach a thread of gRPC, and then wakes no one here.
         while not stop.asked and not service.wait(LOOK_SECONDS):
             pass
     return Answer({"stopped": True}, ["stopped"])
-
-
-@certs.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    host: Annotated[list[str] | None, typer.Option("--host", help="Name or address of the server.")] = None,
-    days: Annotated[float, typer.Option(min=0.01, help="How long they hold.")] = 90.0,
-    json_: JsonFlag = False,
-) -> Answer:
-    """Make certificates: for the server, and for the app whose devices may ask it."""
-    from fedrec_server.network.certificates import Validity, make_service_certificates
-
-    made = make_service_certificates(folder, host or (), Validity(days))
-    hint = f"into the app: {made['ca.crt']}, {made['app.pem']}, {made['app.key']}"
-    return Answer(dict(made), [escape(hint)])

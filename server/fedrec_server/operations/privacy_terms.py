@@ -5,18 +5,20 @@ from __future__ import annotations
 import secrets
 
 from fedrec.core.errors import PrivacyRefused
+from fedrec.core.stage import RoundContext
 from fedrec.privacy.integers import WRAP_CHANCE, Carried
+from fedrec.privacy.mechanism import mechanism_of
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.planner import make_plan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
-from fedrec.rounds.build import round_layout
+from fedrec.rounds.build import chain_of, round_layout
 from fedrec.secagg.encoding import encoding_for
-from fedrec_simulations.experiments.config import Config
-from fedrec_simulations.experiments.sections import NoPrivacy
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import TaskSpecification
 
 
-def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
+def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPlan | None:
     """The plan, or None where privacy is switched off.
 
     Args:
@@ -26,6 +28,7 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
 
     Raises:
         PrivacyRefused: the guarantee would be meaningless, or nothing could be learned.
+        ConfigError: the mechanism does not fit what is sent.
     """
     if isinstance(config.privacy, NoPrivacy):
         return None
@@ -38,28 +41,33 @@ def plan_of(config: Config, n_users: int, n_items: int) -> PrivacyPlan | None:
     recommender = build(config.model)
     rounds = recommender.fixed_rounds or config.federation.rounds
     nodes, gradient = config.node_settings(), recommender.gradient_rounds
-    sizes = [
-        round_layout(recommender.layout(n_items, r), n_items, nodes, r, gradient=gradient).size
+    layouts = [
+        round_layout(recommender.layout(n_items, r), n_items, nodes, r, gradient=gradient)
         for r in range(1, rounds + 1)
     ]
-    return make_plan(
+    parameters = max(layout.size for layout in layouts)
+    plan = make_plan(
         config.privacy,
         population=population,
         rounds=rounds,
         schedule=recommender.noise_schedule(rounds),
-        parameters=max(sizes),
+        parameters=parameters,
         sampling_rate=config.federation.sampling_rate,
         dense_gradient=recommender.gradient_rounds,
-        carried=_carried(config, n_users, max(sizes)),
+        carried=_carried(config, n_users, parameters),
     )
+    # What nodes and coordinator would refuse is refused before data is laid out for them.
+    chain_of(nodes, plan, gradient=gradient)
+    mechanism_of(plan).layout(layouts[0], RoundContext(1, n_items=n_items))
+    return plan
 
 
-def range_users(config: Config, n_users: int) -> int:
+def range_users(config: TaskSpecification, n_users: int) -> int:
     """For how many users the integers of secure aggregation have room."""
     return max(config.secagg.range_users or 0, n_users, 1)
 
 
-def _carried(config: Config, n_users: int, size: int) -> Carried | None:
+def _carried(config: TaskSpecification, n_users: int, size: int) -> Carried | None:
     """How clean sums travel as integers, for which the noise that is added later has to be a little larger.
 
     Rounding costs sqrt(n) / scale, which is most for the longest vector, of `size` values.
@@ -83,7 +91,7 @@ def _carried(config: Config, n_users: int, size: int) -> Carried | None:
     return Carried(scale=encoding.scale, wrap=WRAP_CHANCE if rotated else 0.0)
 
 
-def terms_of(config: Config, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
+def terms_of(config: TaskSpecification, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
     """The terms of a new run, or None where privacy is switched off; raises what `plan_of` raises."""
     plan = plan_of(config, n_users, n_items)
     if plan is None or isinstance(config.privacy, NoPrivacy):

@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 
 from fedrec.core.errors import EnvironmentProblem
-from fedrec_simulations.cli.answer import Answer, notice
-from fedrec_simulations.cli.options import JsonFlag
-from fedrec_simulations.operations.checks import Check, run_checks
-from fedrec_simulations.operations.folder_checks import check_folders
+from fedrec_server.cli.answer import Answer, notice
+from fedrec_server.cli.options import JsonFlag
+from fedrec_server.operations.checks import Check, run_checks
+from fedrec_server.operations.folder_checks import check_folders
 
 Folders = Annotated[
     list[Path] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fedrec_simulations
+import fedrec_server
 from fedrec.core.errors import EnvironmentProblem
 from fedrec.core.files import read_arrays
 from fedrec.core.updates import State
@@ -18,11 +18,11 @@ def app_folder() -> Path:
     Raises:
         EnvironmentProblem: it is in neither place.
     """
-    package = Path(fedrec_simulations.__file__).parent
+    package = Path(fedrec_server.__file__).parent
     for folder in (package / "apps" / "fedrec", package.parent / "apps" / "fedrec"):
         if (folder / "pyproject.toml").exists():
             return folder
-    raise EnvironmentProblem(f"no Flower app beside {package}: install fedrec again, with the extra 'sim'")
+    raise EnvironmentProblem(f"no Flower app beside {package}: install fedrec again, with the extra 'server'")
 
 
 def read_outcome(run_dir: Path, finished: bool) -> Outcome:

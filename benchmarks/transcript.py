@@ -1,6 +1,6 @@
 """Makes the transcript of a deployment under attack and accident: every line is something that was observed.
 
-    python -m fedrec_simulations.tools.transcript simulations/experiments/movietweetings-mf.toml FOLDER OUT.md
+    python -m benchmarks.transcript simulations/experiments/movietweetings-mf.toml FOLDER OUT.md
 
 A run with that configuration is laid out in FOLDER for four nodes. A node with an unregistered key asks to be let
 in; a node is killed while it computes, and later started again; the coordinator is killed; SuperLink is killed.
@@ -26,8 +26,8 @@ from fedrec.core.errors import FederationError
 from fedrec.core.files import read_arrays
 from fedrec.core.processes import cut, flower_environment, free_ports, marked, start
 from fedrec_server.federation.federation import Federation
+from fedrec_server.federation.run_files import app_folder, read_outcome
 from fedrec_server.network.certificates import make_node_key
-from fedrec_simulations.engines.folders import app_folder, read_outcome
 from fedrec_simulations.experiments.config import load_config
 from fedrec_simulations.experiments.prepare import prepare
 from fedrec_simulations.experiments.run_folder import RunFolder
@@ -213,14 +213,14 @@ def _resumed(federation: Federation, run_dir: Path, transcript: Transcript) -> N
 
 def main() -> None:
     """Write the transcript of one performance."""
-    parser = argparse.ArgumentParser(prog="python -m fedrec_simulations.tools.transcript")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transcript")
     for name in ("config", "folder", "out"):
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     folder: Path = given.folder.resolve()
     config = load_config(given.config, (*OVERRIDES, f"federation.nodes={NODES}"))
     RunFolder.create(folder / "run", config, prepare(config), NODES)
-    transcript = Transcript(on_line=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    transcript = Transcript(on_line=lambda line: print(line, file=sys.stderr, flush=True))
     perform(folder / "run", folder / "federation", transcript)
     given.out.write_text(render(transcript, config.name, folder))
 
@@ -232,7 +232,7 @@ def render(transcript: Transcript, name: str, folder: Path) -> str:
         "# A deployment, attacked and hit by accidents\n\n"
         f"Experiment `{name}` on {NODES} SuperNodes on loopback over TLS with node keys, "
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} cores. Every line was observed; "
-        "times are since the start. Made by `python -m fedrec_simulations.tools.transcript "
+        "times are since the start. Made by `python -m benchmarks.transcript "
         f"simulations/experiments/{name}.toml FOLDER OUT.md`.\n\n```text\n{body}\n```\n"
     )
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import PlainTerms, SealedTerms, SecaggTerms, Terms
-from fedrec_client.node.node_terms import guarded_sums
-from fedrec_simulations.experiments.config import Config
-from fedrec_simulations.experiments.privacy_terms import range_users
-from fedrec_simulations.experiments.sections import NoPrivacy
+from fedrec_server.operations.privacy_terms import range_users
+from fedrec_server.operations.sections import NoPrivacy
+from fedrec_server.operations.specification import TaskSpecification
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Enrolment:
 
 
 def enrol(
-    config: Config,
+    config: TaskSpecification,
     users: Sequence[int],
     privacy: PrivacyTerms | None,
     *,
@@ -77,7 +77,7 @@ def enrol(
 
 
 def schedule_of(
-    config: Config, privacy: PrivacyTerms | None, *, has_validation: bool, has_test: bool
+    config: TaskSpecification, privacy: PrivacyTerms | None, *, has_validation: bool, has_test: bool
 ) -> Schedule:
     """The sums that the coordinator of a configuration asks for, and no others.
 
@@ -96,7 +96,7 @@ def schedule_of(
 
 
 def secagg_terms(
-    config: Config,
+    config: TaskSpecification,
     members: Sequence[Member],
     run: str,
     privacy: PrivacyTerms | None,

@@ -1,0 +1,1 @@
+"""The operator's program `fedrec-server`, and what both programs are built of."""

@@ -1,0 +1,56 @@
+"""Every command of `fedrec-server`: keys, models, the model service, a federation, campaigns, the ledger."""
+
+from __future__ import annotations
+
+from fedrec_server.cli.lazy import Group
+
+PROGRAM = Group(
+    "The operator's program: sign and serve models, train with devices, keep account of privacy.",
+    {
+        "keys": Group(
+            "Keys that sign models: make them, replace them, renew what they signed.",
+            {
+                "init": "fedrec_server.cli.keys:init",
+                "rotate-online": "fedrec_server.cli.keys:rotate_online",
+                "rotate-root": "fedrec_server.cli.keys:rotate_root",
+                "renew": "fedrec_server.cli.keys:renew",
+            },
+        ),
+        "model": Group(
+            "Models that devices use: publish, promote, roll back, bundle.",
+            {
+                "publish": "fedrec_server.cli.model:publish",
+                "list": "fedrec_server.cli.model:list_",
+                "show": "fedrec_server.cli.model:show",
+                "verify": "fedrec_server.cli.model:verify",
+                "refresh": "fedrec_server.cli.model:refresh",
+                "promote": "fedrec_server.cli.model:promote",
+                "rollback": "fedrec_server.cli.model:rollback",
+                "bundle": "fedrec_server.cli.model:bundle",
+            },
+        ),
+        "certs": Group(
+            "Certificates for the model service and its apps.",
+            {"init": "fedrec_server.cli.certificates:init"},
+        ),
+        "service": Group(
+            "The model service: hands signed models to devices over gRPC.",
+            {"start": "fedrec_server.cli.service:start"},
+        ),
+        "campaign": Group(
+            "Training campaigns: devices enrol, train together, get the new model.",
+            {"run": "fedrec_server.cli.campaign:run", "list": "fedrec_server.cli.campaign:list_"},
+        ),
+        "federation": Group(
+            "A federation on this machine: SuperLink, gateway, nodes, over TLS.",
+            {
+                "up": "fedrec_server.cli.federation:up",
+                "status": "fedrec_server.cli.federation:status",
+                "run": "fedrec_server.cli.federation:run",
+                "down": "fedrec_server.cli.federation:down",
+            },
+        ),
+        "ledger": "fedrec_server.cli.ledger:ledger",
+        "doctor": "fedrec_server.cli.doctor:doctor",
+    },
+)

@@ -1,1 +1,0 @@
-"""What an operator does with runs: campaigns, publishing, keys and checks."""

@@ -1,1 +1,0 @@
-"""Tools of the project itself: transcripts and a fuzzer of the model service."""
