@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from portability import module_trains
+from real_parts import pytest_runtest_setup, pytest_terminal_summary  # noqa: F401
 
 from fedrec.core.interactions import Interactions
 from fedrec.data.split import Split

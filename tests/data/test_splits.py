@@ -217,7 +217,7 @@ def test_prepared_files(tmp_path: Path) -> None:
 
 
 def test_prepared_parquet_with_ratings_and_times(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = {"user": [1, 1], "item": ["b", "a"], "rating": [3.0, 4.0], "timestamp": [20, 10]}

@@ -77,7 +77,7 @@ def test_json_lines(tmp_path: Path, arrow: bool) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = ("user", "item", "rating", "timestamp")
@@ -87,7 +87,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_names_bad_rows_by_number(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({"user": [1, None, 3], "item": ["a", "b", "c"], "rating": [1.0, 2.0, float("nan")]})
@@ -98,7 +98,7 @@ def test_parquet_names_bad_rows_by_number(tmp_path: Path) -> None:
 
 def test_ids_that_pandas_made_floats_stay_ids(tmp_path: Path) -> None:
     """A column of numbers with a gap is one of floats; 7.0 and 7 are one user."""
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({"user": [7.0, None, 11.0], "item": [1, 2, 3], "rating": [1.0, 2.0, 3.0]})
@@ -214,7 +214,6 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
         read_interactions(broken, Columns("user", "item"))
     (tmp_path / "b.parquet").write_bytes(b"nonsense")
-    pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match="no readable Parquet"):
         read_interactions(tmp_path / "b.parquet", NAMED)
 

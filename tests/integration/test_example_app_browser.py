@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from browser import Page, browser, chromium
+from browser import Page, browser
 from PIL import Image
 
 from fedrec_client.terms.participation import Book
@@ -25,7 +25,7 @@ from films.web import App
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.deployment,
-    pytest.mark.skipif(chromium() is None, reason="no Chromium is installed"),
+    pytest.mark.needs("chromium"),
 ]
 DESK, PHONE = (1440, 900), (390, 844)
 PICTURES = os.environ.get("FEDREC_SCREENSHOTS")
