@@ -137,7 +137,10 @@ class Run(Table):
         if self.folder is not None:
             raise RunError(f"this run is stored in {self.folder} already: copy that folder")
         if isinstance(self.source, MemoryRun):
+            from fedrec_simulations.report.privacy_facts import write_privacy
+
             self.source = self.source.save(target)
+            write_privacy(self.source)
         else:
             assert isinstance(self.source, RunFolder)
             self.source = self.source.move(target)
