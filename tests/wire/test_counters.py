@@ -19,7 +19,7 @@ from fedrec.core.errors import ServerBusy, ServiceError
 from fedrec.wire.counters import DAYS_TRIED, EPSILON, GREATEST, LEAST, MOST, NAMES, SCALE, bounded
 from fedrec.wire.repository import Lifetimes
 from fedrec_client import Client, Consent
-from fedrec_client.app import _metrics as metrics
+from fedrec_client.app._metrics import noised
 from fedrec_client.store._vault import FileVault
 from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.terms.metrics_budget import PENDING, exhausted, spent
@@ -205,8 +205,8 @@ def test_a_clock_that_runs_ahead_spends_the_budget_no_further(tmp_path: Path, se
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.integers(-(10**9), 10**9), min_size=1))
 def test_no_report_exceeds_its_bounds_whatever_was_counted(counts: dict[str, int]) -> None:
-    assert all(LEAST <= value <= GREATEST for value in metrics.noised(counts).values())
-    assert all(LEAST <= value <= GREATEST for value in metrics.noised(counts, 1e-4).values())
+    assert all(LEAST <= value <= GREATEST for value in noised(counts).values())
+    assert all(LEAST <= value <= GREATEST for value in noised(counts, 1e-4).values())
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
