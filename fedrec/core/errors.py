@@ -51,7 +51,7 @@ class FedrecError(Exception):
         ...     fedrec.load_dataset("movie-tweetings")
         ... except fedrec.FedrecError as error:
         ...     print(error.exit_code, str(error)[:40])
-        3 no data set is called 'movie-tweetings':
+        3 data.name 'movie-tweetings' is not known
     """
 
     exit_code = 1
