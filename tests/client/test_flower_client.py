@@ -69,7 +69,7 @@ def test_an_answer_is_that_of_the_node_itself(run: Path) -> None:
 def test_local_state_is_written_even_if_the_coordinator_wants_none(run: Path) -> None:
     where = context({"partition-id": 1, "num-partitions": 2}, {"run-dir": str(run)})
     assert ask(train_request(run, persist=False), where).has_content()
-    assert list((run / "nodes" / "1" / "local").glob("final-*"))
+    assert list((run / "nodes" / "1" / "local").glob("refit-*"))
 
 
 def test_in_a_deployment_the_coordinator_does_not_choose_the_folder(run: Path) -> None:

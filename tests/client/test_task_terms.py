@@ -133,6 +133,8 @@ WEAKER: dict[str, list[Change]] = {
     "privacy.plan.mechanism": [
         put("privacy.plan.mechanism", value) for value in ("central", "local", "unknown", "os:system")
     ],
+    "privacy.plan.options": [put("privacy.plan.options", [["bands", 2], ["coefficients", [0.6, 0.8]]])],
+    "privacy.plan.cycle": [put("privacy.plan.cycle", value) for value in (2, 50)],
     "privacy.plan.delta": [put("privacy.plan.delta", 0.0019)],
     "privacy.plan.population": [put("privacy.plan.population", 10_000)],
     "privacy.plan.rounds": [put("privacy.plan.rounds", 3)],

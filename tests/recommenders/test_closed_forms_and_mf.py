@@ -77,7 +77,7 @@ class TestPopularity(RecommenderContract):
     def test_finds_the_planted_taste(self, recommender, trained, split) -> None:
         np.testing.assert_array_equal(trained[0]["count"], split.train.item_counts)
 
-    def test_baseline_finds_it_too(self, recommender, trained, split) -> None:
+    def test_centralised_training_finds_it_too(self, recommender, trained, split) -> None:
         np.testing.assert_array_equal(recommender.fit(split.train, 0, 1)[0]["count"], trained[0]["count"])
 
     def test_a_new_user_is_served_without_training(self, recommender, trained, split) -> None:
