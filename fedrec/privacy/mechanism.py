@@ -79,7 +79,7 @@ class Mechanism(Stage):
 
     def problems(self) -> list[str]:
         """What else of the plan does not fit this mechanism, one line each."""
-        return []
+        return ["options of a mechanism that takes none: leave them out"] if self.plan.options else []
 
     @abstractmethod
     def noise_std(self, round_: int, l2: float) -> float:
