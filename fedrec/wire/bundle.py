@@ -21,7 +21,7 @@ from fedrec.core.errors import ProtocolError, RunError
 from fedrec.core.files import write_json
 
 #: SHA-256 of the bundle that Flower builds from `server/apps/fedrec`; a test builds it.
-BUNDLE = "e558586711c7d2f434f7e72f961166f53396c459f554f170f3fea03a5602a12e"
+BUNDLE = "4e3c1aa31373893fbc82fc4593398a98093d7b0fae8a8393f827c983838af2da"
 FILE = "bundle.json"
 
 
