@@ -30,12 +30,12 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
         with needs("Client.open(server=...)"):
             from fedrec_client.updates.https_files import HttpsFiles
 
-        return HttpsFiles(server, **connection)
+            return HttpsFiles(server, **connection)
     if isinstance(server, str):
         with needs("Client.open(server=...)"):
             from fedrec_client.updates.grpc_transport import GrpcTransport
 
-        return GrpcTransport(server, **connection)
+            return GrpcTransport(server, **connection)
     if connection:
         raise DataError(f"{', '.join(connection)}: only for a server given as text")
     return server
