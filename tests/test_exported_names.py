@@ -110,3 +110,20 @@ def test_every_name_of_the_api_has_an_example_that_runs(name: str) -> None:
     assert tests, f"fedrec.{name} has no example"
     for test in tests:
         assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed
+
+
+@pytest.mark.parametrize(("server", "package"), [("localhost:1", "grpc"), ("https://localhost", "urllib3")])
+def test_a_server_without_the_extra_client_is_one_line(server: str, package: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+from fedrec.core.errors import EnvironmentProblem
+from fedrec_client.app._server_calls import connect
+try:
+    connect({server!r}, {{}})
+except EnvironmentProblem as problem:
+    assert "fedrec[client]" in str(problem) and "Client.open" in str(problem), problem
+else:
+    raise AssertionError("not refused")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

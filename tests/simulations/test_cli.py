@@ -301,7 +301,7 @@ def test_doctor_reports_every_check(capsys: Capture) -> None:
 
 
 def test_doctor_finds_missing_and_wrong_packages() -> None:
-    (base, train) = packages(["numpy>=999", 'no-such-package-here>=1; extra == "train"'])
+    (base, train) = packages(["numpy>=999", 'no-such-package-here>=1; extra == "train"'], ("", "train"))
     assert not base.ok and "numpy" in base.found and base.todo == "pip install 'fedrec'"
     assert not train.ok and "is missing" in train.found and train.todo == "pip install 'fedrec[train]'"
 

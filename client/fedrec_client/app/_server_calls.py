@@ -12,6 +12,7 @@ from typing import Any
 
 from fedrec import __version__
 from fedrec.core.errors import DataError, ServiceError
+from fedrec.core.extras import needs
 from fedrec_client.app import _counter_reports as counter_reports
 from fedrec_client.app._client_state import ClientState
 from fedrec_client.terms.results import ModelInfo, TrainingReport
@@ -26,13 +27,15 @@ def connect(server: str | Transport | None, connection: dict[str, Any]) -> Trans
         DataError: details of a connection without an address.
     """
     if isinstance(server, str) and "://" in server:
-        from fedrec_client.updates.https_files import HttpsFiles
+        with needs("Client.open(server=...)"):
+            from fedrec_client.updates.https_files import HttpsFiles
 
-        return HttpsFiles(server, **connection)
+            return HttpsFiles(server, **connection)
     if isinstance(server, str):
-        from fedrec_client.updates.grpc_transport import GrpcTransport
+        with needs("Client.open(server=...)"):
+            from fedrec_client.updates.grpc_transport import GrpcTransport
 
-        return GrpcTransport(server, **connection)
+            return GrpcTransport(server, **connection)
     if connection:
         raise DataError(f"{', '.join(connection)}: only for a server given as text")
     return server

@@ -81,7 +81,7 @@ class Banded(Mechanism):
     trusted = "the server is trusted"
     noise_kind = "Gaussian, correlated over rounds (banded matrix factorisation)"
     correlates_rounds = True
-    noise_place = "once per round by the coordinator, to the sum, also when nobody answers"
+    noise_place = "once per round by the coordinator, to the sum, also when no node answers"
 
     # The plan ---------------------------------------------------------------------------------------------
 

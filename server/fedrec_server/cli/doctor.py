@@ -1,7 +1,8 @@
-"""`fedrec doctor`: what is wrong with this installation or with run folders, and what to do about it."""
+"""`fedrec-server doctor`: what is wrong with this installation or with run folders, and what to do about it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -32,14 +33,23 @@ Remove = Annotated[
 RUNS = Path("runs")
 
 
+#: Extras that the operator's program needs, the base among them.
+OPERATOR = ("", "client", "server")
+
+
 def doctor(folders: Folders = None, remove: Remove = False, json_: JsonFlag = False) -> Answer:
     """Check the installation and the folder runs/, or the folders given; exit 10 on problems.
 
     In folders of runs and federations: sums and models that kills or earlier versions left, and should not be there.
     """
+    return examine(OPERATOR, folders, remove)
+
+
+def examine(needed: Collection[str], folders: list[Path] | None, remove: bool) -> Answer:
+    """What a doctor finds, for a program that needs these extras."""
     checks: list[Check] = []
     if not folders:
-        checks += run_checks(lambda name: notice(f"checking {name}", "dim"))
+        checks += run_checks(needed, lambda name: notice(f"checking {name}", "dim"))
     if folders or RUNS.is_dir():
         checks += check_folders(folders or [RUNS], remove=remove)
     problems = [check for check in checks if not check.ok]

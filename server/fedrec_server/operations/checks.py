@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -27,13 +27,18 @@ class Check:
     todo: str = ""
 
 
-def run_checks(on_check: Callable[[str], None] = lambda name: None) -> list[Check]:
-    """All checks, in order."""
+def run_checks(needed: Collection[str], on_check: Callable[[str], None] = lambda name: None) -> list[Check]:
+    """All checks, in order.
+
+    Args:
+        needed: extras that the program needs, with "" for the base; packages of the others may be missing.
+        on_check: called with the name of each check before it runs.
+    """
     named: list[tuple[str, Callable[[], list[Check]]]] = [
         ("Python", lambda: [_python()]),
-        ("packages", lambda: packages(requires("fedrec") or [])),
-        ("numba", lambda: [_numba()]),
-        ("torch", lambda: [_torch()]),
+        ("packages", lambda: packages(requires("fedrec") or [], needed)),
+        ("numba", lambda: [_numba()] if "train" in needed else []),
+        ("torch", lambda: [_torch()] if "train" in needed else []),
         ("Flower", lambda: [_flower()]),
         ("bundled data", lambda: [_bundled()]),
         ("cache", lambda: [cache()]),
@@ -46,11 +51,12 @@ def run_checks(on_check: Callable[[str], None] = lambda name: None) -> list[Chec
     return out
 
 
-def packages(requirements: list[str]) -> list[Check]:
+def packages(requirements: list[str], needed: Collection[str]) -> list[Check]:
     """Every package of the base installation and of every extra, against the versions that are allowed.
 
     Args:
         requirements: lines of the distribution's metadata, `numpy<3,>=1.26` or `torch>=2.4; extra == "train"`.
+        needed: see `run_checks`.
     """
     extras: dict[str, list[Requirement]] = {}
     for line in requirements:
@@ -59,11 +65,11 @@ def packages(requirements: list[str]) -> list[Check]:
         extra = marker.split("extra == ")[-1].strip("\"' ") if "extra ==" in marker else ""
         if requirement.name != "fedrec":
             extras.setdefault(extra, []).append(requirement)
-    return [_extra(name, found) for name, found in extras.items() if name != "all"]
+    return [_extra(name, found, name in needed) for name, found in extras.items() if name != "all"]
 
 
-def _extra(name: str, requirements: list[Requirement]) -> Check:
-    """One line for the base installation or an extra; no one needs `dev` and `export` to train."""
+def _extra(name: str, requirements: list[Requirement], is_needed: bool) -> Check:
+    """One line for the base installation or an extra."""
     wrong: list[str] = []
     right: list[str] = []
     for requirement in {one.name: one for one in requirements}.values():
@@ -76,7 +82,7 @@ def _extra(name: str, requirements: list[Requirement]) -> Check:
         text = f"{requirement.name} {here}"
         (right if fits else wrong).append(text if fits else f"{text} is not {requirement.specifier}")
     label = f"packages of extra {name!r}" if name else "packages"
-    optional = name in ("dev", "export", "server") and all(text.endswith("is missing") for text in wrong)
+    optional = not is_needed and all(text.endswith("is missing") for text in wrong)
     found = ", ".join(wrong + right) + (" (optional)" if wrong and optional else "")
     return Check(
         label,

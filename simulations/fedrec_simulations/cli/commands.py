@@ -39,6 +39,6 @@ PROGRAM = Group(
                 "schema": "fedrec_simulations.cli.config_commands:schema",
             },
         ),
-        "doctor": "fedrec_server.cli.doctor:doctor",
+        "doctor": "fedrec_simulations.cli.doctor:doctor",
     },
 )
