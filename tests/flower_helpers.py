@@ -11,6 +11,7 @@ with warnings.catch_warnings():
     import flwr.app  # noqa: F401
 
 import numpy as np
+from builders import write_run
 from conftest import last_out, planted
 from secagg_helpers import PLAIN, enrolled
 
@@ -21,14 +22,13 @@ from fedrec.privacy.settings import PrivacySettings, Trust
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
-from fedrec.rounds.agreement import config_hash, guarded_sums
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
 from fedrec.secagg.terms import SealedTerms, Terms
-from fedrec_client.node.node_folder import write_node
-from fedrec_server.rounds.task import FEATURES_FILE, Task
+from fedrec_server.rounds.task import FEATURES_FILE
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)
@@ -90,22 +90,18 @@ def lay_out(
         how = SealedTerms(run="run", public=public.hex())
         (folder / "coordinator").mkdir(parents=True)
         write_secret(folder / "coordinator" / "sealed.key", private)
-    for k, shard in enumerate(shards):
-        write_node(
-            folder / "nodes" / str(k),
-            shard,
-            model,
-            settings,
-            EVALUATION,
-            privacy=terms,
-            aggregation=how,
-            identity=identities[k] if secure else None,
-        )
-    fingerprint = config_hash(model, settings, EVALUATION, split.train.item_ids, terms, how)
-    task = Task(
-        model, settings, rounds, EVALUATION, n_items, fingerprint, validation, True, terms, aggregation=how
+    write_run(
+        folder,
+        split,
+        model,
+        nodes=nodes,
+        settings=settings,
+        rounds=rounds,
+        evaluation=EVALUATION,
+        privacy=terms,
+        aggregation=how,
+        identities=identities if secure else None,
     )
-    task.write(folder / "coordinator")
     if features is not None:
         write_arrays(folder / "coordinator" / FEATURES_FILE, {"features": features})
     return folder

@@ -102,7 +102,7 @@ def table(skipped: Iterable[tuple[str, str]]) -> list[str]:
     rows = [("part", "tests", "how to get it", "in")]
     for reason in sorted(counts):
         name, _, how = reason.partition(": ")
-        rows.append((name, str(counts[reason]), how, ", ".join(sorted(files[reason]))))
+        rows.append((name, str(counts[reason]), how or "-", ", ".join(sorted(files[reason]))))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

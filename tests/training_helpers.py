@@ -89,7 +89,16 @@ def write_task(folder: Path, users: int, identities: Sequence[Identity], rounds:
     evaluation = EvaluationSettings()
     fingerprint = config_hash(MODEL, settings, evaluation, np.array(ITEM_IDS), privacy, secagg)
     Task(
-        MODEL, settings, rounds, evaluation, ITEMS, fingerprint, False, False, privacy, aggregation=secagg
+        model=MODEL,
+        settings=settings,
+        rounds=rounds,
+        evaluation=evaluation,
+        n_items=ITEMS,
+        config_hash=fingerprint,
+        has_validation=False,
+        has_test=False,
+        privacy=privacy,
+        aggregation=secagg,
     ).write(folder)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import write_run
 from secagg_helpers import PLAIN
 
 from fedrec.core.errors import FederationError, RoundAbandoned
@@ -16,11 +17,9 @@ from fedrec.core.messages import Failure, Reply, Request
 from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.recommenders.collaborative.mf import MfConfig
-from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec_client.node.node_folder import open_node, write_node
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
-from fedrec_server.rounds.task import Task
 
 MODEL = MfConfig(embedding_size=4, learning_rate=0.1)
 EVALUATION = EvaluationSettings(bootstrap=20)
@@ -58,22 +57,15 @@ def prepare(
     clip_norm: float | None = 2.0,
 ) -> Path:
     settings = NodeSettings(seed=5, clip_norm=clip_norm, sampling_rate=0.7)
-    for k in range(nodes):
-        write_node(
-            folder / "nodes" / str(k), split.shard(k, nodes), MODEL, settings, EVALUATION, aggregation=PLAIN
-        )
-    Task(
+    return write_run(
+        folder,
+        split,
         MODEL,
-        settings,
-        rounds or RoundSettings(rounds=4, deadline_seconds=5),
-        EVALUATION,
-        split.train.n_items,
-        config_hash(MODEL, settings, EVALUATION, split.train.item_ids, None, PLAIN),
-        split.validation is not None,
-        split.test is not None,
-        aggregation=PLAIN,
-    ).write(folder / "coordinator")
-    return folder
+        nodes=nodes,
+        settings=settings,
+        rounds=rounds,
+        evaluation=EVALUATION,
+    )
 
 
 def run(folder: Path, exchange: FaultyExchange, **kwargs: object) -> Outcome:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import write_run
 from conftest import last_out, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
-from fedrec.rounds.agreement import config_hash, guarded_sums
+from fedrec.rounds.agreement import guarded_sums
 from fedrec.rounds.settings import NodeSettings, RoundSettings
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
@@ -48,7 +49,7 @@ from fedrec_client.node._private_metrics import PrivateMetrics
 from fedrec_client.node._senders import PlainSender
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
-from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._private_metrics import noise_of
@@ -128,17 +129,18 @@ def lay_out(
         aggregation = SealedTerms(run="run", public=public.hex())
         (folder / "coordinator").mkdir(parents=True)
         write_secret(folder / "coordinator" / "sealed.key", private)
-    for k, shard in enumerate(shards):
-        write_node(
-            folder / "nodes" / str(k), shard, model, own, EVALUATION, privacy=terms, aggregation=aggregation,
-            identity=identities[k] if how == "secagg" else None,
-        )  # fmt: skip
-    digest = config_hash(model, own, EVALUATION, split.train.item_ids, terms, aggregation)
-    Task(
-        model, own, settings_, EVALUATION, split.train.n_items, digest, False, True, terms,
+    return write_run(
+        folder,
+        split,
+        model,
+        nodes=nodes,
+        settings=own,
+        rounds=settings_,
+        evaluation=EVALUATION,
+        privacy=terms,
         aggregation=aggregation,
-    ).write(folder / "coordinator")  # fmt: skip
-    return folder
+        identities=identities if how == "secagg" else None,
+    )
 
 
 def run(folder: Path, wire: Wire | None = None) -> Outcome:

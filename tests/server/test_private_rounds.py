@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import write_run
 from secagg_helpers import PLAIN
 
 import fedrec_server.rounds.coordinator as coordinator_module
@@ -30,7 +31,6 @@ from fedrec.recommenders.closed_form.ials import IalsConfig
 from fedrec.recommenders.closed_form.popularity import PopularityConfig
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.recommenders.registry import ModelConfig, build
-from fedrec.rounds.agreement import config_hash
 from fedrec.rounds.build import chain_of
 from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.settings import NodeSettings, RoundSettings
@@ -99,25 +99,16 @@ def prepare(
         sampling_rate=rate,
     )
     terms = PrivacyTerms(plan=plan, run="run", dataset="planted", limit_epsilon=limit or plan.target_epsilon)
-    settings = NodeSettings(seed=5, sampling_rate=rate)
-    for k in range(nodes):
-        shard = split.shard(k, nodes)
-        write_node(
-            folder / "nodes" / str(k), shard, model, settings, EVALUATION, privacy=terms, aggregation=PLAIN
-        )
-    Task(
+    return write_run(
+        folder,
+        split,
         model,
-        settings,
-        RoundSettings(rounds=rounds, max_abandoned=1, min_reply_fraction=0.0),
-        EVALUATION,
-        n_items,
-        config_hash(model, settings, EVALUATION, split.train.item_ids, terms, PLAIN),
-        split.validation is not None,
-        split.test is not None,
-        terms,
-        aggregation=PLAIN,
-    ).write(folder / "coordinator")
-    return folder
+        nodes=nodes,
+        settings=NodeSettings(seed=5, sampling_rate=rate),
+        rounds=RoundSettings(rounds=rounds, max_abandoned=1, min_reply_fraction=0.0),
+        evaluation=EVALUATION,
+        privacy=terms,
+    )
 
 
 def run(folder: Path, exchange: Nodes | None = None) -> Outcome:

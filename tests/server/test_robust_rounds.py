@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import write_run
 from conftest import planted
-from secagg_helpers import PLAIN
 from training_helpers import write_task
 
 from fedrec.core.errors import ConfigError, RoundAbandoned
@@ -18,12 +18,10 @@ from fedrec.data.split import Split
 from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.rounds.aggregation import RuleSettings
-from fedrec.rounds.agreement import config_hash
-from fedrec.rounds.settings import NodeSettings, RoundSettings
+from fedrec.rounds.settings import RoundSettings
 from fedrec.secagg.roster import Identity
-from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds.coordinator import open_coordinator
-from fedrec_server.rounds.task import Task
 from fedrec_simulations.experiments.config import parse_config
 
 NODES, ROUNDS, POISONED = 10, 40, "3"
@@ -55,24 +53,9 @@ class PoisonedExchange:
 
 
 def prepare(folder: Path, split: Split, rule: RuleSettings, **rounds: object) -> Path:
-    settings = NodeSettings(seed=5)
-    for k in range(NODES):
-        write_node(
-            folder / "nodes" / str(k), split.shard(k, NODES), MODEL, settings, EVALUATION, aggregation=PLAIN
-        )
     fields = {"rounds": ROUNDS, "deadline_seconds": 5.0, "aggregation_rule": rule} | rounds
-    Task(
-        MODEL,
-        settings,
-        RoundSettings(**fields),  # type: ignore[arg-type]
-        EVALUATION,
-        split.train.n_items,
-        config_hash(MODEL, settings, EVALUATION, split.train.item_ids, None, PLAIN),
-        has_validation=False,
-        has_test=True,
-        aggregation=PLAIN,
-    ).write(folder / "coordinator")
-    return folder
+    settings = RoundSettings(**fields)  # type: ignore[arg-type]
+    return write_run(folder, split, MODEL, nodes=NODES, rounds=settings, evaluation=EVALUATION)
 
 
 def quality(folder: Path, split: Split, rule: RuleSettings, boost: float) -> float:
