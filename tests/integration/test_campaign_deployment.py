@@ -161,7 +161,7 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
         told = time.monotonic()
         clients[stopped].set_consent(Consent())
         assert joined[stopped].result().reason == "stopped"
-        assert time.monotonic() - told < 1.0
+        assert time.monotonic() - told < SECONDS / 10
         made = run.result()
         reports = [each.result() for each in joined]
     assert not sessions.processes() and not sessions.folders()
@@ -234,7 +234,7 @@ def test_a_campaign_with_too_few_devices_left_ends_at_once_for_everyone(
         with pytest.raises(RegistryError, match="3 of 5 devices have left"):
             run.result()
         reports = [each.result(60) for each in joined]
-        assert time.monotonic() - told < 45
+        assert time.monotonic() - told < SECONDS
     assert [report.reason for report in reports[:3]] == ["stopped"] * 3
     assert {report.reason for report in reports[3:]} == {"the campaign is over"}
     for client, report in zip(clients, reports, strict=True):
