@@ -22,9 +22,15 @@ settings.register_profile("fedrec", deadline=None)
 settings.load_profile("fedrec")
 
 
+#: Modules whose federations devices of an app join.
+DEVICES = ("test_campaign", "test_example_app")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real federations first and one after another, on one core; modules whole, on whatever core is free.
+    """Real federations first, one of devices and one of sites at a time; modules whole, on whatever core is free.
+
+    Federations wait most of the time, so two at once cost little; each takes ports of its own.
 
     Modules that train are marked, so that they can run again under other kernels (`portability`).
     """
@@ -32,8 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if module_trains(item.path):
             item.add_marker(pytest.mark.numeric)
-        alone = item.get_closest_marker("deployment") is not None
-        item.add_marker(pytest.mark.xdist_group("federations" if alone else item.path.stem))
+        group = item.path.stem
+        if item.get_closest_marker("deployment") is not None:
+            group = "devices" if group.startswith(DEVICES) else "sites"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def planted(n_users: int = 120, n_items: int = 60, groups: int = 4, seed: int = 0) -> Interactions:

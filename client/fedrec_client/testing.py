@@ -368,6 +368,11 @@ def small_model(n: int = 50, d: int = 8, seed: int = 0) -> ServingModel:
     return Factors(FloatTable(table), Ridge(unobserved_weight=0.1, reg=0.01))
 
 
+def store_of(client: Client) -> Store:
+    """What a client keeps on its device, for tests of what is written and removed."""
+    return client._store
+
+
 def make_client(
     folder: Path,
     service: FakeService | None = None,

@@ -33,7 +33,7 @@ from fedrec_client import Client, Consent
 from fedrec_client.node.forward import SENT, SOCKET
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
-from fedrec_client.testing import FakePlatform, FakeService, make_client
+from fedrec_client.testing import FakePlatform, FakeService, make_client, store_of
 from fedrec_client.training import _run_task as run_task
 from fedrec_client.training import enrolments, session
 from fedrec_client.training._charging import DATALESS, READING, is_release
@@ -341,8 +341,8 @@ def reopened(folder: Path, identity: bytes, *, charged: bool) -> None:
     service = service_with_items(load_keys(folder))
     platform = FakePlatform()
     with opened(folder, service, platform) as client:
-        told, book = client.privacy_report(), Book(client._store)
-        assert not client._store.names(enrolments.KEYS)  # from the opening on
+        told, book = client.privacy_report(), Book(store_of(client))
+        assert not store_of(client).names(enrolments.KEYS)  # from the opening on
         epsilon = [entry["epsilon"] for entry in told.charged]
         assert (told.lifetime.epsilon, told.lifetime.campaigns) == (sum(epsilon), int(charged))
         assert [entry["what"] for entry in told.left] == ["cut off"] * charged
@@ -390,7 +390,7 @@ class Alone:
             report = joined.result(60)
         assert not sessions.processes() and not sessions.folders()
         assert (report.joined, report.rounds, report.epsilon_spent) == (False, 0, 0.0)
-        assert not self.client._store.names(enrolments.KEYS)
+        assert not store_of(self.client).names(enrolments.KEYS)
         told = self.client.privacy_report()
         assert told.lifetime.epsilon == 0 and not told.left
         assert [entry["reason"] for entry in told.ended] == [report.reason]

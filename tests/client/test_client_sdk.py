@@ -16,7 +16,7 @@ import pytest
 from fedrec.core.errors import ConsentRequired, DataError, Rollback, RunError, ServiceError
 from fedrec_client import AsyncClient, AtMost, Client, Consent, EpsilonGreedy, MemoryStore, Pin, Retention
 from fedrec_client.store import FileVault, SqliteStore
-from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client
+from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client, store_of
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_impressions_and_clicks_join_their_list(client: Client) -> None:
     client.log_event("impression", item=rec.items[3].item, rec=rec.id, context={"screen": "home"})
     client.log_event("view", item="elsewhere", rec=rec.id)
     client.log_event("view", item="film-1", rec="of yesterday")
-    shown, strange, old = client._store.events()
+    shown, strange, old = store_of(client).events()
     assert shown.recommendation == rec.id
     assert dict(shown.context) == {
         "screen": "home",
@@ -226,11 +226,11 @@ def test_consent_outlives_a_restart(tmp_path: Path, service: FakeService) -> Non
 
 def test_withdrawing_deletes_what_is_queued(client: Client) -> None:
     client.set_consent(Consent(train=True))
-    client._store.put("training/abc", b'{"state": "enrolled"}')
+    store_of(client).put("training/abc", b'{"state": "enrolled"}')
     client.set_consent(Consent(train=True, metrics=True))
-    assert client._store.names("training/")
+    assert store_of(client).names("training/")
     client.set_consent(Consent(metrics=True))
-    assert not client._store.names("training/")
+    assert not store_of(client).names("training/")
 
 
 def test_counters_leave_once_a_day_with_noise_and_only_with_consent(
@@ -271,7 +271,7 @@ def test_everything_can_be_taken_out_and_deleted(tmp_path: Path, service: FakeSe
         client.check_for_update()
         client.set_consent(Consent(train=True))
         client.log_event("like", item="film-3")
-        client._store.put("training/abc", b'{"identity": "secret"}')
+        store_of(client).put("training/abc", b'{"identity": "secret"}')
         lines = [json.loads(line) for line in _exported(client, tmp_path)]
         assert {"event", "record", "entry"} == {line["kind"] for line in lines}
         assert "secret" not in [line.get("json") for line in lines]
@@ -311,7 +311,7 @@ def test_a_part_can_be_deleted(client: Client) -> None:
 def test_the_spent_budget_survives_a_deletion(client: Client) -> None:
     from fedrec_client.terms.participation import Book
 
-    Book(client._store).note("charged", NOW, campaign="a", epsilon=2.5, delta=1e-6)
+    Book(store_of(client)).note("charged", NOW, campaign="a", epsilon=2.5, delta=1e-6)
     receipt = client.delete_data()
     assert "cannot be recalled" in receipt.remaining[1]
     report = client.privacy_report()

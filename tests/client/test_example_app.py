@@ -36,7 +36,7 @@ from fedrec_client import Conditions, Consent, MemoryStore, Policy
 from fedrec_client.terms.eligibility import Device, eligible
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
-from fedrec_client.testing import FakePlatform
+from fedrec_client.testing import FakePlatform, store_of
 from films import federation
 from films.catalogue import TASTES, Catalogue, held_back
 from films.command import running
@@ -367,7 +367,7 @@ def test_an_open_tab_sees_a_charge_when_it_is_made(page: Site, app: App) -> None
     ada.training = True
     known = page.get("/live").json()["revisions"]
     assert page.get("/live", params=known).json()["pieces"] == {}
-    Book(ada.client._store).note(
+    Book(store_of(ada.client)).note(
         "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
     )
     told = page.get("/live", params=known).json()

@@ -23,7 +23,7 @@ from fedrec_client.store._held import Held
 from fedrec_client.store._vault import open_vault
 from fedrec_client.terms.consent import NOTHING, read_consent, write_consent
 from fedrec_client.terms.participation import Book
-from fedrec_client.testing import NOW, FakePlatform
+from fedrec_client.testing import NOW, FakePlatform, store_of
 
 HERE: dict[str, Any] = {"population": "a", "trust": TRUST, "platform": FakePlatform()}
 Rows = dict[str, list[tuple[int, bytes, bytes]]]
@@ -49,7 +49,7 @@ def history(folder: Path) -> Rows:
         client.set_consent(Consent(train=True))
     old = rows(folder / DATABASE)
     with Client.open(folder, **HERE) as client:
-        Book(client._store).note("charged", NOW, campaign="ab", epsilon=15.9, delta=1e-6)
+        Book(store_of(client)).note("charged", NOW, campaign="ab", epsilon=15.9, delta=1e-6)
         client.set_consent(Consent(train=False))
         client.log_event("play", item="after", event_id="after")
     return old
@@ -79,10 +79,10 @@ def test_rows_of_an_older_copy_are_refused_and_count_as_the_worst(
     with Client.open(tmp_path, repair=True, **HERE) as client:
         assert not client.consent.train and not client.consent.metrics
         if tables == ("events",):  # the others are exactly those that were left here
-            assert Book(client._store).spent().epsilon == 15.9
+            assert Book(store_of(client)).spent().epsilon == 15.9
         else:
-            assert client.consent == NOTHING and Book(client._store).damaged
-            assert "was damaged" in next(Policy().exhausted(Book(client._store), NOW))
+            assert client.consent == NOTHING and Book(store_of(client)).damaged
+            assert "was damaged" in next(Policy().exhausted(Book(store_of(client)), NOW))
             assert client.privacy_report().as_dict()["lifetime"]["epsilon"] == "inf"
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_agreed_to_after_a_loss_until_the_user_is_asked_again(tmp_pat
     with Client.open(tmp_path, **HERE) as client:
         client.set_consent(Consent(train=True))
     with Client.open(tmp_path, **HERE) as client:
-        assert client.consent == Consent(train=True) and Book(client._store).damaged
+        assert client.consent == Consent(train=True) and Book(store_of(client)).damaged
     raw = sqlite3.connect(tmp_path / DATABASE, isolation_level=None)
     raw.execute("DELETE FROM entries")
     raw.close()
@@ -107,8 +107,8 @@ def test_a_budget_that_was_lost_stays_lost_through_a_deletion(tmp_path: Path) ->
     put_back(tmp_path / DATABASE, history(tmp_path), ("entries",))
     with Client.open(tmp_path, repair=True, **HERE) as client:
         client.delete_data()
-        assert Book(client._store).spent().epsilon >= 1e9
-        assert list(Policy().exhausted(Book(client._store), NOW))
+        assert Book(store_of(client)).spent().epsilon >= 1e9
+        assert list(Policy().exhausted(Book(store_of(client)), NOW))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_database_that_was_taken_away_is_no_new_beginning(tmp_path: Path) -> N
     with pytest.raises(StoreCorrupt, match="is gone"):
         Client.open(tmp_path, **HERE)
     with Client.open(tmp_path, repair=True, **HERE) as client:
-        assert client.consent == NOTHING and Book(client._store).damaged and client.events() == []
+        assert client.consent == NOTHING and Book(store_of(client)).damaged and client.events() == []
 
 
 def test_the_last_changes_cannot_be_cut_off_with_the_log(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from fedrec_client.terms.participation import Book
 from fedrec_client.terms.policy import Policy as EvaluatedBy
 from fedrec_client.terms.results import TrainingReport
 from fedrec_client.terms.task_evaluation import evaluate_task
-from fedrec_client.testing import NOW, FakeService, make_client, small_model
+from fedrec_client.testing import NOW, FakeService, make_client, small_model, store_of
 from fedrec_client.training import session
 
 #: Four users cannot hide among each other: an app's own policy refuses this.
@@ -132,9 +132,9 @@ def test_the_charge_is_in_the_book_when_it_was_asked_for_and_not_before(
     seen: list[Any] = []
 
     def run(task: Any, **given: Any) -> session.Outcome:
-        seen.append(Book(client._store).spent().epsilon)
+        seen.append(Book(store_of(client)).spent().epsilon)
         given["charge"]()
-        seen.append(Book(client._store).spent().epsilon)
+        seen.append(Book(store_of(client)).spent().epsilon)
         (under_way,) = client.privacy_report().left
         assert under_way["what"] == "under way" and "may have left" in client.privacy_report().as_text()
         assert given["history"] == [0, 1, 2] and given["item_ids"] == tuple(ITEM_IDS)
@@ -145,7 +145,7 @@ def test_the_charge_is_in_the_book_when_it_was_asked_for_and_not_before(
     assert (report.joined, report.rounds, report.bytes_up) == (True, 1, 999)
     (left,) = client.privacy_report().left
     assert (left["what"], left["bytes"], client.privacy_report().ended) == ("sent", 999, ())
-    assert not client._store.names("training/")
+    assert not store_of(client).names("training/")
     assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
 
 
@@ -173,7 +173,7 @@ def test_a_session_that_released_nothing_costs_nothing_and_both_sides_know_that_
     outcome = session.Outcome(0, 70, False, "the deadline has passed")
     report = takes_part(client, service, lambda task, **given: outcome, monkeypatch)
     assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, outcome.reason)
-    assert not client._store.names("training/") and not client._store.names("leaving/")
+    assert not store_of(client).names("training/") and not store_of(client).names("leaving/")
     assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
     told = client.privacy_report()
     assert told.lifetime.epsilon == 0 and not told.left and not told.charged
@@ -190,7 +190,7 @@ def test_a_session_that_breaks_is_over_too(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(KeyboardInterrupt):
         takes_part(client, service, run, monkeypatch)
-    assert not client._store.names("training/") and service.left
+    assert not store_of(client).names("training/") and service.left
     assert client.privacy_report().lifetime.epsilon == 0
     assert [entry["reason"] for entry in client.privacy_report().ended] == ["interrupted"]
 
@@ -217,7 +217,7 @@ def test_what_the_user_decides_comes_before_a_charge(
 
     report = takes_part(client, service, run, monkeypatch)
     assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "stopped")
-    assert client.privacy_report().lifetime.epsilon == 0 and not client._store.names("training/")
+    assert client.privacy_report().lifetime.epsilon == 0 and not store_of(client).names("training/")
     assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
 
 
@@ -233,17 +233,17 @@ def test_a_charge_that_cannot_be_written_lets_nothing_leave(
 
     def run(task: Any, **given: Any) -> session.Outcome:
         with monkeypatch.context() as patch:
-            patch.setattr(client._store, "append", fails)
+            patch.setattr(store_of(client), "append", fails)
             with pytest.raises(
                 StoreError, match="nothing left, because the charge cannot be kept: no more"
             ) as no:
                 given["charge"]()
-        assert json.loads(client._store.get(f"training/{CAMPAIGN}") or b"{}")["state"] == "started"
+        assert json.loads(store_of(client).get(f"training/{CAMPAIGN}") or b"{}")["state"] == "started"
         return session.Outcome(0, 70, False, str(no.value))
 
     report = takes_part(client, service, run, monkeypatch)
     assert report.epsilon_spent == 0 and "cannot be kept" in report.reason
-    assert client.privacy_report().lifetime.epsilon == 0 and not client._store.names("training/")
+    assert client.privacy_report().lifetime.epsilon == 0 and not store_of(client).names("training/")
 
 
 def test_a_store_that_is_full_to_the_end_does_not_hide_how_a_session_ended(
@@ -256,7 +256,7 @@ def test_a_store_that_is_full_to_the_end_does_not_hide_how_a_session_ended(
         raise StoreFull("no more")
 
     def run(task: Any, **given: Any) -> session.Outcome:
-        monkeypatch.setattr(client._store, "append", fails)
+        monkeypatch.setattr(store_of(client), "append", fails)
         return session.Outcome(0, 70, False, "stopped")
 
     report = takes_part(client, service, run, monkeypatch)
@@ -273,7 +273,7 @@ def test_a_device_that_says_stop_while_it_waits_has_left(tmp_path: Path) -> None
         report = waiting.result(10)
     assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "stopped")
     assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
-    assert not client._store.names("training/")
+    assert not store_of(client).names("training/")
 
 
 def test_a_device_that_waits_learns_that_the_campaign_is_over(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_device_that_waits_learns_that_the_campaign_is_over(tmp_path: Path) ->
     service.over.add(CAMPAIGN)
     report = client.train_if_eligible(READY, 60)
     assert (report.joined, report.epsilon_spent, report.reason) == (False, 0.0, "the campaign is over")
-    assert not client._store.names("training/") and not service.left
+    assert not store_of(client).names("training/") and not service.left
     service.campaign = "cd" * 16  # and is not bound to it any more
     assert "not started yet" in client.train_if_eligible(READY, 0).reason
     assert service.enrolments[-1].campaign == "cd" * 16
@@ -293,19 +293,19 @@ def test_a_good_bye_that_no_one_heard_is_said_again(tmp_path: Path) -> None:
     client = enrolled(service, tmp_path)
     service.offline = True
     client.set_consent(Consent())
-    assert not client._store.names("training/") and client._store.names("leaving/")
+    assert not store_of(client).names("training/") and store_of(client).names("leaving/")
     with pytest.raises(ServiceError):
         client.check_for_update()
     service.offline = False
     client.check_for_update()
     assert service.left == [(CAMPAIGN, service.enrolments[0].identity)]
-    assert not client._store.names("leaving/")
+    assert not store_of(client).names("leaving/")
 
 
 def test_closing_waits_for_a_session_to_note_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = service_with_items()
     client = enrolled(service, tmp_path)
-    store, started = client._store, threading.Event()
+    store, started = store_of(client), threading.Event()
 
     def run(task: Any, **given: Any) -> session.Outcome:
         given["charge"]()
@@ -355,7 +355,7 @@ def test_a_task_that_does_not_fit_is_refused_and_costs_nothing(
     give(service, payload(service, **changed))
     with pytest.raises(error):
         client.train_if_eligible(READY, 5)
-    assert client.privacy_report().lifetime.epsilon == 0 and not Book(client._store).entries("sent")
+    assert client.privacy_report().lifetime.epsilon == 0 and not Book(store_of(client)).entries("sent")
 
 
 def test_a_task_that_is_not_genuine_is_refused(tmp_path: Path) -> None:

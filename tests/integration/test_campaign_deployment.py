@@ -28,7 +28,7 @@ from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
 from fedrec_client.node.forward import SENT
 from fedrec_client.terms.participation import Book
-from fedrec_client.testing import FakePlatform
+from fedrec_client.testing import FakePlatform, store_of
 from fedrec_client.training._run_task import run_task
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.federation.federation import Federation
@@ -161,7 +161,7 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
         told = time.monotonic()
         clients[stopped].set_consent(Consent())
         assert joined[stopped].result().reason == "stopped"
-        assert time.monotonic() - told < 1.0
+        assert time.monotonic() - told < SECONDS / 10
         made = run.result()
         reports = [each.result() for each in joined]
     assert not sessions.processes() and not sessions.folders()
@@ -175,7 +175,7 @@ def test_devices_train_together_though_two_of_five_leave_and_lists_change(
         account = client.privacy_report()
         assert account.lifetime.epsilon == pytest.approx(report.epsilon_spent) and account.bytes_up > 0
         assert 0 < report.epsilon_spent == reports[0].epsilon_spent <= 5000
-        assert not client._store.names("training/")
+        assert not store_of(client).names("training/")
     for k in stayed:
         report, account = reports[k], clients[k].privacy_report()
         assert report.joined and report.rounds == 2 and report.reason == "done" and report.bytes_up > 1000
@@ -207,7 +207,7 @@ def test_devices_that_leave_before_they_release_anything_pay_nothing_and_the_oth
         told = clients[k].privacy_report()
         assert (report.joined, report.epsilon_spent, told.lifetime.epsilon) == (False, 0.0, 0)
         assert not told.left and [entry["reason"] for entry in told.ended] == [report.reason]
-        assert not clients[k]._store.names("training/")
+        assert not store_of(clients[k]).names("training/")
     assert steps.index("2 of 5 devices have left") < steps.index("2 rounds summed")
     assert len(campaign.book.left(campaign.id)) == 2 and campaign.book.state(campaign.id).ended == "done"
     assert all(report.rounds == 2 and report.epsilon_spent > 0 for report in reports)
@@ -234,7 +234,7 @@ def test_a_campaign_with_too_few_devices_left_ends_at_once_for_everyone(
         with pytest.raises(RegistryError, match="3 of 5 devices have left"):
             run.result()
         reports = [each.result(60) for each in joined]
-        assert time.monotonic() - told < 45
+        assert time.monotonic() - told < SECONDS
     assert [report.reason for report in reports[:3]] == ["stopped"] * 3
     assert {report.reason for report in reports[3:]} == {"the campaign is over"}
     for client, report in zip(clients, reports, strict=True):
@@ -263,7 +263,7 @@ def await_session(sessions: Sessions, client: Client, campaign: str, run: Future
     """The folder of a device's session, once it has one and before it has released anything."""
     key = ""
     while not run.done():
-        kept = client._store.get(f"training/{campaign}")
+        kept = store_of(client).get(f"training/{campaign}")
         key = key or (json.loads(kept)["node_key"] if kept else "")
         for folder in sessions.folders():
             if key and _text(folder / "key") == key:
@@ -320,7 +320,7 @@ def await_shares(
     """The folder of a device's session, once it has dealt its shares of a round."""
     key = ""
     while not run.done():
-        kept = client._store.get(f"training/{campaign}")
+        kept = store_of(client).get(f"training/{campaign}")
         key = key or (json.loads(kept)["node_key"] if kept else "")
         for folder in sessions.folders():
             if key and _text(folder / "key") == key and _dealt(_text(folder / "node" / SENT), number):
@@ -346,14 +346,14 @@ def _text(path: Path) -> str:
 def test_a_device_that_was_cut_off_does_not_come_back(place: Place, tmp_path: Path) -> None:
     """Killed between charge and end: the keys are gone, the charge stays, the next call says so in the book."""
     client = place.client(tmp_path)
-    client._store.put("training/" + "ab" * 16, b'{"state": "charged", "identity": "00", "node_key": ""}')
-    Book(client._store).note("charged", time.time() - 1e6, campaign="ab" * 16, epsilon=3.0, delta=1e-6)
+    store_of(client).put("training/" + "ab" * 16, b'{"state": "charged", "identity": "00", "node_key": ""}')
+    Book(store_of(client)).note("charged", time.time() - 1e6, campaign="ab" * 16, epsilon=3.0, delta=1e-6)
     # It is dated no earlier than the newest signature, which came just now.
     cast(FakePlatform, client._state.setup.platform).pass_time(2 * 86_400)
     like(client, [1, 2, 3, 4])
     assert client.train_if_eligible(NOW_CONDITIONS, 0).reason == "there is no campaign now"
-    assert "training/" + "ab" * 16 not in client._store.names()
-    assert [entry["what"] for entry in Book(client._store).entries()][:2] == ["charged", "cut off"]
+    assert "training/" + "ab" * 16 not in store_of(client).names()
+    assert [entry["what"] for entry in Book(store_of(client)).entries()][:2] == ["charged", "cut off"]
     assert client.privacy_report().lifetime.epsilon == 3.0
 
 

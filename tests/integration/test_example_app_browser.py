@@ -18,6 +18,7 @@ from browser import Page, browser
 from PIL import Image
 
 from fedrec_client.terms.participation import Book
+from fedrec_client.testing import store_of
 from films.catalogue import start_model
 from films.command import running
 from films.web import App
@@ -255,7 +256,7 @@ def test_an_open_tab_is_renewed_while_its_search_field_has_the_focus(offline: Si
     page.click('#person-1 [data-key="query"]')
     page.type("ra")
     ben.training = True
-    Book(ben.client._store).note(
+    Book(store_of(ben.client)).note(
         "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
     )
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from gateway_helpers import until
 from hypothesis import given
 from hypothesis import strategies as st
 from service_helpers import Place, check_in, limits, raw
@@ -122,7 +123,7 @@ def test_places_are_limited_for_one_and_for_all_and_given_back() -> None:
             assert (fourth, fifth) == (True, False)
     with pytest.raises(ZeroDivisionError), places.one("a"):
         raise ZeroDivisionError
-    assert not places._taken
+    assert not places.taken
 
 
 @pytest.mark.parametrize(
@@ -172,18 +173,15 @@ def test_calls_without_a_message_stop_no_one_and_are_ended(
             connection.sendall(half_calls(30))
         for _ in range(20):
             assert good.check_in(check_in()).retry_after_seconds
-        opened[0].settimeout(3)
+        opened[0].settimeout(60)
         answer = b""
         while answer.count(b"grpc-message") < 2:
             answer += opened[0].recv(4096)
-        deadline = time.monotonic() + 5
-        while service._calls._calls._taken and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not service._calls._calls._taken
+        until(lambda: not service.calls.under_way.taken)
     with ExitStack() as stack:
         again = line(place, service, "127.0.0.2").open(stack)
         again.sendall(good_call("CheckIn", good_messages(POPULATION)["CheckIn"]))
-        again.settimeout(3)
+        again.settimeout(60)
         answer = b""
         while b"grpc-status\x010" not in answer:
             answer += again.recv(4096)
@@ -199,14 +197,11 @@ def test_downloads_that_are_not_read_are_ended_and_stop_no_one(
         opened = [line(place, service, "127.0.0.2").open(stack) for _ in range(6)]
         for connection in opened:
             connection.sendall(good_call("Fetch", content))  # never reads
-        time.sleep(0.3)
-        assert len(service._calls._downloads._taken) == 1
+        until(lambda: service.calls.downloads.taken > 0)
         whole = b"".join(good.fetch(POPULATION, place.fetched_as(1, MODEL_FILE)))
         assert whole == (place.registry.path(1) / MODEL_FILE).read_bytes()
-        deadline = time.monotonic() + 5
-        while service._calls._downloads._taken and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not service._calls._downloads._taken
+        assert service.calls.downloads.taken <= SHORT.downloads_per_address
+        until(lambda: not service.calls.downloads.taken)
 
 
 def test_a_slow_reader_gets_everything(place: Place) -> None:
@@ -245,14 +240,14 @@ def test_mute_connections_are_closed_and_do_not_fill_the_house(
         assert good.check_in(check_in()).retry_after_seconds
         start, closed = time.monotonic(), 0
         for connection in mute:
-            connection.settimeout(5)
+            connection.settimeout(60)
             try:
                 while connection.recv(100):
                     pass
             except ConnectionError:
                 pass
             closed += 1
-        assert closed == 40 and time.monotonic() - start < 4
+        assert closed == 40 and time.monotonic() - start < 12  # one after another would take 16 s
     fresh = place.connect(service)
     assert fresh.check_in(check_in()).retry_after_seconds
     fresh.close()
@@ -266,7 +261,7 @@ def test_one_address_cannot_use_up_what_others_may_ask(place: Place) -> None:
             for _ in range(12):
                 connection = line(place, running, "127.0.0.2").open(stack)
                 connection.sendall(good_call("CheckIn", message))
-                connection.settimeout(3)
+                connection.settimeout(60)
                 answer = b""
                 while b"grpc-status" not in answer:
                     answer += connection.recv(4096)

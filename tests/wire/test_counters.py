@@ -25,7 +25,7 @@ from fedrec_client.store.sqlite import SqliteStore
 from fedrec_client.terms.metrics_budget import PENDING, exhausted, spent
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.policy import Policy
-from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client
+from fedrec_client.testing import DAY, NOW, FakePlatform, FakeService, make_client, store_of
 from fedrec_server.service._metric_sums import MetricSums
 from fedrec_server.service._quotas import DailyQuota, SeenTokens
 
@@ -82,7 +82,7 @@ def test_an_observer_who_links_all_reports_learns_no_more_than_the_budget(
         client = make(tmp_path / str(user), service, platform)
         for day in range(150):  # the budget of a lifetime is spent by then
             platform.pass_time(DAY)
-            use = 0 if exhausted(Book(client._store), POLICY, platform.clock) else MOST * user
+            use = 0 if exhausted(Book(store_of(client)), POLICY, platform.clock) else MOST * user
             for k in range(use):
                 client.log_event("impression", item=f"film-{k}", event_id=f"{day}-{k}")
             client.check_for_update()
@@ -129,7 +129,7 @@ def test_a_report_is_charged_on_disk_before_it_leaves(tmp_path: Path, service: F
         client.close()  # as a kill would: what is on disk now is all there is
         with make_client(tmp_path, service, FakePlatform(NOON), store=SqliteStore.open(tmp_path)) as other:
             seen.append(other.privacy_report().metrics_epsilon)
-            assert other._store.get(PENDING) is not None
+            assert store_of(other).get(PENDING) is not None
         raise ServiceError("killed")
 
     service.send_metrics = look  # type: ignore[method-assign]
@@ -165,9 +165,9 @@ def test_withdrawing_drops_what_waits_and_deleting_does_not_refill_the_budget(
     client = make(tmp_path, service, platform, store=SqliteStore.open(tmp_path))
     service.send_metrics = lambda *_: (_ for _ in ()).throw(ServiceError("cut"))  # type: ignore[method-assign]
     client.check_for_update()
-    assert client._store.get(PENDING) is not None
+    assert store_of(client).get(PENDING) is not None
     client.set_consent(Consent())
-    assert client._store.get(PENDING) is None
+    assert store_of(client).get(PENDING) is None
     for _ in range(3):
         receipt = client.delete_data()
         assert client.privacy_report().metrics_epsilon == EPSILON
@@ -181,16 +181,16 @@ def test_deleting_some_events_drops_a_report_that_was_made_of_them(
     client = make(tmp_path, service, FakePlatform(NOON))
     service.send_metrics = lambda *_: (_ for _ in ()).throw(ServiceError("cut"))  # type: ignore[method-assign]
     client.check_for_update()
-    assert client._store.get(PENDING) is not None
+    assert store_of(client).get(PENDING) is not None
     client.delete_data(since=NOON - 2 * DAY)
-    assert client._store.get(PENDING) is None and client.privacy_report().metrics_epsilon == EPSILON
+    assert store_of(client).get(PENDING) is None and client.privacy_report().metrics_epsilon == EPSILON
 
 
 def test_a_damaged_book_allows_no_report(tmp_path: Path, service: FakeService) -> None:
     client = make(tmp_path, service, FakePlatform(NOON))
-    client._store.append("repairs", json.dumps({"id": "a", "lost": {"records": 0, "entries": 1}}).encode())
+    store_of(client).append("repairs", json.dumps({"id": "a", "lost": {"records": 0, "entries": 1}}).encode())
     client.check_for_update()
-    assert service.metrics == [] and spent(Book(client._store)) == math.inf
+    assert service.metrics == [] and spent(Book(store_of(client))) == math.inf
     assert "unknown" in client.privacy_report().as_text()
 
 

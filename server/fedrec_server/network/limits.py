@@ -113,6 +113,12 @@ class Places:
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
 
+    @property
+    def taken(self) -> int:
+        """How many are taken now."""
+        with self._lock:
+            return self._taken.total()
+
     @contextmanager
     def one(self, key: str) -> Iterator[bool]:
         """Whether there was a free one; it is held until the end."""

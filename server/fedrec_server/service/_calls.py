@@ -52,8 +52,8 @@ class Calls:
         self._answers, self._limits, self._watchdog = answers, limits, watchdog
         self._by_address = Buckets(limits.calls_per_second, limits.burst, limits.addresses)
         self._by_app = Buckets(limits.app_calls_per_second, limits.app_burst, APPS)
-        self._calls = Places(limits.calls_per_address, limits.threads)
-        self._downloads = Places(limits.downloads_per_address, limits.downloads)
+        self.under_way = Places(limits.calls_per_address, limits.threads)
+        self.downloads = Places(limits.downloads_per_address, limits.downloads)
         #: Told to whoever asks for health.
         self.serving = True
         #: Knows the addresses of callers; set before the server starts.
@@ -92,7 +92,7 @@ class Calls:
         limits, watchdog = self._limits, self._watchdog
         with (
             self._guarded(context),
-            self._downloads.one(self._address(context)) as free,
+            self.downloads.one(self._address(context)) as free,
             watchdog.within(limits.download_seconds, context.cancel),
         ):
             _expect_room(free)
@@ -108,7 +108,7 @@ class Calls:
             address = self._address(context)
             if not self._by_address.take(address) or not self._by_app.take(_app(context)):
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls", retry=True)
-            with self._calls.one(address) as free:
+            with self.under_way.one(address) as free:
                 _expect_room(free)
                 if self.relay is not None:
                     self.relay.authenticated(context.peer())

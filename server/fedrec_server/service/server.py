@@ -67,10 +67,10 @@ class Service:
     ) -> None:
         self._answers = answers
         self._watchdog = Watchdog()
-        self._calls = Calls(answers, limits, self._watchdog)
+        self.calls = Calls(answers, limits, self._watchdog)
         self._server = grpc.server(
             ThreadPoolExecutor(limits.threads, thread_name_prefix="model-service"),
-            handlers=self._calls.handlers(),
+            handlers=self.calls.handlers(),
             maximum_concurrent_rpcs=limits.threads + limits.max_waiting,
             options=_options(limits),
         )
@@ -83,7 +83,7 @@ class Service:
             self._watchdog.close()
             listener.close()
             raise
-        self._relay = self._calls.relay = Relay(listener, inner, limits)
+        self._relay = self.calls.relay = Relay(listener, inner, limits)
         self._server.start()
         self._writing.start()
 
@@ -132,7 +132,7 @@ class Service:
         """Let calls end for a moment, then close, with all sums written; again is free."""
         if self._stopping.is_set():
             return
-        self._calls.serving = False
+        self.calls.serving = False
         self._server.stop(STOP_SECONDS).wait()
         self._relay.close()
         self._stopping.set()
