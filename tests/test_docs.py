@@ -12,12 +12,22 @@ import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 import pytest
 
+from fedrec.content.encoders import ENCODERS
+from fedrec.data.loaders.common import LOADERS
+from fedrec.evaluation.metrics import METRICS
+from fedrec.privacy.noise_models import MECHANISMS
+from fedrec.recommenders.registry import RECOMMENDERS
+from fedrec.rounds.aggregation import AGGREGATION_RULES
 from fedrec_simulations.experiments.model_keys import page
+
+REGISTRIES = (RECOMMENDERS, LOADERS, METRICS, ENCODERS, MECHANISMS, AGGREGATION_RULES)
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -43,11 +53,24 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.fixture
+def forgotten() -> Iterator[ExitStack]:
+    """What pages register is forgotten after them."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
 def test_python_blocks_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    forgotten: ExitStack,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for registry in REGISTRIES:
+        forgotten.enter_context(registry.restored())
     # A module that can be found: dataclasses look their annotations up in it.
     module = types.ModuleType("docs")
     monkeypatch.setitem(sys.modules, "docs", module)

@@ -78,7 +78,8 @@ class Registry(Generic[T]):
         caller = str(sys._getframe(1).f_globals.get("__name__", ""))
 
         def add(made: U) -> U:
-            origin = str(made.__module__) if hasattr(made, "__qualname__") else caller
+            by_helper = hasattr(made, "__qualname__") and not self._is_ours(caller)
+            origin = str(made.__module__) if by_helper else caller
             for name in names:
                 self._add(name, made, origin)
             return made

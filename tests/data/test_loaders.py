@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from fedrec.core.interactions import Dataset
 from fedrec.data.bundled import read as bundle
 from fedrec.data.loaders import dataset_info, dataset_names, load_dataset, load_with_report
 from fedrec.data.loaders._build_bundle import build
+from fedrec.data.loaders.common import LOADERS
 from fedrec.data.splits import describe, from_split_column
+from fedrec.testing import LoaderContract
 
 Files = dict[str, bytes]
 FLAGS = ["0"] * 19
@@ -87,6 +90,56 @@ MSWEB: Files = {
     ),
     "anonymous-msweb.test": b'A,1,1,"Home, sweet","/home"\nC,"10",10\nV,1,1\n',
 }
+
+
+class Contract(LoaderContract):
+    """The contract that is shipped for those of others, for each of fedrec's own formats."""
+
+
+class TestMovieLens100k(Contract):
+    dataset = "ml-100k"
+    files: ClassVar[Files] = {
+        "u.data": b"196\t1\t3\t881250949\n9\t1\t4\t5\n",
+        "u.item": (U_ITEM + "\n").encode("latin-1"),
+    }
+    sizes = (2, 1, 2)
+
+
+class TestMovieLens1m(Contract):
+    dataset, files, sizes = "ml-1m", COLONS, (2, 2, 3)
+
+
+class TestMovieLens25m(Contract):
+    dataset, files, sizes = "ml-25m", MODERN, (2, 2, 3)
+
+
+class TestMovieTweetings(Contract):
+    dataset, files, sizes = "movietweetings", COLONS, (2, 2, 3)
+
+
+class TestNetflix(Contract):
+    dataset, files, sizes = "netflix", NETFLIX, (2, 2, 3)
+
+
+class TestAmazon2018(Contract):
+    dataset, files, sizes = "amazon-2018", AMAZON_2018, (1, 2, 2)
+
+
+class TestAmazon2023(Contract):
+    dataset, files, sizes = "amazon-2023", AMAZON_2023, (1, 2, 2)
+
+
+class TestLastFm(Contract):
+    dataset, files, sizes = "lastfm-2k", LASTFM, (2, 2, 3)
+
+
+class TestMsWeb(Contract):
+    dataset, files, sizes = "msweb", MSWEB, (2, 2, 3)
+
+
+def test_every_module_of_loaders_keeps_the_contract() -> None:
+    tested = {dataset_info(each.dataset).load.__module__ for each in Contract.__subclasses__()}
+    assert tested == {info.load.__module__ for _, info in LOADERS.builtin()}
 
 
 def place(folder: Path, files: Files) -> Path:

@@ -17,11 +17,20 @@ from hypothesis import strategies as st
 from fedrec.evaluation import metrics
 from fedrec.evaluation._candidates import not_candidates
 from fedrec.evaluation.ranks import Ranks, full_ranks
+from fedrec.testing import MetricContract
 
 
 def ranks(per_user: list[list[int]], candidates: int = 100) -> Ranks:
     shape = batch(per_user)
     return Ranks(shape.indptr, shape.item, np.full(len(per_user), candidates))
+
+
+class TestEveryMetric(MetricContract):
+    """The contract that is shipped for those of others, for each of fedrec's own."""
+
+    @pytest.fixture(params=metrics.METRICS.builtin_names())
+    def compute(self, request: pytest.FixtureRequest) -> metrics.Metric:
+        return metrics.METRICS.get(request.param)
 
 
 def test_one_held_out_item_by_hand() -> None:

@@ -21,6 +21,9 @@ PAGES = ("recommender", "loader", "metric", "encoder", "mechanism", "aggregation
 BLOCK = re.compile(
     r"^```python\n# my_package/(?P<name>\w+)\.py\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+TESTS = re.compile(
+    r"^```python\n(?P<code>from fedrec\.testing import \w+Contract\n.*?)^```$", re.DOTALL | re.MULTILINE
+)
 POINTS = re.compile(r'^\[project\.entry-points\."fedrec\.\w+"\]\n[^\n]+\n', re.MULTILINE)
 PROJECT = """
 [build-system]
@@ -206,6 +209,32 @@ def test_it_is_served_by_the_sdk_and_exported(installed: Path, tmp_path: Path) -
 """,
     )
     assert said.split() == ["True", "True"]
+
+
+def test_it_keeps_the_contracts(installed: Path, tmp_path: Path) -> None:
+    """The tests of the pages, run by pytest as their author would."""
+    found = [
+        block["code"]
+        for page in PAGES
+        for block in TESTS.finditer((ROOT / "docs" / "extend" / f"{page}.md").read_text("utf-8"))
+    ]
+    assert len(found) == len(PAGES)
+    (tmp_path / "test_my_package.py").write_text("\n".join(found))
+    # Nothing of this repository's own settings for tests.
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    paths = os.pathsep.join([str(installed), *sys.path])
+    made = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert made.returncode == 0, made.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", made.stdout)
+    assert passed and int(passed[1]) >= 60 and "skipped" not in made.stdout
 
 
 def test_its_loader_and_its_encoder_are_found_by_name(installed: Path, tmp_path: Path) -> None:
