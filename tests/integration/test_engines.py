@@ -74,5 +74,5 @@ def test_a_deployment_gives_the_model_of_the_in_process_engine(tmp_path: Path) -
     for name, values in here.shared.items():
         np.testing.assert_array_equal(deployed.shared[name], values)
     for k in range(NODES):
-        assert list((folder / "nodes" / str(k) / "local").glob("final-*"))
+        assert list((folder / "nodes" / str(k) / "local").glob("refit-*"))
     assert not list((folder / "federation").rglob("*key*"))

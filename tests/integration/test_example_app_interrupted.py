@@ -57,8 +57,20 @@ class Running:
             self.lines.append(line)
             if found := re.search(r"open (http://\S+)", line):
                 self.url = found[1]
-                return
+                return self.answers()
         raise AssertionError("".join(self.lines))
+
+    def answers(self) -> None:
+        """Wait until the port of the printed address is open."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(self.url, trust_env=False, timeout=60)
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline and self.process.poll() is None, "".join(self.lines)
+                time.sleep(0.05)
+            else:
+                return
 
     def trains(self) -> None:
         """Three people rate, agree, and press the button."""
