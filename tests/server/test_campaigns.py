@@ -326,7 +326,7 @@ def test_an_operator_who_interrupts_a_campaign_ends_it(tmp_path: Path, number: s
             assert operator.poll() is None
         operator.send_signal(number)
         _, told = operator.communicate(timeout=60)
-    assert operator.returncode == 130 and "Traceback" not in told
+    assert operator.returncode == 130 and "Traceback" not in told, told
     book = CampaignBook(tmp_path / "campaigns")
     (campaign,) = [path.parent.name for path in (tmp_path / "campaigns").glob(f"*/{STATE}")]
     assert book.state(campaign).ended == "stopped" and book.open_for(POPULATION) == ""
