@@ -33,8 +33,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-proto: $(STAMP)  ## write the messages of the model service again
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fedrec/wire/proto/model_service.proto
+proto: $(STAMP)  ## write the messages of the services again
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fedrec/wire/proto/model_service.proto fedrec/wire/proto/device_service.proto
 
 benchmark: $(STAMP)  ## speed beside Flower's engine with one node per user, same run
 	$(BIN)/python -m benchmarks
