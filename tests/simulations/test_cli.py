@@ -300,6 +300,13 @@ def test_doctor_reports_every_check(capsys: Capture) -> None:
     assert all(check["ok"] or check["todo"] for check in document["checks"])
 
 
+def test_the_operators_doctor_asks_for_no_package_of_researchers(capsys: Capture) -> None:
+    _, document = ask_operator(capsys, "doctor")
+    checks = {check["name"]: check for check in document["checks"]}
+    assert {"Python", "packages", "packages of extra 'server'", "Flower"} <= set(checks)
+    assert not {"numba", "torch"} & set(checks) and "ray" not in checks["Flower"]["found"]
+
+
 def test_doctor_finds_missing_and_wrong_packages() -> None:
     (base, train) = packages(["numpy>=999", 'no-such-package-here>=1; extra == "train"'], ("", "train"))
     assert not base.ok and "numpy" in base.found and base.todo == "pip install 'fedrec'"

@@ -37,9 +37,8 @@ def run_checks(needed: Collection[str], on_check: Callable[[str], None] = lambda
     named: list[tuple[str, Callable[[], list[Check]]]] = [
         ("Python", lambda: [_python()]),
         ("packages", lambda: packages(requires("fedrec") or [], needed)),
-        ("numba", lambda: [_numba()] if "train" in needed else []),
-        ("torch", lambda: [_torch()] if "train" in needed else []),
-        ("Flower", lambda: [_flower()]),
+        *([("numba", lambda: [_numba()]), ("torch", lambda: [_torch()])] if "train" in needed else []),
+        ("Flower", lambda: [_flower(with_ray="sim" in needed)]),
         ("bundled data", lambda: [_bundled()]),
         ("cache", lambda: [cache()]),
         ("disk and memory", lambda: [_disk(), _memory()]),
@@ -124,12 +123,14 @@ def _torch() -> Check:
         return Check("torch", False, _first_line(error), "pip install 'fedrec[train]'")
 
 
-def _flower() -> Check:
+def _flower(*, with_ray: bool) -> Check:
     """In a process of its own: importing Flower is slow, and only the adapters may do it here."""
     from fedrec.core.errors import FedrecError
 
     env = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    code = "import flwr, ray; print(flwr.__version__, 'with ray', ray.__version__)"
+    code = "import flwr; print(flwr.__version__)"
+    if with_ray:  # of the simulation engine
+        code = "import flwr, ray; print(flwr.__version__, 'with ray', ray.__version__)"
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -148,7 +149,8 @@ def _flower() -> Check:
             found += ", telemetry off"
     except (subprocess.TimeoutExpired, FedrecError, OSError) as error:
         ok, found = False, _first_line(error)
-    return Check("Flower", ok, found, "needed for --engine flower|deployment only: pip install 'fedrec[sim]'")
+    extra = "sim" if with_ray else "server"
+    return Check("Flower", ok, found, f"federations and campaigns need it: pip install 'fedrec[{extra}]'")
 
 
 def _bundled() -> Check:
