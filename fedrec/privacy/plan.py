@@ -36,10 +36,12 @@ class PrivacyPlan(BaseModel):
         adjacency: one unit's contribution is zeroed out; the population is public.
         target_epsilon, delta: what was asked for.
         population: N, public.
-        sampling: as implemented: "everyone"; "poisson", an independent secret draw per user and round; or "cyclic":
-            users are spread over groups that take turns, and may be drawn, as by "poisson", in their turn alone.
+        sampling: as implemented: "everyone"; "poisson", an independent secret draw per user and round; "cyclic":
+            users are spread over groups that take turns, and may be drawn, as by "poisson", in their turn alone; or
+            "min_separation": devices take part when they are here, and keep themselves to one of `cycle` rounds in
+            a row (min-sep participation of Choquette-Choo et al. 2023, arXiv 2306.08153); the server may pick them.
         sampling_rate: q, over all rounds.
-        cycle: the number of groups that take turns; a user takes part in at most one of so many rounds.
+        cycle: the number of groups that take turns; a user takes part in at most one of so many rounds in a row.
         rounds: T.
         clip_norm: C, L2 bound of one user's whole update (unit "interaction": of one example's gradient).
         noise_multipliers: z of each round (unit "interaction": of every local step of that round).
@@ -68,7 +70,7 @@ class PrivacyPlan(BaseModel):
     target_epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
     population: int = Field(ge=1)
-    sampling: Literal["everyone", "poisson", "cyclic"]
+    sampling: Literal["everyone", "poisson", "cyclic", "min_separation"]
     sampling_rate: float = Field(gt=0, le=1)
     cycle: int | None = Field(default=None, ge=2)
     rounds: int = Field(ge=1)
@@ -130,8 +132,8 @@ class PrivacyPlan(BaseModel):
     def _cycle_problems(self) -> list[tuple[str, bool]]:
         return [
             (
-                f"sampling is {self.sampling!r} with a cycle of {self.cycle}: groups take turns where it is 'cyclic'",
-                (self.sampling == "cyclic") != (self.cycle is not None),
+                f"sampling is {self.sampling!r} with a cycle of {self.cycle}: 'cyclic' and 'min_separation' have one",
+                (self.sampling in ("cyclic", "min_separation")) != (self.cycle is not None),
             ),
             (
                 f"sampling rate {self.sampling_rate:g} with a cycle of {self.cycle}: expected at most 1/cycle, since "
@@ -215,7 +217,15 @@ class PrivacyPlan(BaseModel):
     @property
     def amplification(self) -> float:
         """Sampling rate that may be claimed: only of secret draws, and against those who do not see who replied."""
-        return self.turn_rate if self.noise_model.claims_sampling else 1.0
+        secret = self.noise_model.claims_sampling and self.sampling != "min_separation"
+        return self.turn_rate if secret else 1.0
+
+    def charged_multipliers(self, rounds: int) -> tuple[float, ...]:
+        """z of the rounds that one user can be in, of the first `rounds`: those with the least noise."""
+        z = self.noise_multipliers[:rounds]
+        if self.sampling != "min_separation" or self.cycle is None:
+            return z
+        return tuple(sorted(z)[: math.ceil(rounds / self.cycle)])
 
     def noise_std(self, round_: int, clip_norm: float | None = None) -> float:
         """Standard deviation of the noise on each value of the released sum of round `round_` (from 1).

@@ -207,7 +207,8 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
     """Who takes part in a round: as done, and as accounted."""
     if plan is None:
         return {"text": ["Of no consequence without a guarantee."], "implemented": None, "assumed": None}
-    poisson, implemented = plan.turn_rate < 1.0, _implemented(plan)
+    poisson = plan.turn_rate < 1.0 and plan.sampling != "min_separation"
+    implemented = _implemented(plan)
     claimed = plan.amplification < 1.0
     text = [
         f"Implemented: {implemented}.",
@@ -243,6 +244,11 @@ def _implemented(plan: PrivacyPlan) -> str:
             return "every user, in every round"
         case "poisson":
             return f"Poisson: each user {drawn}"
+        case "min_separation":
+            return (
+                f"devices that are here, each in at most one of {plan.cycle} rounds in a row, which the device keeps "
+                "itself"
+            )
         case "cyclic":
             groups = f"users are spread over {plan.cycle} groups by a hash, and the groups take turns"
             return f"{groups}; each user {drawn if plan.turn_rate < 1.0 else 'joins every turn of its group'}"
