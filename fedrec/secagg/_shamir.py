@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.interruption import check
 from fedrec.core.refusal_reasons import Reason
 
 PRIME = 2**256 + 297
@@ -47,7 +48,11 @@ def split(
     # 64 bytes are reduced, so that no element is favoured by more than 2^-255.
     tail = [int.from_bytes(random(64), "big") % PRIME for _ in range(threshold - 1)]
     coefficients = [*reversed(tail), int.from_bytes(secret, "big")]
-    return [_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big") for x in xs]
+    shares = []
+    for x in xs:
+        check()
+        shares.append(_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big"))
+    return shares
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
