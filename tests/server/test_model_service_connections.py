@@ -19,7 +19,7 @@ from benchmarks.service_fuzz_calls import good_messages
 from benchmarks.service_fuzz_wire import Line, good_call
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.limits import Limits
-from fedrec_server.service._relay import PIECE_BYTES, _pass, connection_limits
+from fedrec_server.network.relay import PIECE_BYTES, _pass, connection_limits
 from fedrec_server.service.server import Service
 
 #: No connection is late here: only the rules on numbers help.

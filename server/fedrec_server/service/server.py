@@ -22,13 +22,13 @@ from fedrec.core.errors import ServiceError
 from fedrec_server.network.certificates import days_left
 from fedrec_server.network.front import listen
 from fedrec_server.network.limits import Limits
+from fedrec_server.network.relay import Relay
+from fedrec_server.network.watchdog import Watchdog
 from fedrec_server.registry import Registry
 from fedrec_server.service._calls import Calls
 from fedrec_server.service._campaigns import Campaigns, NoCampaigns
 from fedrec_server.service._handlers import ModelService
 from fedrec_server.service._quotas import Quotas
-from fedrec_server.service._relay import Relay
-from fedrec_server.service._watchdog import Watchdog
 from fedrec_server.service.enrolments import EnrolmentTokens
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Service:
             self._watchdog.close()
             listener.close()
             raise
-        self._relay = self.calls.relay = Relay(listener, inner, limits)
+        self._relay = self.calls.guard.relay = Relay(listener, inner, limits)
         self._server.start()
         self._writing.start()
 
@@ -132,7 +132,7 @@ class Service:
         """Let calls end for a moment, then close, with all sums written; again is free."""
         if self._stopping.is_set():
             return
-        self.calls.serving = False
+        self.calls.guard.serving = False
         self._server.stop(STOP_SECONDS).wait()
         self._relay.close()
         self._stopping.set()
