@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from fedrec.core.errors import ProtocolError
 from fedrec.wire.messages import META, Arrays, M, Message, Scalar, decode, encode
 
+#: Version of the calls that devices speak; a server answers this one and the one before (1 has no `last_round`).
+PROTOCOL = 2
 MAGIC = b"FDM1"
 #: Common arrays and fields of fewer bytes are sent with each device's own part.
 INLINE_BYTES = 4096
