@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # a message can be read without what computes updates
     from fedrec.core.updates import State
@@ -54,6 +56,37 @@ class Failure:
     """Why a node gave no usable reply: it costs its own update, not the round."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Vectors that were added up where they came in.
+
+    Attributes:
+        total: [m] residues, modulo 2^bits of their type.
+        nodes: whose vectors are in it.
+        failures: why those of the others are not.
+    """
+
+    total: NDArray[Any]
+    nodes: tuple[str, ...]
+    failures: Mapping[str, Failure]
+
+
+@runtime_checkable
+class SummingExchange(Protocol):
+    """An exchange that need not hold the vectors of a whole cohort at once."""
+
+    def exchange_summed(
+        self, requests: Mapping[str, Request], deadline_seconds: float, dtype: str, length: int
+    ) -> Summed:
+        """The sum of the arrays "masked" of the replies that came in time.
+
+        Args:
+            requests: by node.
+            deadline_seconds: from now.
+            dtype, length: of one vector; a reply with another counts as none.
+        """
 
 
 class Exchange(Protocol):

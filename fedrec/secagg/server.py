@@ -138,7 +138,29 @@ class Server:
         self.refused |= dict.fromkeys(set(came) - set(chosen), "left out beside devices that are missing")
         for place in chosen:
             np.add(self._total, came[place], out=self._total)
-            self._survivors[place] = None
+        return self._confirm(chosen)
+
+    def summed(self, total: NDArray[np.unsignedinteger], places: Collection[int]) -> Requests:
+        """From masked vectors that were added up where they came in to the confirm requests.
+
+        Args:
+            total: [m] their sum, residues.
+            places: whose vectors are in it.
+
+        Raises:
+            AggregationAborted: the sum is of another form, holds a vector that was not asked for, or of too few.
+        """
+        given = (total.dtype.name, total.shape)
+        asked = set(places) <= set(self._sharers) and len(set(places)) == len(places)
+        if given != (self._total.dtype.name, self._total.shape) or not asked:
+            raise self._abort(
+                f"a sum of {given} over {len(places)} devices came, some of them not asked or twice"
+            )
+        np.add(self._total, total, out=self._total)
+        return self._confirm(sorted(places))
+
+    def _confirm(self, survivors: Collection[int]) -> Requests:
+        self._survivors = dict.fromkeys(survivors)
         self._sealed = {}
         self._enough(len(self._survivors), "sent a vector")
         self._all_can_be_opened(self._survivors)

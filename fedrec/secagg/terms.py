@@ -1,7 +1,9 @@
 """The terms under which replies leave a device: fixed on every device before the run; a server has no choice.
 
 The rules on a device follow from these terms and from the adverts of an attempt. A server may leave devices out; it
-cannot lower a threshold, shrink a cohort below its minimum, or draw the graph. Out of scope: the protocol (`client`).
+cannot lower a threshold, shrink a cohort below its minimum, or draw the graph. Where devices come and go, all but the
+roster is fixed: it comes with each attempt, signed by a key that the terms name (`signed_roster`). Out of scope: the
+protocol (`client`).
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import hashlib
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg.encoding import encoding_for
 from fedrec.secagg.graph import degree, threshold
 from fedrec.secagg.roster import Roster
@@ -21,6 +24,8 @@ from fedrec.secagg.schedule import Schedule
 PROTOCOL = "fedrec secure aggregation 1"
 #: The rule for exact sums (`schedule`) rests on it.
 LEAST_THRESHOLD = 2 / 3 - 1e-9
+#: -log2 of the chance that a cohort with the expected drop-outs cannot be opened; it costs an attempt, no secret.
+LIVENESS = 10.0
 
 
 class PlainTerms(BaseModel):
@@ -136,7 +141,79 @@ class SecaggTerms(BaseModel):
         return hashlib.sha256(PROTOCOL.encode() + b"\0" + self.model_dump_json().encode()).digest()
 
 
-Terms = Annotated[PlainTerms | SealedTerms | SecaggTerms, Field(discriminator="kind")]
+class CohortTerms(BaseModel):
+    """What a device of a job holds on to.
+
+    Attributes:
+        rules: the terms of every attempt, with an empty roster.
+        signer: Ed25519 public key that signs rosters, in hex.
+        max_nodes: devices in a cohort, at most.
+        dropout: expected part of a cohort that vanishes on the way; more neighbours make up for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cohort"] = "cohort"
+    rules: SecaggTerms
+    signer: str = Field(pattern=r"[0-9a-f]{64}")
+    max_nodes: int = Field(ge=3)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        rules = self.rules
+        if len(rules.roster):
+            raise ValueError(
+                "the rules of a job name a roster: expected an empty one, since each cohort has its own"
+            )
+        if not rules.min_nodes <= self.max_nodes <= rules.range_users:
+            raise ValueError(
+                f"max_nodes is {self.max_nodes}: expected at least min_nodes ({rules.min_nodes}) and at most "
+                f"range_users ({rules.range_users}), or the sum of a cohort does not fit"
+            )
+        if rules.schedule.guarded:
+            raise ValueError(
+                "exact sums of kind "
+                + ", ".join(rules.schedule.guarded)
+                + " are guarded: cohorts change from round "
+                "to round, so a job needs a privacy plan"
+            )
+        return self
+
+    @property
+    def run(self) -> str:
+        """Its random name."""
+        return self.rules.run
+
+    def of(self, roster: Roster) -> SecaggTerms:
+        """The terms of an attempt among these devices.
+
+        Raises:
+            AggregationRefused: too few or too many devices, or users for whom the integers have no room.
+        """
+        if not self.rules.min_nodes <= len(roster) <= self.max_nodes:
+            raise AggregationRefused(
+                f"a roster of {len(roster)} devices: expected {self.rules.min_nodes} to {self.max_nodes}",
+                Reason.COHORT,
+            )
+        near = self.rules.neighbours
+        if near is None:
+            near = degree(len(roster), drop=self.dropout, eta=LIVENESS, fraction=self.rules.threshold)
+        try:
+            return SecaggTerms(**dict(self.rules) | {"roster": roster, "neighbours": max(near, 2)})
+        except ValidationError as error:
+            text = str(error.errors()[0]["msg"]).replace("Value error, ", "")
+            raise AggregationRefused(text, Reason.COHORT) from error
+
+
+Terms = Annotated[PlainTerms | SealedTerms | SecaggTerms | CohortTerms, Field(discriminator="kind")]
+
+
+def rules_of(terms: SecaggTerms | CohortTerms) -> SecaggTerms:
+    """How updates become integers, and what bounds a sum, whatever its roster."""
+    return terms.rules if isinstance(terms, CohortTerms) else terms
+
+
 _ANY: TypeAdapter[Terms] = TypeAdapter(Terms)
 
 

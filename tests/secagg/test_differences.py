@@ -40,6 +40,7 @@ from fedrec.secagg.terms import SecaggTerms
 from fedrec_client.node._commitments import FILE, Promises
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node, write_node
+from fedrec_server.rounds._attempt import Seconds
 from fedrec_server.rounds._collectors import Question
 from fedrec_server.rounds._secure_collector import SecureCollector
 from fedrec_server.rounds.replies import Host
@@ -107,11 +108,11 @@ class Cheat:
         folder = self._folder / str(self._attempt)
         folder.mkdir(parents=True)
         collector = SecureCollector(
-            self.wire, self.terms, folder, deadline_seconds=5, stage_seconds=5,
+            self.wire, self.terms, folder, seconds=Seconds(5, 5),
             min_nodes=1, min_reply_fraction=0.01, private=False,
         )  # fmt: skip
         # Attempts rise over all of its collectors, or nodes would refuse them for that alone.
-        collector._diary.next_attempt = lambda: self._attempt  # type: ignore[method-assign]
+        collector._log.next_attempt = lambda: self._attempt  # type: ignore[method-assign]
         try:
             question = self.question(kind, phase, round_, model)
             answers = collector.ask(question, {name: self.hosts[name] for name in who})
@@ -182,8 +183,7 @@ def collector_of(folder: Path, nodes: int) -> tuple[SecureCollector, Cheat]:
         wire,
         terms,
         folder,
-        deadline_seconds=5,
-        stage_seconds=5,
+        seconds=Seconds(5, 5),
         min_nodes=3,
         min_reply_fraction=0.1,
         private=False,

@@ -21,7 +21,7 @@ from fedrec.rounds.compression import Compression
 from fedrec.rounds.settings import RoundSettings
 from fedrec.rounds.shards import Rows, read_rows, spell_rows
 from fedrec_client.node._memory import HeldMemory
-from fedrec_client.node._secure_party import open_party
+from fedrec_client.node._party import open_party
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator

@@ -9,7 +9,6 @@ themselves (`fedrec.secagg.client`), what is summed (`senders`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.core.errors import AggregationRefused, ProtocolError, RunError
+from fedrec.core.errors import AggregationRefused, ProtocolError
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg.client import Client
@@ -28,7 +27,7 @@ from fedrec.secagg.digest import question_digest
 from fedrec.secagg.messages import Arrays
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.state import ClientState, Stage
-from fedrec.secagg.terms import SecaggTerms, parse_terms
+from fedrec.secagg.terms import SecaggTerms
 from fedrec_client.node._commitments import Promises
 from fedrec_client.node._memory import Memory
 from fedrec_client.node.outgoing import checked
@@ -78,11 +77,7 @@ class SecureParty:
 
     def payload(self, request: Request) -> Request:
         """The request as it would be without secure aggregation."""
-        return replace(
-            request,
-            arrays={name: values for name, values in request.arrays.items() if not name.startswith(PREFIX)},
-            meta={name: value for name, value in request.meta.items() if not name.startswith(PREFIX)},
-        )
+        return payload_of(request)
 
     def mask(self, request: Request, memory: Memory, vector: NDArray[Any]) -> Reply:
         """The masked vector in answer to a request that carried the model.
@@ -165,22 +160,13 @@ class SecureParty:
         return Reply(request.kind, request.round, request.phase, arrays, {})
 
 
-def open_party(folder: Path) -> SecureParty | None:
-    """The party of a node's folder; None where its terms are not those of secure aggregation.
-
-    Raises:
-        RunError: the folder is missing or incomplete.
-    """
-    try:
-        plain = json.loads((folder / "node.json").read_text())["aggregation"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"node folder {folder} has no readable node.json ({error}): prepare the run first"
-        ) from error
-    terms = parse_terms(plain)
-    if not isinstance(terms, SecaggTerms):
-        return None
-    return SecureParty(terms, Identity.read(folder / "identity.key"), folder)
+def payload_of(request: Request) -> Request:
+    """The request without the protocol's own arrays and fields."""
+    return replace(
+        request,
+        arrays={name: values for name, values in request.arrays.items() if not name.startswith(PREFIX)},
+        meta={name: value for name, value in request.meta.items() if not name.startswith(PREFIX)},
+    )
 
 
 def _context(terms: SecaggTerms, request: Request) -> Context:

@@ -16,9 +16,9 @@ from fedrec.core.messages import Reply, Request
 from fedrec.privacy.noise import NoiseSource
 from fedrec.secagg.sealed import pack, seal, sealed_context
 from fedrec.secagg.sums import SumFormat, label_of
-from fedrec.secagg.terms import SealedTerms, SecaggTerms
+from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms, rules_of
 from fedrec_client.node._memory import Memory
-from fedrec_client.node._secure_party import SecureParty
+from fedrec_client.node._party import Party
 
 #: Noise for rounding, by label.
 Rounding = Callable[[str], NoiseSource]
@@ -84,7 +84,7 @@ class MaskedSender:
         rounding: gives the generator for stochastic rounding.
     """
 
-    def __init__(self, party: SecureParty, rounding: Rounding) -> None:
+    def __init__(self, party: Party, rounding: Rounding) -> None:
         self._party = party
         self._rounding = rounding
 
@@ -105,8 +105,8 @@ class IntegerSender:
         rounding: gives the generator for stochastic rounding.
     """
 
-    def __init__(self, terms: SecaggTerms, rounding: Rounding) -> None:
-        self._terms = terms
+    def __init__(self, terms: SecaggTerms | CohortTerms, rounding: Rounding) -> None:
+        self._terms = rules_of(terms)
         self._rounding = rounding
 
     def payload(self, request: Request) -> Request:

@@ -32,7 +32,8 @@ from fedrec.core.refusals import REFUSED, NodeRefused
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_client.node._memory import Memory
-from fedrec_client.node._secure_party import STAGES, SecureParty, open_party
+from fedrec_client.node._party import Party, open_party
+from fedrec_client.node._secure_party import STAGES
 from fedrec_client.node.forward import SOCKET, forward
 from fedrec_client.node.outgoing import emit
 
@@ -154,7 +155,7 @@ def _open(folder: Path, deployed: bool) -> Node:
 
 
 @lru_cache(maxsize=OPEN_NODES)
-def _open_party(folder: Path) -> SecureParty | None:
+def _open_party(folder: Path) -> Party | None:
     return open_party(folder)
 
 

@@ -37,10 +37,11 @@ from fedrec.rounds.chain import NodeRound
 from fedrec.rounds.local_training import UpdateTraining
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.roster import Identity
-from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
+from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms, Terms
 from fedrec_client.node._computed import alike, computed
 from fedrec_client.node._identity import identity_of, subject_of
 from fedrec_client.node._memory import HeldMemory, Memory
+from fedrec_client.node._party import Party, make_party
 from fedrec_client.node._private_metrics import PrivateMetrics
 from fedrec_client.node._secure_party import STAGES, SecureParty
 from fedrec_client.node._senders import IntegerSender, MaskedSender, PlainSender, SealedSender, Sender
@@ -102,12 +103,12 @@ class Node:
         self._aggregation = aggregation
         self._memory: Memory = HeldMemory()
         self._integers = simulated == "integers"
-        self._party = None
-        if isinstance(aggregation, SecaggTerms) and simulated != "integers":
+        self._party: Party | None = None
+        if isinstance(aggregation, SecaggTerms | CohortTerms) and simulated != "integers":
             if identity is None:
                 raise RunError("a node under secure aggregation needs its identity: enrol it first")
             check_terms(aggregation, self._recommender, privacy)
-            self._party = SecureParty(aggregation, identity, None if simulated else folder)
+            self._party = make_party(aggregation, identity, None if simulated else folder, len(self._users))
         self._sender = self._make_sender()
 
     def handle(self, request: Request, memory: Memory | None = None) -> Reply:
@@ -156,12 +157,10 @@ class Node:
         terms = self._aggregation
         if isinstance(terms, SealedTerms):
             return SealedSender(terms, self._name)
-        if isinstance(terms, SecaggTerms):
-            return (
-                MaskedSender(self._party, self._rounding)
-                if self._party
-                else IntegerSender(terms, self._rounding)
-            )
+        if self._party is not None:
+            return MaskedSender(self._party, self._rounding)
+        if isinstance(terms, SecaggTerms | CohortTerms):
+            return IntegerSender(terms, self._rounding)
         return PlainSender()
 
     def _rounding(self, label: str) -> NoiseSource:
@@ -176,7 +175,7 @@ class Node:
             "config": self.config_hash,
             "node": self._name,
         }
-        if self._party is not None:
+        if isinstance(self._party, SecureParty):
             member = self._party.terms.roster.members[self._party.place]
             meta |= {"users": member.users, "node": member.name, "place": self._party.place}
         return _reply(request, {}, meta)

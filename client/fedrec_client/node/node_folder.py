@@ -26,7 +26,7 @@ from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import ModelConfig, parse
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.roster import Identity
-from fedrec.secagg.terms import SecaggTerms, Terms, parse_terms
+from fedrec.secagg.terms import CohortTerms, SecaggTerms, Terms, parse_terms, rules_of
 from fedrec.wire.bundle import write_expected
 from fedrec_client.node._commitments import Promises
 from fedrec_client.node.local_state import LocalStore
@@ -54,8 +54,8 @@ def write_node(
     folder.mkdir(parents=True, exist_ok=True)
     if identity is not None:
         write_secret(folder / "identity.key", identity.secret)
-    if isinstance(aggregation, SecaggTerms):
-        Promises.create(aggregation, folder)
+    if isinstance(aggregation, SecaggTerms | CohortTerms):
+        Promises.create(rules_of(aggregation), folder)
     if categories is not None:
         write_arrays(folder / "catalog.safetensors", {"categories": categories})
     save_shard(split, folder / "shard.npz")

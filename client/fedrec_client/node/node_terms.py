@@ -9,25 +9,28 @@ from fedrec.core.errors import PrivacyRefused
 from fedrec.core.recommender import Recommender
 from fedrec.privacy.terms import PrivacyTerms
 from fedrec.rounds.agreement import guarded_sums
-from fedrec.secagg.terms import SecaggTerms, Terms
+from fedrec.secagg.terms import CohortTerms, SecaggTerms, Terms, rules_of
 
 
-def check_terms(terms: SecaggTerms, recommender: Recommender, privacy: PrivacyTerms | None) -> None:
+def check_terms(
+    terms: SecaggTerms | CohortTerms, recommender: Recommender, privacy: PrivacyTerms | None
+) -> None:
     """The terms of aggregation fit the model and the plan.
 
     Raises:
         PrivacyRefused: exact sums would not be guarded, or the integers are too small for the plan's.
     """
-    missing = set(guarded_sums(recommender, privacy)) - set(terms.schedule.guarded)
+    rules = rules_of(terms)
+    missing = set(guarded_sums(recommender, privacy)) - set(rules.schedule.guarded)
     if missing:
         raise PrivacyRefused(
             f"the schedule does not guard exact sums of kind {', '.join(sorted(missing))}: two of them could be "
             "subtracted; prepare the run again"
         )
     plan = privacy.plan if privacy else None
-    if plan is not None and plan.distributed is not None and terms.bits < plan.distributed.bits:
+    if plan is not None and plan.distributed is not None and rules.bits < plan.distributed.bits:
         raise PrivacyRefused(
-            f"sums are taken modulo 2^{terms.bits} and the plan needs 2^{plan.distributed.bits}: prepare the run "
+            f"sums are taken modulo 2^{rules.bits} and the plan needs 2^{plan.distributed.bits}: prepare the run "
             "again"
         )
 
@@ -38,7 +41,9 @@ def check_deployed(terms: Terms, privacy: PrivacyTerms | None) -> None:
     Raises:
         PrivacyRefused: they do not.
     """
-    if privacy is None and isinstance(terms, SecaggTerms) and not terms.exact_sums:
+    if privacy is not None or not isinstance(terms, SecaggTerms | CohortTerms):
+        return
+    if not rules_of(terms).exact_sums:
         raise PrivacyRefused(
             "this node has no privacy plan: its sums carry no noise; set a privacy target, or "
             "privacy.exact_sums = true to let exact sums out on purpose"

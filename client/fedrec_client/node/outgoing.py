@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from fedrec.core.errors import FedrecError
 from fedrec.core.messages import Reply, Request
 from fedrec.core.refusals import NodeRefused, code_of
-from fedrec.secagg.terms import SealedTerms, SecaggTerms, Terms
+from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms, Terms
 
 log = logging.getLogger("fedrec.node")
 
@@ -84,7 +84,7 @@ def checked(terms: Terms, request: Request, reply: Reply, *, integers: bool = Fa
         _check(reply, ({},), _HELLO if request.kind == "hello" else {})
     elif integers and request.kind in ("train", "evaluate"):
         _check(reply, (_INTEGERS,), {})
-    elif isinstance(terms, SecaggTerms):
+    elif isinstance(terms, SecaggTerms | CohortTerms):
         _check(reply, (_MASKED.get(request.kind, {}),), {})
     elif isinstance(terms, SealedTerms):
         _check(reply, (_BOX,), {})

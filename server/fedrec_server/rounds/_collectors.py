@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedrec.core.messages import Exchange, Reply, Request, Scalar
 from fedrec.secagg.sums import SumFormat, label_of
-from fedrec.secagg.terms import SecaggTerms
+from fedrec.secagg.terms import CohortTerms, SecaggTerms, rules_of
 from fedrec_server.rounds.replies import Host, sift
 
 #: How one reply is read: (reply, users behind it, whether it is a sum over several nodes) -> anything.
@@ -67,6 +67,8 @@ class Collector(Protocol):
 
     #: Whether nodes answer a question once and for all, since they give shares of their secrets away for it.
     asks_once: ClassVar[bool]
+    #: Whether the coordinator sees sums alone.
+    hides_replies: ClassVar[bool]
 
     def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
         """Ask these nodes.
@@ -85,6 +87,7 @@ class OpenCollector:
     """Every node's reply is seen here, in the clear or after opening its seal."""
 
     asks_once: ClassVar[bool] = False
+    hides_replies: ClassVar[bool] = False
 
     exchange: Exchange
     deadline_seconds: float
@@ -110,10 +113,11 @@ class IntegerCollector:
     """The sum of secure aggregation without its cryptography, for simulations in one process."""
 
     asks_once: ClassVar[bool] = True
+    hides_replies: ClassVar[bool] = True
 
     exchange: Exchange
     deadline_seconds: float
-    terms: SecaggTerms
+    terms: SecaggTerms | CohortTerms
 
     def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
         """See `Collector`."""
@@ -131,11 +135,11 @@ class IntegerCollector:
         """See `Collector`; nothing is kept."""
 
 
-def format_of(terms: SecaggTerms, question: Question) -> SumFormat:
+def format_of(terms: SecaggTerms | CohortTerms, question: Question) -> SumFormat:
     """The format of a question's answers."""
     request = question.request
     label = label_of(request.kind, request.phase, request.round)
-    return SumFormat.of(terms, label, question.arrays, question.names)
+    return SumFormat.of(rules_of(terms), label, question.arrays, question.names)
 
 
 def read_sum(question: Question, form: SumFormat, total: NDArray[Any], users: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +10,23 @@ from pathlib import Path
 from fedrec.core.errors import AggregationRefused, ProtocolError, RunError
 from fedrec.core.messages import Exchange, Reply
 from fedrec.secagg.sealed import open_, sealed_context, unpack
-from fedrec.secagg.terms import SealedTerms, SecaggTerms
+from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms
+from fedrec_server.rounds._attempt import Seconds
+from fedrec_server.rounds._cohort_collector import CohortCollector, Devices
 from fedrec_server.rounds._collectors import Collector, IntegerCollector, OpenCollector
 from fedrec_server.rounds._secure_collector import SecureCollector
 from fedrec_server.rounds.task import SEALED_KEY, Task
 
 
-def make_collector(task: Task, exchange: Exchange, folder: Path, *, integers: bool = False) -> Collector:
+def make_collector(
+    task: Task,
+    exchange: Exchange,
+    folder: Path,
+    *,
+    integers: bool = False,
+    devices: Devices | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Collector:
     """See the module's text.
 
     Args:
@@ -23,23 +34,35 @@ def make_collector(task: Task, exchange: Exchange, folder: Path, *, integers: bo
         exchange: to the nodes.
         folder: the coordinator's.
         integers: nodes hand in the integers of secure aggregation without masks (in one process only).
+        devices: of a job, whose cohorts are formed for each round.
+        stop: asked while a cohort forms; when true, none is.
+
+    Raises:
+        RunError: the terms are those of a job, and there are no devices.
     """
     rounds, terms = task.rounds, task.aggregation
+    seconds = Seconds(rounds.deadline_seconds, min(rounds.stage_seconds, rounds.deadline_seconds))
+    private = task.privacy is not None
     if isinstance(terms, SealedTerms):
         return OpenCollector(exchange, rounds.deadline_seconds, _Opener(terms, folder))
-    if not isinstance(terms, SecaggTerms):
+    if not isinstance(terms, SecaggTerms | CohortTerms):
         return OpenCollector(exchange, rounds.deadline_seconds)
     if integers:
         return IntegerCollector(exchange, rounds.deadline_seconds, terms)
+    if isinstance(terms, CohortTerms):
+        if devices is None:
+            raise RunError(
+                "this run is a job, whose devices come and go: run it by its job (`fedrec-server job`)"
+            )
+        return CohortCollector(exchange, devices, terms, folder, seconds=seconds, private=private, stop=stop)
     return SecureCollector(
         exchange,
         terms,
         folder,
-        deadline_seconds=rounds.deadline_seconds,
-        stage_seconds=min(rounds.stage_seconds, rounds.deadline_seconds),
+        seconds=seconds,
         min_nodes=rounds.min_nodes,
         min_reply_fraction=rounds.min_reply_fraction,
-        private=task.privacy is not None,
+        private=private,
     )
 
 

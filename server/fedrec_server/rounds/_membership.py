@@ -11,7 +11,7 @@ from typing import Any
 
 from fedrec.core.errors import FederationError, ProtocolError
 from fedrec.core.messages import Exchange, Reply, Request
-from fedrec.secagg.terms import SecaggTerms
+from fedrec.secagg.terms import CohortTerms, SecaggTerms
 from fedrec_server.rounds.replies import Host, read_hello, sift
 from fedrec_server.rounds.task import Task
 
@@ -36,6 +36,9 @@ class Attendance:
         if isinstance(task.aggregation, SecaggTerms):
             self._least_nodes = max(self._least_nodes, task.aggregation.min_nodes)
             self._least_users = task.aggregation.min_users
+        elif isinstance(task.aggregation, CohortTerms):
+            # Devices come with each cohort; sites take part when they are here.
+            self._least_nodes = 0
 
     def meet(self) -> dict[str, Host]:
         """The nodes that are there and run this task; waits `wait_seconds` for as many as a round needs.

@@ -42,6 +42,7 @@ from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
 from fedrec.secagg.sums import label_of
 from fedrec_server.rounds._checkpoints import Checkpoints
+from fedrec_server.rounds._cohort_collector import Devices
 from fedrec_server.rounds._collectors import Answers, Collector, OpenCollector, Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
@@ -140,12 +141,14 @@ class Coordinator:
             summed = turn.combine(answers.values) if kept is None else turn.released(kept)
             total, stages, facts = turn.finish(summed)
         except AggregationAborted as error:
+            if self._stop() and not error.revealed:  # it ended because of that, and costs no attempt
+                return
             record |= {"nodes": 0, "failures": {"sum": str(error)}}
             (self._lose if error.revealed else self._abandon)(record)
             return
         except PrivacyRefused as error:
             record["failures"] = record["failures"] | {"sum": str(error)}
-            (self._lose if self._is_hidden else self._abandon)(record)
+            (self._lose if self._collector.asks_once else self._abandon)(record)
             return
         self._stages = stages
         if total.users:
@@ -177,8 +180,8 @@ class Coordinator:
 
     @property
     def _is_hidden(self) -> bool:
-        """Whether nodes answer once and for all, since they give their shares away."""
-        return self._collector.asks_once
+        """Whether sums alone are seen here."""
+        return self._collector.hides_replies
 
     def _lose(self, record: Event) -> None:
         """A round that nodes will not answer again: it counts, and the model stays as it is."""
@@ -192,8 +195,8 @@ class Coordinator:
         self._checkpoints.save_round(self._standing, record, checkpoint=True)
         if progress.abandoned >= self.task.rounds.max_abandoned:
             raise RoundAbandoned(
-                f"round {record['round']} is the {progress.abandoned}th in a row that is lost ({reasons}): mend the "
-                "nodes, then --resume"
+                f"round {record['round']} is the {progress.abandoned}th in a row that is lost ({reasons}): start "
+                "more nodes, then resume the run"
             )
 
     def _abandon(self, record: Event) -> None:
@@ -204,7 +207,8 @@ class Coordinator:
             reasons = "; ".join(sorted(set(record["failures"].values()))) or "no answers"
             raise RoundAbandoned(
                 f"round {record['round']} was abandoned {self._progress.abandoned} times: {record['nodes']} valid "
-                f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); mend the nodes, then --resume"
+                f"replies, expected at least {self.task.rounds.min_nodes} ({reasons}); start more nodes, then "
+                "resume the run"
             )
 
     def _sizes(self, turn: ServerRound, answers: Answers) -> Event:
@@ -295,11 +299,11 @@ class Coordinator:
         except AggregationAborted as error:
             if error.revealed:
                 raise
-            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+            raise RoundAbandoned(f"evaluation: {error}; start more nodes, then resume the run") from error
         if not self._enough(answers) and not self._is_hidden:
             raise RoundAbandoned(
-                f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); mend the nodes, "
-                "then --resume"
+                f"evaluation: {answers.nodes} valid replies, too few ({answers.failures}); start more nodes, "
+                "then resume the run"
             )
         return answers
 
@@ -322,9 +326,9 @@ class Coordinator:
         except AggregationAborted as error:
             return {"test_lost": str(error)}
         except PrivacyRefused as error:
-            if self._is_hidden:
+            if self._collector.asks_once:
                 return {"test_lost": str(error)}
-            raise RoundAbandoned(f"evaluation: {error}; mend the nodes, then --resume") from error
+            raise RoundAbandoned(f"evaluation: {error}; start more nodes, then resume the run") from error
 
     # Where it stands -----------------------------------------------------------------------------------
 
@@ -381,14 +385,27 @@ def open_coordinator(
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
     integers: bool = False,
+    devices: Devices | None = None,
 ) -> Coordinator:
-    """The coordinator of a run folder's `coordinator/`, which continues after its last checkpoint."""
+    """The coordinator of a run folder's `coordinator/`, which continues after its last checkpoint.
+
+    Args:
+        folder: the coordinator's.
+        exchange: to nodes that stay.
+        on_event: told what happens.
+        stop: asked between rounds and while a cohort forms; when true, the run ends there, to be resumed.
+        integers: nodes hand in the integers of secure aggregation without masks (in one process only).
+        devices: of a job, whose cohorts are formed for each round.
+
+    Raises:
+        RunError: no task can be read there, or it is a job's and there are no devices.
+    """
     task = Task.read(folder)
     make_private(folder)
     private = Charges(task.privacy, folder) if task.privacy else None
     releases = private is not None and private.plan.metrics is not None
     metrics = MetricsRound(private, folder) if private is not None and releases else None
-    collector = make_collector(task, exchange, folder, integers=integers)
+    collector = make_collector(task, exchange, folder, integers=integers, devices=devices, stop=stop)
     storage = Checkpoints(folder, private, on_event, collector.forget)
     return Coordinator(
         task, exchange, collector, storage, private=private, metrics=metrics, on_event=on_event, stop=stop

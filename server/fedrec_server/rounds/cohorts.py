@@ -1,0 +1,101 @@
+"""Cohorts: the devices of one attempt at one sum, formed of those that are here now.
+
+A coordinator wants a cohort; what forms it (the device service) lets devices join under keys of their own and says
+who came. A cohort is closed when its attempt is over, and its devices are told why and when to come back. Out of
+scope: how devices join (`fedrec_server.devices`), and what is summed (`_cohort_collector`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+#: How a cohort ended, as its devices are told: its sum was made; it has too few members for one; the attempt failed
+#: for another reason; the job was ended or paused.
+Ending = Literal["done", "too_few", "failed", "aborted"]
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """Of a job.
+
+    Attributes:
+        target: devices that are enough to start at once.
+        least: devices with which to start when the time is over.
+        wait_seconds: for which a cohort forms.
+    """
+
+    target: int
+    least: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class CohortWanted:
+    """What a coordinator asks for.
+
+    Attributes:
+        kind, phase, round: of the sum.
+        target: devices that are enough to start at once.
+        least: devices with which to start when the time is over.
+        most: devices that may join.
+        wait_seconds: for which a cohort forms.
+    """
+
+    kind: str
+    phase: str
+    round: int
+    target: int
+    least: int
+    most: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A device that joined.
+
+    Attributes:
+        node: by which an exchange knows it.
+        identity: [32] its Ed25519 public key, of this cohort alone.
+        users: how many it hosts; 1 unless the operator vouches for more.
+    """
+
+    node: str
+    identity: bytes
+    users: int = 1
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A cohort that is complete.
+
+    Attributes:
+        id: of it.
+        members: in the order of the roster.
+    """
+
+    id: str
+    members: tuple[Joined, ...]
+
+
+class Cohorts(Protocol):
+    """Forms cohorts, one at a time for each job."""
+
+    def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
+        """A complete cohort, the one that was prepared where there is one; waits until devices have joined.
+
+        Args:
+            wanted: of the coordinator.
+            stop: asked many times a second; when true, no cohort is formed any more.
+
+        Raises:
+            AggregationAborted: too few joined in time, or it was stopped; those that had joined are told.
+        """
+
+    def prepare(self, wanted: CohortWanted) -> None:
+        """Let devices join the next cohort, while another is at work."""
+
+    def close(self, cohort: Cohort, ending: Ending) -> None:
+        """The attempt is over; devices that ask are told so, and when to come back. Again is free."""
