@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,15 +34,17 @@ class View:
     Attributes:
         cohort: its row.
         stage: its last one.
+        full: no more devices may join.
         changed: set when there is another view.
     """
 
     cohort: CohortRow
     stage: StageRow | None
+    full: bool = False
     changed: threading.Event = field(default_factory=threading.Event, compare=False)
 
     def news(self, other: View) -> bool:
-        """Whether a device would be told something else."""
+        """Whether devices are to know more."""
         mine = (self.cohort.state, self.cohort.outcome, self.stage)
         return mine != (other.cohort.state, other.cohort.outcome, other.stage)
 
@@ -82,7 +84,7 @@ class Board:
         return self._jobs.get(job)
 
     def forming(self, job: str) -> View | None:
-        """The cohort of a job that devices can join now, the oldest first."""
+        """The cohort of a job that devices can join now."""
         now = time.time()
         with self._lock:
             found = [
@@ -126,10 +128,13 @@ class Board:
             rows = {row.id: row for row in cohorts.live(connection)}
             # Stages after cohorts: a cohort that ended in between is seen as over at the next look.
             last = stages.latest(connection, rows) if rows else {}
+            forming = [row.id for row in rows.values() if row.state == cohorts.FORMING]
+            present = cohorts.present(connection, forming) if forming else {}
             with self._lock:
                 missing = self._live.keys() - rows.keys()
             ended = cohorts.find_all(connection, missing) if missing else []
-        self._show([View(row, last.get(row.id)) for row in rows.values()], ended, missing)
+        views = [View(r, last.get(r.id), present.get(r.id, 0) >= r.most) for r in rows.values()]
+        self._show(views, ended, missing)
 
     def _show(self, views: Iterable[View], ended: Iterable[CohortRow], missing: Iterable[str]) -> None:
         woken: list[threading.Event] = []
@@ -137,7 +142,7 @@ class Board:
             for view in views:
                 before = self._live.get(view.cohort.id)
                 if before is not None and not before.news(view):
-                    view = View(view.cohort, view.stage, before.changed)
+                    view = replace(view, changed=before.changed)
                 elif before is not None:
                     woken.append(before.changed)
                 self._live[view.cohort.id] = view
@@ -170,4 +175,7 @@ class Board:
             except SQLAlchemyError as error:
                 if not failing:
                     log.error("the database does not answer: %s", str(error).partition("\n")[0])
+                failing = True
+            except Exception:
+                log.exception("the database could not be read")
                 failing = True

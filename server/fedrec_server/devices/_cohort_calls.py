@@ -30,9 +30,11 @@ from fedrec_server.network.limits import Places
 from fedrec_server.network.refusals import Refused
 
 UNKNOWN, LATE, FAILED = "unknown", "late", "failed"
-#: How often a device of a forming cohort is noted as being here; one that is not noted three times is gone.
-SEEN_SECONDS = 15.0
+#: How often it is noted that a device of a cohort that forms is here.
+SEEN_SECONDS = cohorts.HERE_SECONDS / 3
 MAX_CODE = 64
+#: Name of the array that is summed.
+VECTOR = "masked"
 #: Of an answer beyond its arrays' values.
 HEADER_BYTES = 16 << 10
 
@@ -208,9 +210,9 @@ class CohortCalls:
 
     def _note(self, session: bytes, view: View | None) -> None:
         """A device of a cohort that forms is here."""
-        if view is not None and view.cohort.state == cohorts.FORMING:
-            if self._sessions.seen(session, SEEN_SECONDS):
-                self._store.see(cohorts.digest(session))
+        forms = view is not None and view.cohort.state == cohorts.FORMING
+        if forms and self._sessions.seen(session, SEEN_SECONDS):
+            self._store.see(cohorts.digest(session))
 
 
 def _most_bytes(stage: StageRow, limits: DeviceLimits) -> int:
@@ -235,9 +237,8 @@ def _vector(stage: StageRow, content: bytes) -> Vector | None:
         reply = load(content, Reply)
     except ProtocolError:
         return None
-    arrays = list(reply.arrays.values())
     fits = (reply.kind, reply.round, reply.phase) == (stage.kind, stage.round, stage.phase)
-    if not fits or len(arrays) != 1:
+    if not fits or reply.arrays.keys() != {VECTOR}:
         return None
-    vector = arrays[0]
+    vector = reply.arrays[VECTOR]
     return vector if (vector.dtype.name, vector.shape) == (stage.dtype, (stage.length,)) else None

@@ -10,6 +10,7 @@ import random
 import re
 import threading
 from collections import Counter
+from collections.abc import Mapping
 
 import grpc
 from cryptography.exceptions import InvalidSignature
@@ -31,7 +32,6 @@ _JOB = re.compile(r"[0-9a-f]{32}")
 _CLIENT = re.compile(r"[0-9.]{1,23}")
 _POPULATION = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 MAX_EVIDENCE_BYTES = 16 << 10
-NOT_JOINED = messages.JoinReply()
 
 
 class EntryCalls:
@@ -45,7 +45,7 @@ class EntryCalls:
     """
 
     def __init__(
-        self, board: Board, store: Store, admissions: dict[str, Admission] | None, limits: DeviceLimits
+        self, board: Board, store: Store, admissions: Mapping[str, Admission] | None, limits: DeviceLimits
     ) -> None:
         self._board, self._store, self._limits = board, store, limits
         self._admissions = admissions or {}
@@ -59,7 +59,7 @@ class EntryCalls:
         expect(bool(_CLIENT.fullmatch(request.client_version)), "client_version: expected e.g. 0.1.0")
         first, last = self._limits.network.retry_seconds
         jobs = [job for job in self._board.jobs if job.population == request.population]
-        joinable = [job for job in jobs if self._room(job.id) is not None]
+        joinable = [job for job in jobs if self._board.forming(job.id) is not None]
         chosen = random.choice(joinable or jobs) if jobs else None
         return messages.CheckInReply(
             retry_min_seconds=first,
@@ -77,7 +77,7 @@ class EntryCalls:
         expect_protocol(request.protocol)
         job = self._job(request.job)
         _expect_proof(request)
-        view = self._room(job.id, request.identity)
+        view = self._board.forming(job.id)
         if view is None or _too_early(job, request.last_round, view):
             return self._later(job)
         self._verify(request, caller)
@@ -93,11 +93,6 @@ class EntryCalls:
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such job now")
         return found
-
-    def _room(self, job: str, identity: bytes = b"") -> View | None:
-        """The cohort that forms now, if it is not full as far as this front end knows."""
-        view = self._board.forming(job)
-        return view if view is not None and view.cohort.joined < 2 * view.cohort.most else None
 
     def _verify(self, request: messages.JoinRequest, caller: Caller) -> None:
         if not self._admissions:

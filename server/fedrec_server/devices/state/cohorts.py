@@ -25,6 +25,8 @@ from fedrec_server.devices.state.tables import (
 
 FORMING, RUNNING, OVER = "forming", "running", "over"
 SESSION_BYTES = 32
+#: A device of a cohort that forms has left when it has not called for so long.
+HERE_SECONDS = 45.0
 #: Outcomes of cohorts are kept for so long.
 OUTCOME_SECONDS = 7 * 86_400.0
 
@@ -180,6 +182,16 @@ def count(connection: Connection, cohort: str, seen_since: float = 0.0) -> int:
         MEMBERS.c.cohort == cohort, ~MEMBERS.c.gone, MEMBERS.c.seen >= seen_since
     )
     return int(connection.execute(statement).scalar_one())
+
+
+def present(connection: Connection, cohorts: Iterable[str]) -> dict[str, int]:
+    """How many devices of each of some cohorts have a place and have not left."""
+    statement = (
+        select(MEMBERS.c.cohort, func.count())
+        .where(MEMBERS.c.cohort.in_(list(cohorts)), ~MEMBERS.c.gone)
+        .group_by(MEMBERS.c.cohort)
+    )
+    return {str(cohort): int(number) for cohort, number in connection.execute(statement)}
 
 
 def members(connection: Connection, cohort: str) -> list[Member]:

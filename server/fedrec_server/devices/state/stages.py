@@ -78,6 +78,11 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() if content else ""
 
 
+def zeros(dtype: str, length: int) -> Vector:
+    """[length] the sum of no vectors."""
+    return np.zeros(length, np.dtype(dtype).newbyteorder("<"))
+
+
 def last_number(connection: Connection, cohort: str) -> int:
     """Of a cohort's stages so far; 0: there was none."""
     return (
@@ -136,8 +141,9 @@ def add_to_sum(connection: Connection, stage: StageRow, front_end: str, vectors:
         PARTIAL_SUMS.c.front_end == front_end,
     )
     before = connection.execute(select(PARTIAL_SUMS.c.total).where(*where)).scalar_one_or_none()
-    dtype = np.dtype(stage.dtype).newbyteorder("<")
-    total = np.zeros(stage.length, dtype) if before is None else np.frombuffer(before, dtype).copy()
+    total = zeros(stage.dtype, stage.length)
+    if before is not None:
+        np.add(total, np.frombuffer(before, total.dtype), out=total)
     for vector in vectors:
         np.add(total, vector, out=total)
     if before is None:
@@ -156,13 +162,12 @@ def add_to_sum(connection: Connection, stage: StageRow, front_end: str, vectors:
 
 def total(connection: Connection, stage: StageRow) -> Vector:
     """[length] the sum over all front ends."""
-    dtype = np.dtype(stage.dtype).newbyteorder("<")
-    summed = np.zeros(stage.length, dtype)
+    summed = zeros(stage.dtype, stage.length)
     statement = select(PARTIAL_SUMS.c.total).where(
         PARTIAL_SUMS.c.cohort == stage.cohort, PARTIAL_SUMS.c.number == stage.number
     )
     for (part,) in connection.execute(statement):
-        np.add(summed, np.frombuffer(part, dtype), out=summed)
+        np.add(summed, np.frombuffer(part, summed.dtype), out=summed)
     return summed
 
 
