@@ -25,8 +25,8 @@ def export_lines(store: Store) -> Iterator[str]:
     for event in store.events():
         yield json.dumps({"kind": "event"} | event.to_json(), sort_keys=True)
     for name in store.names():
-        value = _value(store.get(name) or b"")
-        yield json.dumps({"kind": "record", "name": name} | value, sort_keys=True)
+        content = _value(store.get(name) or b"")
+        yield json.dumps({"kind": "record", "name": name} | content, sort_keys=True)
     for log in store.logs():
         for number, value in enumerate(store.entries(log), start=1):
             yield json.dumps({"kind": "entry", "log": log, "number": number} | _value(value), sort_keys=True)

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from fedrec.core.errors import FedrecError, ProtocolError, ServiceError
-from fedrec.core.interruption import Interrupted, interruptible
+from fedrec.core.interruption import Interrupted, check, interruptible
 from fedrec.core.messages import Reply, Request
 from fedrec.wire.device_messages import dump, join
 from fedrec_client.node.outgoing import emit
@@ -144,7 +144,7 @@ class CohortSession:
     def _answer(self, question: StageAnswer) -> tuple[int, bytes, bool]:
         """Number, answer and whether it is a refusal; a long answer has been uploaded, and is empty here.
 
-        A stop between two lines of this makes the next call end the session.
+        A stop in the middle of this lets nothing be charged or sent any more.
         """
         until = min(self._deadline, time.monotonic() + question.deadline_seconds)
         if question.number <= self._known:
@@ -169,6 +169,7 @@ class CohortSession:
     def _pay(self) -> None:
         if self._charged:
             return
+        check()
         try:
             self._charge()
         except FedrecError as error:
