@@ -54,7 +54,8 @@ def make_collector(
             raise RunError(
                 "this run is a job, whose devices come and go: run it by its job (`fedrec-server job`)"
             )
-        return CohortCollector(exchange, devices, terms, folder, seconds=seconds, private=private, stop=stop)
+        plan = task.privacy.plan if task.privacy is not None else None
+        return CohortCollector(exchange, devices, terms, folder, seconds=seconds, plan=plan, stop=stop)
     return SecureCollector(
         exchange,
         terms,
