@@ -27,7 +27,7 @@ from fedrec.secagg.signed_roster import roster_of, sign_roster
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import CohortTerms
 from fedrec_server.rounds._attempt import Attempt, Seconds, Steps, Total, kept_answers, run_attempt
-from fedrec_server.rounds._collectors import Answers, Question, format_of
+from fedrec_server.rounds._collectors import Answers, Members, Question, format_of
 from fedrec_server.rounds._joint_exchange import JointExchange
 from fedrec_server.rounds._protocol_log import ProtocolLog
 from fedrec_server.rounds.cohorts import Cohorts, CohortSettings, CohortWanted, Ending, Joined
@@ -60,6 +60,7 @@ class CohortCollector:
 
     Args:
         exchange: to the sites.
+        members: the sites that are there.
         devices: of the job.
         terms: of the run.
         folder: the coordinator's.
@@ -74,6 +75,7 @@ class CohortCollector:
     def __init__(
         self,
         exchange: Exchange,
+        members: Members,
         devices: Devices,
         terms: CohortTerms,
         folder: Path,
@@ -83,11 +85,11 @@ class CohortCollector:
         stop: Callable[[], bool],
     ) -> None:
         self._devices, self._terms, self._seconds = devices, terms, seconds
-        self._exchange = exchange
+        self._exchange, self._members = exchange, members
         self._log, self._kept = ProtocolLog(folder), KeptSum(folder)
         self._plan, self._stop = plan, stop
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """The sum over the devices of a cohort, and over the sites that are here, read as one reply.
 
         Raises:
@@ -97,9 +99,13 @@ class CohortCollector:
         form = format_of(self._terms, question)
 
         def attempt() -> Total:
-            return self._attempt(question.request, form.encoding.length, hosts)
+            return self._attempt(question.request, form.encoding.length, self._members.meet())
 
         return kept_answers(self._kept, question, form, attempt, private=self._plan is not None)
+
+    def present(self) -> list[str]:
+        """See `Collector`."""
+        return self._members.present()
 
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`."""
