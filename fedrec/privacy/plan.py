@@ -249,6 +249,11 @@ class PrivacyPlan(BaseModel):
         return tuple(sorted(z)[: math.ceil(rounds / self.cycle)])
 
     @property
+    def separation(self) -> int:
+        """A device that took part in round r takes part again from round r plus this; 1 where nothing is asked."""
+        return self.cycle or 1 if self.sampling == "min_separation" else 1
+
+    @property
     def participations(self) -> int:
         """In how many rounds one user can be, at most."""
         return math.ceil(self.rounds / (self.cycle or 1))

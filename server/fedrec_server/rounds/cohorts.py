@@ -86,6 +86,8 @@ class Cohorts(Protocol):
     def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
         """A complete cohort, the one that was prepared where there is one; waits until devices have joined.
 
+        A prepared cohort serves whatever is wanted next: its devices learn the round from the first request.
+
         Args:
             wanted: of the coordinator.
             stop: asked many times a second; when true, no cohort is formed any more.
