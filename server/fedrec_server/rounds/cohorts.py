@@ -7,9 +7,12 @@ scope: how devices join (`fedrec_server.devices`), and what is summed (`_cohort_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from fedrec.core.messages import Exchange
+from fedrec.secagg.roster import Identity
 
 #: How a cohort ended, as its devices are told: its sum was made; it has too few members for one; the attempt failed
 #: for another reason; the job was ended or paused.
@@ -99,3 +102,22 @@ class Cohorts(Protocol):
 
     def close(self, cohort: Cohort, ending: Ending) -> None:
         """The attempt is over; devices that ask are told so, and when to come back. Again is free."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What reaches the devices of a job, and signs their rosters.
+
+    Attributes:
+        exchange: to devices of a cohort.
+        cohorts: forms them.
+        signer: its public key is in the terms.
+        settings: of cohorts.
+        sites: Ed25519 public keys of the sites that take part beside devices, by node.
+    """
+
+    exchange: Exchange
+    cohorts: Cohorts
+    signer: Identity
+    settings: CohortSettings
+    sites: Mapping[str, bytes]
