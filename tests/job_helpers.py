@@ -1,4 +1,4 @@
-"""Jobs over a small registry, and devices of this process that form their cohorts: plain nodes, fresh keys each time."""
+"""Jobs over a small registry, and devices of this process that form their cohorts: plain nodes with fresh keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 from wire_helpers import POPULATION
 
 from fedrec.core.errors import AggregationAborted, FedrecError
+from fedrec.core.files import read_arrays
 from fedrec.core.interactions import Interactions
 from fedrec.core.messages import Exchange, Failure, Reply, Request
 from fedrec.data.split import Split
@@ -137,7 +139,9 @@ def history(user: int) -> list[int]:
     return np.random.default_rng(user).permutation(ITEMS)[: 4 + user % 4].tolist()
 
 
-def device(document: Mapping[str, Any], user: int, identity: Identity, **more: Any) -> Node:
+def device(
+    document: Mapping[str, Any], user: int, identity: Identity, store: LocalStore | None = None, **more: Any
+) -> Node:
     """A user's device, as the SDK makes its node."""
     parts, own = document["node"], history(user)
     terms = PrivacyTerms.model_validate(parts["privacy"])
@@ -154,7 +158,7 @@ def device(document: Mapping[str, Any], user: int, identity: Identity, **more: A
         parse(parts["model"]),
         NodeSettings.model_validate(parts["settings"]),
         parse_evaluation(parts["evaluation"]),
-        LocalStore(None),
+        store or LocalStore(None),
         privacy=terms,
         aggregation=parse_terms(parts["aggregation"]),
         identity=identity,
@@ -208,6 +212,7 @@ class _LocalCohorts:
     def __init__(self, world: LocalOffers, document: Mapping[str, Any]) -> None:
         self._world, self._document = world, document
         self._nodes: dict[str, tuple[int, Node]] = {}
+        self._stores: dict[int, LocalStore] = defaultdict(lambda: LocalStore(None))
         self._count = 0
 
     def nodes(self) -> list[str]:
@@ -223,7 +228,7 @@ class _LocalCohorts:
         members = []
         for user in range(here):
             identity, node = Identity.create(), f"{self._count}/{user}"
-            self._nodes[node] = (user, device(self._document, user, identity))
+            self._nodes[node] = (user, device(self._document, user, identity, self._stores[user]))
             members.append(Joined(node, identity.public))
         return Cohort(str(self._count), tuple(members))
 
@@ -254,8 +259,6 @@ class _LocalCohorts:
 
 def model_digest(job: Job, number: int = 1) -> str:
     """SHA-256 of the final model of a run."""
-    from fedrec.core.files import read_arrays
-
     arrays = read_arrays(job.run(number) / "coordinator" / "model.safetensors")[0]
     digest = hashlib.sha256()
     for name in sorted(arrays):
