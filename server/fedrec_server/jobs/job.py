@@ -115,9 +115,18 @@ class Job:
 
     @classmethod
     def all(cls, root: Path, clock: Callable[[], float] = time.time) -> list[Job]:
-        """All jobs of a folder, the oldest first."""
-        folders = [path for path in root.glob("*") if _ID.fullmatch(path.name) and (path / RECORD).exists()]
-        return sorted((cls(path, clock) for path in folders), key=lambda job: (job.record().created, job.id))
+        """All jobs of a folder, the oldest first.
+
+        Raises:
+            RunError: a record is broken.
+        """
+        return sorted(cls.folders(root, clock), key=lambda job: (job.record().created, job.id))
+
+    @classmethod
+    def folders(cls, root: Path, clock: Callable[[], float] = time.time) -> list[Job]:
+        """All jobs of a folder, also those whose records cannot be read."""
+        found = [path for path in root.glob("*") if _ID.fullmatch(path.name) and (path / RECORD).exists()]
+        return [cls(path, clock) for path in sorted(found)]
 
     @property
     def id(self) -> str:

@@ -31,7 +31,7 @@ from fedrec_server.jobs.offers import NoSites, Offer, Offers
 from fedrec_server.jobs.preparation import PAYLOAD, prepared
 from fedrec_server.jobs.publication import published
 from fedrec_server.jobs.record import advance
-from fedrec_server.rounds.cohorts import CohortSettings, Devices
+from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortSettings, CohortWanted, Devices, Ending
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 #: How often a job's record is looked at.
@@ -105,7 +105,7 @@ class Worker:
         with self._offers.open(offer, self._over) as (exchange, cohorts):
             devices = Devices(
                 exchange=interruptible(exchange, self._over),
-                cohorts=cohorts,
+                cohorts=_OfRun(cohorts, offer.rounds),
                 signer=job.signer,
                 settings=CohortSettings(offer.target, offer.least, job.specification.job.cohort.wait_seconds),
                 sites={},
@@ -196,6 +196,26 @@ class Worker:
     def _publish(self, number: int) -> None:
         self._offers.end(self._job.offer(number), "trained")
         _publish(self._job)
+
+
+class _OfRun:
+    """Cohorts of a run: after its last round none is prepared, so that no device joins for nothing."""
+
+    def __init__(self, cohorts: Cohorts, rounds: int) -> None:
+        self._cohorts, self._rounds = cohorts, rounds
+
+    def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
+        """See `Cohorts`."""
+        return self._cohorts.form(wanted, stop)
+
+    def prepare(self, wanted: CohortWanted) -> None:
+        """See `Cohorts`."""
+        if wanted.round <= self._rounds:
+            self._cohorts.prepare(wanted)
+
+    def close(self, cohort: Cohort, ending: Ending) -> None:
+        """See `Cohorts`."""
+        self._cohorts.close(cohort, ending)
 
 
 def publish(job: Job) -> dict[str, Any]:
