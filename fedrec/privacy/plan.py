@@ -72,7 +72,7 @@ class PrivacyPlan(BaseModel):
     population: int = Field(ge=1)
     sampling: Literal["everyone", "poisson", "cyclic", "min_separation"]
     sampling_rate: float = Field(gt=0, le=1)
-    cycle: int | None = Field(default=None, ge=2)
+    cycle: int | None = Field(default=None, ge=1)
     rounds: int = Field(ge=1)
     clip_norm: float = Field(gt=0, allow_inf_nan=False)
     noise_multipliers: tuple[float, ...]
@@ -99,7 +99,7 @@ class PrivacyPlan(BaseModel):
 
     def _problems(self) -> list[tuple[str, bool]]:
         z, name, model = self.noise_multipliers, self.mechanism_name, self.noise_model
-        given = frozenset(each for each in DETAILS if getattr(self, each) is not None)
+        given = frozenset(each for each in DETAILS if self._detail(each) is not None)
         return [
             (f"{len(z)} noise multipliers for {self.rounds} rounds", len(z) != self.rounds),
             (
@@ -108,7 +108,8 @@ class PrivacyPlan(BaseModel):
             ),
             (
                 f"sampling is {self.sampling!r} at rate {self.sampling_rate:g}: 'everyone' means rate 1",
-                (self.sampling == "everyone") != (self.sampling_rate == 1.0),
+                self.sampling != "min_separation"
+                and (self.sampling == "everyone") != (self.sampling_rate == 1.0),
             ),
             (
                 f"mechanism {name!r} has unit {model.unit!r} and trust {model.trust!r}: the plan has "
@@ -129,12 +130,18 @@ class PrivacyPlan(BaseModel):
             *self._metrics_problems(),
         ]
 
+    def _detail(self, name: str) -> object:
+        if name in ("cycle", "separation"):
+            return self.cycle if (name == "separation") == (self.sampling == "min_separation") else None
+        return getattr(self, name)
+
     def _cycle_problems(self) -> list[tuple[str, bool]]:
         return [
             (
                 f"sampling is {self.sampling!r} with a cycle of {self.cycle}: 'cyclic' and 'min_separation' have one",
                 (self.sampling in ("cyclic", "min_separation")) != (self.cycle is not None),
             ),
+            ("groups of users that take turns with a cycle of 1: expected 2 groups or more", self._one_group),
             (
                 f"sampling rate {self.sampling_rate:g} with a cycle of {self.cycle}: expected at most 1/cycle, since "
                 "a user may be drawn in one of so many rounds",
@@ -153,6 +160,11 @@ class PrivacyPlan(BaseModel):
                 self.unit == "interaction",
             ),
             (
+                "metrics ask all users of the population at once: devices come and go here, so set privacy.metrics "
+                "to 'none'",
+                self.sampling == "min_separation",
+            ),
+            (
                 "metrics have integers under trust 'distributed', and nowhere else",
                 (own is None) != (rounds is None),
             ),
@@ -161,6 +173,10 @@ class PrivacyPlan(BaseModel):
                 own is not None and rounds is not None and own.bits != rounds.bits,
             ),
         ]
+
+    @property
+    def _one_group(self) -> bool:
+        return self.sampling == "cyclic" and self.cycle == 1
 
     @property
     def mechanism_name(self) -> str:
@@ -226,6 +242,28 @@ class PrivacyPlan(BaseModel):
         if self.sampling != "min_separation" or self.cycle is None:
             return z
         return tuple(sorted(z)[: math.ceil(rounds / self.cycle)])
+
+    @property
+    def participations(self) -> int:
+        """In how many rounds one user can be, at most."""
+        return math.ceil(self.rounds / (self.cycle or 1))
+
+    def epsilon_of_participations(self, times: int) -> float:
+        """Epsilon at `delta` of a user who was in so many rounds, whichever they were; 0 for none.
+
+        Raises:
+            PrivacyRefused: it is more often than the plan allows.
+        """
+        if not 0 <= times <= self.participations:
+            raise PrivacyRefused(
+                f"{times} rounds of one user: the plan allows {self.participations} of {self.rounds}; nothing was "
+                "released"
+            )
+        if self.sampling != "min_separation":
+            return self.epsilon(times)
+        # Those with the least noise come first.
+        releases = self.noise_model.releases(self.rounds)[:times]
+        return epsilon_of(releases, self.kept_delta, self.accountant)
 
     def noise_std(self, round_: int, clip_norm: float | None = None) -> float:
         """Standard deviation of the noise on each value of the released sum of round `round_` (from 1).

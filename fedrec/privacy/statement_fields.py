@@ -245,9 +245,10 @@ def _implemented(plan: PrivacyPlan) -> str:
         case "poisson":
             return f"Poisson: each user {drawn}"
         case "min_separation":
+            apart = "" if plan.cycle == 1 else f", and in at most one of {plan.cycle} in a row"
             return (
-                f"devices that are here, each in at most one of {plan.cycle} rounds in a row, which the device keeps "
-                "itself"
+                f"devices that are here; each takes part in at most {plan.participations} of {plan.rounds} rounds"
+                f"{apart}, which the device itself keeps"
             )
         case "cyclic":
             groups = f"users are spread over {plan.cycle} groups by a hash, and the groups take turns"

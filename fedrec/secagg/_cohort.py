@@ -66,6 +66,10 @@ class Cohort:
     def _near(self) -> dict[int, tuple[int, ...]]:
         return {}
 
+    @cached_property
+    def _holders(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
     def neighbours(self, place: int) -> tuple[int, ...]:
         """Places of a member's neighbours, rising; the relation is symmetric."""
         if place not in self._near:
@@ -75,7 +79,9 @@ class Cohort:
 
     def holders(self, owner: int) -> tuple[int, ...]:
         """Who holds shares of an owner's secrets: its neighbours and itself, rising."""
-        return tuple(sorted((*self.neighbours(owner), owner)))
+        if owner not in self._holders:
+            self._holders[owner] = tuple(sorted((*self.neighbours(owner), owner)))
+        return self._holders[owner]
 
     def x(self, owner: int, holder: int) -> int:
         """Where a holder's share of an owner's secret lies on the polynomial, from 1."""

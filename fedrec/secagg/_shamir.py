@@ -8,6 +8,7 @@ same time for all values: acceptable for secrets that live for one attempt. Out 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -132,16 +133,24 @@ def _evaluate(coefficients: Sequence[int], x: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _weights(xs: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange weights at 0: product over the others of x_j / (x_j - x_i)."""
-    out = []
-    for x in xs:
-        numerator, denominator = 1, 1
-        for other in xs:
-            if other != x:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - x) % PRIME
-        out.append(numerator * pow(denominator, -1, PRIME) % PRIME)
-    return tuple(out)
+    """Lagrange weights at 0: product over the others of x_j / (x_j - x_i).
+
+    With P the product of all places, weight i is P over x_i times the product of the differences. Places are small
+    numbers, so products of their differences are short; all inverses together cost one.
+    """
+    product = math.prod(xs)
+    below = [x * math.prod([other - x for other in xs if other != x]) % PRIME for x in xs]
+    return tuple(product * inverse % PRIME for inverse in _inverses(below))
+
+
+def _inverses(values: Sequence[int]) -> list[int]:
+    """The inverse of each of some values that are not 0, by one inversion (Montgomery 1987, section 10.3.1)."""
+    before = list(itertools.accumulate(values, lambda a, b: a * b % PRIME, initial=1))
+    left, out = pow(before[-1], -1, PRIME), [0] * len(values)
+    for i in range(len(values) - 1, -1, -1):
+        out[i] = left * before[i] % PRIME
+        left = left * values[i] % PRIME
+    return out
 
 
 # Wrong shares: a sharing is a Reed-Solomon code word --------------------------------------------------------

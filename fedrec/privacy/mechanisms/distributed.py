@@ -47,7 +47,7 @@ class Distributed(Mechanism):
     """The mechanism of trust "distributed"."""
 
     trust: ClassVar[Trust] = "distributed"
-    takes = frozenset({"distributed", "cycle"})
+    takes = frozenset({"distributed", "separation"})
     needs = frozenset({"distributed"})
     accountants: ClassVar[tuple[Accountant, ...]] = ("rdp",)
     noise_per_user = True

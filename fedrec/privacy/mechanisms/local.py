@@ -35,7 +35,7 @@ class Local(Mechanism):
     """The mechanism of trust "local"."""
 
     trust: ClassVar[Trust] = "local"
-    takes = frozenset({"cycle"})
+    takes = frozenset({"separation"})
     noise_per_user = True
     noise_place = "in full for every single user, before anything leaves the node"
     view: ClassVar[View] = "every message"
