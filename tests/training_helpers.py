@@ -36,7 +36,7 @@ from fedrec_server.devices.server import FrontEnd, Listening
 from fedrec_server.devices.state import jobs
 from fedrec_server.devices.state.database import State, open_state
 from fedrec_server.devices.state.jobs import JobRow
-from fedrec_server.rounds._cohort_collector import Devices
+from fedrec_server.rounds.cohorts import Devices
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 JOB = "cd" * 16
