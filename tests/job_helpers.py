@@ -181,6 +181,7 @@ class LocalOffers:
         offers: by id, those that devices may take.
         asked: (kind, round) of every exchange.
         endings: of cohorts.
+        others: each cohort has other users than the one before.
         prepared: rounds whose cohorts were opened early.
     """
 
@@ -190,6 +191,7 @@ class LocalOffers:
     asked: list[tuple[str, int]] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
     prepared: list[int] = field(default_factory=list)
+    others: bool = False
     documents: dict[str, bytes] = field(default_factory=dict)
 
     def make(self, offer: Offer) -> None:
@@ -226,7 +228,8 @@ class _LocalCohorts:
         if here < wanted.least:
             raise AggregationAborted(f"{here} devices joined: expected at least {wanted.least}")
         members = []
-        for user in range(here):
+        first = self._count * here if self._world.others else 0
+        for user in range(first, first + here):
             identity, node = Identity.create(), f"{self._count}/{user}"
             self._nodes[node] = (user, device(self._document, user, identity, self._stores[user]))
             members.append(Joined(node, identity.public))

@@ -25,13 +25,12 @@ from fedrec.core.files import read_arrays, sync_folder, write_json
 from fedrec.core.updates import State
 from fedrec.evaluation.settings import EvaluationSettings
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.privacy.terms import PrivacyTerms
 from fedrec.recommenders.registry import build
 from fedrec.rounds.agreement import config_hash
-from fedrec.secagg.terms import CohortTerms
+from fedrec.secagg.roster import Identity
 from fedrec_server.jobs.job import RUNS, Job
 from fedrec_server.jobs.specification import JobSpecification
-from fedrec_server.operations.enrolment import schedule_of, secagg_terms
+from fedrec_server.operations.enrolment import cohort_terms, schedule_of
 from fedrec_server.operations.privacy_terms import terms_of
 from fedrec_server.registry import Registry
 from fedrec_server.rounds.beginning import begin_from
@@ -59,7 +58,7 @@ def new_job(
     models = Registry(registry, population)
     if models.aliases.champion:
         items = np.array(models.open(models.aliases.champion).items.ids)
-        task_of(specification, items, "0" * 32, "0" * 64)
+        task_of(specification, items, "0" * 32, Identity.create())
     return Job.create(root, specification, population, registry=registry, keys=keys, clock=clock)
 
 
@@ -82,7 +81,7 @@ def prepared(job: Job, number: int) -> Path:
     aside = job.folder / RUNS / f".{number}.{secrets.token_hex(4)}.tmp"
     aside.mkdir(mode=0o700)
     items = _item_ids(job)
-    task = task_of(job.specification, items, job.offer(number), job.signer.public.hex())
+    task = task_of(job.specification, items, job.offer(number), job.signer)
     task.write(aside / "coordinator")
     before = _model_before(job, number, items)
     if before is not None:
@@ -96,14 +95,14 @@ def prepared(job: Job, number: int) -> Path:
     return folder
 
 
-def task_of(specification: JobSpecification, items: NDArray[np.str_], run: str, signer: str) -> Task:
+def task_of(specification: JobSpecification, items: NDArray[np.str_], run: str, signer: Identity) -> Task:
     """What coordinator and devices of a run agree on.
 
     Args:
         specification: of the job.
         items: [I] ids in the order of the model.
         run: under which devices know it.
-        signer: Ed25519 public key that signs rosters, in hex.
+        signer: signs rosters.
 
     Raises:
         ConfigError, PrivacyRefused: see `prepared`.
@@ -113,7 +112,17 @@ def task_of(specification: JobSpecification, items: NDArray[np.str_], run: str, 
     privacy = terms_of(specification, cohort.target, len(items), f"job {run}", separation=separation)
     if privacy is not None:
         _expect_room(privacy.plan, specification.most)
-    terms = cohort_terms(specification, privacy, run, signer)
+    schedule = schedule_of(specification, privacy, has_validation=False, has_test=False)
+    terms = cohort_terms(
+        specification,
+        cohort.target,
+        specification.most,
+        privacy.run if privacy else run,
+        privacy,
+        schedule,
+        signer,
+        dropout=cohort.dropout,
+    )
     settings, evaluation = specification.node_settings(), EvaluationSettings()
     # An attempt that fails is the job's to make again, after a pause.
     rounds = specification.round_settings().model_copy(update={"max_abandoned": 1})
@@ -129,34 +138,6 @@ def task_of(specification: JobSpecification, items: NDArray[np.str_], run: str, 
         False,
         privacy,
         aggregation=terms,
-    )
-
-
-def cohort_terms(
-    specification: JobSpecification, privacy: PrivacyTerms | None, run: str, signer: str
-) -> CohortTerms:
-    """Terms of secure aggregation for cohorts that come and go.
-
-    Args:
-        specification: of the job.
-        privacy: terms of the privacy plan, or None.
-        run: under which devices know it.
-        signer: Ed25519 public key that signs rosters, in hex.
-    """
-    name = privacy.run if privacy else run
-    schedule = schedule_of(specification, privacy, has_validation=False, has_test=False)
-    plan, most = privacy.plan if privacy else None, specification.most
-    rules = secagg_terms(specification, (), name, privacy, schedule)
-    least_users = (
-        plan.distributed.survivors * specification.job.cohort.target if plan and plan.distributed else 0.0
-    )
-    return CohortTerms(
-        rules=rules.model_copy(
-            update={"range_users": max(rules.range_users, most), "min_users": least_users}
-        ),
-        signer=signer,
-        max_nodes=most,
-        dropout=specification.job.cohort.dropout,
     )
 
 

@@ -89,6 +89,7 @@ def _statement(job: Job, number: int, task: Task) -> dict[str, Any]:
         users_per_node=1,
         aggregator="secagg",
         least_nodes=job.specification.floor,
+        staleness=job.specification.job.staleness,
         exact_numbers=() if task.privacy else ("loss", "examples", "norms before clipping", "number clipped"),
         code=f"fedrec {packages['fedrec']}",
         config_hash=task.config_hash,

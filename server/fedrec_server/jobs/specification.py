@@ -79,6 +79,8 @@ class JobSection(Section):
         participations: rounds of one run in which one device takes part at most.
         schedule: "once"; "every N h" or "every N d" from the start of one run to the next; or "continuous".
         promote: a result that passes the gates becomes champion; false: it is published and waits.
+        staleness: S, for models that learn by gradients: S + 1 cohorts are at work at once, and a sum counts that is
+            up to S versions old (`fedrec_server.rounds.asynchronous`); 0: one after the other.
         retry_seconds, longest_retry_seconds: pause after a failed round, doubled with each one in a row.
         lifetime_days: of the signed task of one run.
         finish: import path "module:function" of what makes the published model of what was trained and the champion.
@@ -89,6 +91,7 @@ class JobSection(Section):
     participations: int = Field(default=1, ge=1)
     schedule: str = "once"
     promote: bool = True
+    staleness: int = Field(default=0, ge=0, le=16)
     retry_seconds: float = Field(default=5.0, gt=0)
     longest_retry_seconds: float = Field(default=600.0, gt=0)
     lifetime_days: float = Field(default=90.0, gt=0)
@@ -154,6 +157,11 @@ class JobSpecification(TaskSpecification):
                 f"job.cohort.least is {self.least}: a sum needs {self.floor} devices (privacy.survivors and "
                 "secagg.min_nodes); raise it",
                 self.least < self.floor,
+            ),
+            (
+                f"job.staleness is {self.job.staleness} and model {self.model.kind!r} needs its rounds one after the "
+                "other: set it to 0",
+                self.job.staleness > 0 and not build(self.model).gradient_rounds,
             ),
             (
                 f"job.participations is {self.job.participations}: expected at most the {rounds} rounds of a run",

@@ -31,8 +31,9 @@ from fedrec_server.jobs.offers import NoSites, Offer, Offers
 from fedrec_server.jobs.preparation import PAYLOAD, prepared
 from fedrec_server.jobs.publication import published
 from fedrec_server.jobs.record import advance
+from fedrec_server.rounds.asynchronous import open_asynchronous
 from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortSettings, CohortWanted, Devices, Ending
-from fedrec_server.rounds.coordinator import Outcome, open_coordinator
+from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 
 #: How often a job's record is looked at.
 LOOK_SECONDS = 0.25
@@ -119,14 +120,22 @@ class Worker:
 
     def _rounds(self, folder: Path, number: int, devices: Devices) -> Outcome | None:
         """Rounds until the run is finished, or stopped, or one fails; None: one failed, and the pause is over."""
+        place, staleness = folder / "coordinator", self._job.specification.job.staleness
+
+        def tell(event: dict[str, Any]) -> None:
+            self._tell(number, event)
+
+        coordinator: Coordinator
         try:
-            return open_coordinator(
-                folder / "coordinator",
-                NoSites(),
-                on_event=lambda event: self._tell(number, event),
-                stop=self._over,
-                devices=devices,
-            ).run()
+            if staleness:
+                coordinator = open_asynchronous(
+                    place, NoSites(), devices=devices, staleness=staleness, on_event=tell, stop=self._over
+                )
+            else:
+                coordinator = open_coordinator(
+                    place, NoSites(), devices=devices, on_event=tell, stop=self._over
+                )
+            return coordinator.run()
         except RoundAbandoned as error:
             self._job.fail(str(error))
             self._wait(number)
@@ -148,6 +157,7 @@ class Worker:
             missing=len(event.get("failures", {})),
             reasons=reasons(event.get("failures", {})),
             seconds=round(event.get("seconds", 0.0), 3),
+            **{name: event[name] for name in ("staleness", "applied") if name in event},
         )
 
     def _wait(self, number: int) -> None:
