@@ -40,7 +40,11 @@ TARGET_MS = 10.0
 JOB = "ab" * 16
 POPULATION = "benchmark"
 STAGES = ("advertise", "share", "train", "confirm", "unmask")
-HISTORY = 50
+HISTORY = 100
+MODELS = {
+    "mf": {"kind": "mf", "embedding_size": 32, "negatives": 2},
+    "dp_ease": {"kind": "dp_ease", "top_items": 400, "histogram_items": 5, "history_items": 100},
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Setting:
     stage_seconds: float
     computing_seconds: float
     seed: int
+    model: str = "mf"
 
 
 def specification(setting: Setting) -> Any:
@@ -67,7 +72,7 @@ def specification(setting: Setting) -> Any:
     return parse_job(
         {
             "name": "thousand",
-            "model": {"kind": "mf", "embedding_size": 32, "negatives": 2},
+            "model": MODELS[setting.model],
             "federation": {
                 "rounds": setting.rounds,
                 "stage_seconds": setting.stage_seconds,
@@ -98,6 +103,17 @@ def specification(setting: Setting) -> Any:
 def item_ids(setting: Setting) -> np.ndarray:
     """[I]."""
     return np.array([f"i{k:06d}" for k in range(setting.items)])
+
+
+def lay_out(setting: Setting) -> None:
+    """Certificates and an empty database, before any process of a run starts."""
+    from fedrec_server.devices.state.database import open_state
+    from fedrec_server.network.certificates import make_service_certificates
+
+    folder = Path(setting.folder)
+    make_service_certificates(folder / "certs")
+    (folder / "vectors").mkdir()
+    open_state(setting.database).close()
 
 
 # Server processes --------------------------------------------------------------------------------------------
@@ -137,7 +153,7 @@ def coordinate(setting: Setting, records: Any) -> None:
 
     folder = Path(setting.folder)
     signer = _signer(folder)
-    task = _task(setting)
+    task = task_of_run(setting)
     task.write(folder / "coordinator")
     aside = folder / "vectors"
     plain = _cohort_collector.run_attempt
@@ -200,7 +216,7 @@ def _signer(folder: Path) -> Any:
     return Identity.read(path)
 
 
-def _task(setting: Setting) -> Any:
+def task_of_run(setting: Setting) -> Any:
     """The same in every process: a plan is planned once, and read by the others."""
     from fedrec_server.jobs.preparation import task_of
     from fedrec_server.rounds.task import Task
@@ -419,14 +435,8 @@ def _arguments() -> argparse.Namespace:
 
 def run(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run; its figures."""
-    from fedrec_server.devices.state.database import open_state
-    from fedrec_server.network.certificates import make_service_certificates
-
-    folder = Path(setting.folder)
-    make_service_certificates(folder / "certs")
-    (folder / "vectors").mkdir()
-    _task(setting)
-    open_state(setting.database).close()
+    lay_out(setting)
+    task_of_run(setting)
     spawn = multiprocessing.get_context("spawn")
     ports_queue, records, sent, made = (spawn.Queue() for _ in range(4))
     stopping = spawn.Event()
