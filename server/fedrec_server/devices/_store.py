@@ -40,7 +40,8 @@ class Store:
 
     def __init__(self, state: State, front_end: str, limits: DeviceLimits) -> None:
         self._state, self._front_end, self._limits = state, front_end, limits
-        self._writer, self._reader = Grouped("writing", limits.group), Grouped("reading", limits.group)
+        self._writer = Grouped("writing", limits.group, limits.gather_seconds)
+        self._reader = Grouped("reading", limits.group, limits.gather_seconds / 4)
         self._contents: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._content_lock = threading.Lock()
 
@@ -104,14 +105,14 @@ class Store:
             for cohort in sorted({joining.cohort for joining, _ in asked}):
                 mine = [k for k, (joining, _) in enumerate(asked) if joining.cohort == cohort]
                 known = cohorts.known_identities(connection, cohort, [asked[k][0].identity for k in mine])
-                allowed = []
-                for k in mine:
-                    joining, address = asked[k]
-                    quotas = [Quota(address, limits.joins_per_address), Quota("", limits.joins_per_day)]
-                    if joining.identity in known or admissions.take_quota(connection, quotas):
-                        allowed.append(k)
-                    else:
-                        places[k] = -1
+                fresh = [k for k in mine if asked[k][0].identity not in known]
+                quotas = [
+                    [Quota(asked[k][1], limits.joins_per_address), Quota("", limits.joins_per_day)]
+                    for k in fresh
+                ]
+                within = dict(zip(fresh, admissions.take_quotas(connection, quotas), strict=True))
+                allowed = [k for k in mine if within.get(k, True)]
+                places |= {k: -1 for k in mine if k not in allowed}
                 given = cohorts.take_places(connection, cohort, [asked[k][0] for k in allowed])
                 places |= dict(zip(allowed, given, strict=True))
         return [places[k] for k in range(len(asked))]
