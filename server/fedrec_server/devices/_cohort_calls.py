@@ -92,7 +92,8 @@ class CohortCalls:
         if stage is None or not stage.open:
             self._uploads.forget(key)
             there = self._store.has_answered(member.cohort, request.number, member.place)
-            return messages.UploadReply(received=request.total if there else 0, accepted=there, reason=LATE)
+            reason = "" if there else LATE
+            return messages.UploadReply(received=request.total if there else 0, accepted=there, reason=reason)
         expect(request.total <= _most_bytes(stage, self._limits), "total: expected the size of an answer")
         if not request.content:
             return self._received(member, request, key)

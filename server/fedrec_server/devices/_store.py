@@ -118,23 +118,24 @@ class Store:
         return [places[k] for k in range(len(asked))]
 
     def _answer(self, answers: list[NewAnswer]) -> list[bool]:
-        taken = [False] * len(answers)
+        by_stage: dict[tuple[str, int], dict[int, NewAnswer]] = {}
+        for each in answers:
+            by_stage.setdefault((each.member.cohort, each.number), {}).setdefault(each.member.place, each)
+        taken: set[tuple[str, int, int]] = set()
         with self._state.write() as connection:
-            for cohort, number in sorted({(each.member.cohort, each.number) for each in answers}):
+            for (cohort, number), first in sorted(by_stage.items(), key=lambda each: each[0]):
                 stage = stages.hold_open(connection, cohort, number)
-                if stage is None:
+                if stage is None:  # what counted before still does
+                    there = stages.answered(connection, cohort, number, first)
+                    taken |= {(cohort, number, place) for place in there}
                     continue
-                first: dict[int, NewAnswer] = {}
-                for k, each in enumerate(answers):
-                    if (each.member.cohort, each.number) == (cohort, number):
-                        first.setdefault(each.member.place, each)
-                        taken[k] = True
                 rows = [AnswerRow(place, each.content, each.refused) for place, each in first.items()]
                 fresh = stages.add_answers(connection, cohort, number, rows)
                 vectors = [first[place].vector for place in sorted(fresh)]
                 if summed := [vector for vector in vectors if vector is not None]:
                     stages.add_to_sum(connection, stage, self._front_end, summed)
-        return taken
+                taken |= {(cohort, number, place) for place in first}
+        return [(each.member.cohort, each.number, each.member.place) in taken for each in answers]
 
     def _leave(self, sessions: list[bytes]) -> list[None]:
         with self._state.write() as connection:
