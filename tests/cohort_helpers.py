@@ -26,9 +26,8 @@ from fedrec_client.node.private_releases import PaidReleases
 from fedrec_server.operations.enrolment import cohort_terms, schedule_of
 from fedrec_server.operations.privacy_terms import terms_of
 from fedrec_server.operations.specification import TaskSpecification
-from fedrec_server.rounds._cohort_collector import Devices
 from fedrec_server.rounds._joint_exchange import summed
-from fedrec_server.rounds.cohorts import Cohort, CohortSettings, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohort, CohortSettings, CohortWanted, Devices, Ending, Joined
 from fedrec_server.rounds.task import Task
 
 ITEMS = 12

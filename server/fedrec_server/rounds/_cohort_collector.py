@@ -15,14 +15,13 @@ Out of scope: forming cohorts (`cohorts`), the protocol (`fedrec.secagg.server`)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from fedrec.core.errors import AggregationAborted, AggregationRefused
 from fedrec.core.messages import Exchange, Request
 from fedrec.privacy.plan import PrivacyPlan
-from fedrec.secagg.roster import Identity
 from fedrec.secagg.signed_roster import roster_of, sign_roster
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import CohortTerms
@@ -30,29 +29,9 @@ from fedrec_server.rounds._attempt import Attempt, Seconds, Steps, Total, kept_a
 from fedrec_server.rounds._collectors import Answers, Members, Question, format_of
 from fedrec_server.rounds._joint_exchange import JointExchange
 from fedrec_server.rounds._protocol_log import ProtocolLog
-from fedrec_server.rounds.cohorts import Cohorts, CohortSettings, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohorts, CohortWanted, Devices, Ending, Joined
 from fedrec_server.rounds.kept_sum import KeptSum
 from fedrec_server.rounds.replies import Host
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What reaches the devices of a job, and signs their rosters.
-
-    Attributes:
-        exchange: to devices of a cohort.
-        cohorts: forms them.
-        signer: its public key is in the terms.
-        settings: of cohorts.
-        sites: that take part beside devices, by the names under which they say hello, with the users for whom the
-            operator vouches.
-    """
-
-    exchange: Exchange
-    cohorts: Cohorts
-    signer: Identity
-    settings: CohortSettings
-    sites: tuple[Joined, ...] = ()
 
 
 class CohortCollector:

@@ -12,9 +12,10 @@ from fedrec.core.messages import Exchange, Reply
 from fedrec.secagg.sealed import open_, sealed_context, unpack
 from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms
 from fedrec_server.rounds._attempt import Seconds
-from fedrec_server.rounds._cohort_collector import CohortCollector, Devices
+from fedrec_server.rounds._cohort_collector import CohortCollector
 from fedrec_server.rounds._collectors import Collector, IntegerCollector, Members, OpenCollector
 from fedrec_server.rounds._secure_collector import SecureCollector
+from fedrec_server.rounds.cohorts import Devices
 from fedrec_server.rounds.task import SEALED_KEY, Task
 
 

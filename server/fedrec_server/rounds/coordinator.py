@@ -42,12 +42,12 @@ from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
 from fedrec.secagg.sums import label_of
 from fedrec_server.rounds._checkpoints import Checkpoints
-from fedrec_server.rounds._cohort_collector import Devices
 from fedrec_server.rounds._collectors import Answers, Collector, OpenCollector, Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds._private_metrics import MetricsRound
 from fedrec_server.rounds.charges import Charges
+from fedrec_server.rounds.cohorts import Devices
 from fedrec_server.rounds.storage import MemoryStorage, Storage
 from fedrec_server.rounds.task import Progress, Standing, Task
 
