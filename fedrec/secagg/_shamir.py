@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.interruption import check
 from fedrec.core.refusal_reasons import Reason
 
 PRIME = 2**256 + 297
@@ -51,7 +52,11 @@ def split(
     # 64 bytes are reduced, so that no element is favoured by more than 2^-255.
     tail = [int.from_bytes(random(64), "big") % PRIME for _ in range(threshold - 1)]
     coefficients = [*reversed(tail), int.from_bytes(secret, "big")]
-    return [_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big") for x in xs]
+    shares = []
+    for x in xs:
+        check()
+        shares.append(_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big"))
+    return shares
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes | None:

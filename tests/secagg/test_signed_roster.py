@@ -25,13 +25,13 @@ KEYS = [Identity.create().public for _ in range(12)]
 
 def terms_with(**fields: Any) -> CohortTerms:
     rules = {"run": "run", "roster": Roster(members=()), "range_users": 50, "schedule": Schedule(guarded=())}
-    names = {"max_nodes", "dropout"}
+    names = {"max_nodes", "max_users", "dropout"}
     own = {name: fields[name] for name in names & set(fields)}
     rules |= {name: value for name, value in fields.items() if name not in names}
     return CohortTerms(**({"signer": SIGNER.public.hex(), "max_nodes": 12} | own), rules=SecaggTerms(**rules))
 
 
-TERMS = terms_with()
+TERMS = terms_with(max_users=4)
 MEMBERS = st.lists(st.integers(1, 4), min_size=3, max_size=12)
 
 
@@ -62,7 +62,8 @@ def test_one_changed_bit_is_refused(users: list[int], data: st.DataObject) -> No
     arrays[name] = np.frombuffer(bytes(raw), arrays[name].dtype).reshape(arrays[name].shape)
     with pytest.raises(AggregationRefused) as refused:
         read_roster(TERMS, arrays, label="train/refit/1", attempt=1)
-    assert refused.value.reason is Reason.SIGNATURE
+    assert refused.value.reason in (Reason.SIGNATURE, Reason.USERS)
+    assert name == "users" or refused.value.reason is Reason.SIGNATURE
 
 
 @given(
@@ -126,3 +127,10 @@ def test_terms_survive_json_and_neighbours_follow_the_dropout_that_is_expected()
     degrees = [each.of(roster).degree(1000) for each in (few, many)]
     assert degrees == [degree(1000, drop=each.dropout, eta=LIVENESS) for each in (few, many)]
     assert degrees[0] < degrees[1] < 999
+
+
+def test_one_device_is_one_user_unless_the_terms_allow_for_sites() -> None:
+    for users, terms in (([1, 1, 2], terms_with()), ([1, 1, 5], TERMS), ([1, 0, 1], TERMS)):
+        with pytest.raises(AggregationRefused, match="speaks for") as refused:
+            read_roster(terms, signed(users), label="train/refit/1", attempt=1)
+        assert refused.value.reason is Reason.USERS

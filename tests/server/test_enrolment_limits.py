@@ -21,9 +21,9 @@ from wire_helpers import POPULATION
 
 from fedrec.core.errors import CampaignOver, ServerBusy, ServiceError
 from fedrec_client.updates.transport import Enrolment
+from fedrec_server.network.refusals import Refused
 from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.service._quotas import DailyQuota
-from fedrec_server.service._refusals import Refused
 from fedrec_server.service.enrolments import (
     MAX_TOKEN_SECONDS,
     REMEMBERED_SECONDS,

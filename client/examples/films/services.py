@@ -21,11 +21,12 @@ from fedrec_client.testing import FakeService
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import Transport
 from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.grpc_server import Certificates
 from fedrec_server.network.limits import Limits
 from fedrec_server.operations.campaign_book import CampaignBook
 from fedrec_server.operations.campaigns import Campaign
 from fedrec_server.registry import Registry
-from fedrec_server.service.server import Certificates, Service
+from fedrec_server.service.server import Service
 from films.layer import campaign_config, layered
 from films.words import NotNowError
 

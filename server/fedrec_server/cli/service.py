@@ -51,13 +51,14 @@ def start(
     # gRPC writes a line for every refused handshake: anyone who reaches the port could fill the disk.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fedrec.core.errors import ConfigError
+    from fedrec_server.network.grpc_server import Certificates
     from fedrec_server.network.limits import Limits
     from fedrec_server.operations.campaign_book import CampaignBook
     from fedrec_server.operations.key_folder import KeyFolder
     from fedrec_server.registry import Registry
     from fedrec_server.service.enrolments import EnrolmentTokens, read_key
     from fedrec_server.service.renewal import Renewal
-    from fedrec_server.service.server import Certificates, Service
+    from fedrec_server.service.server import Service
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")

@@ -86,6 +86,12 @@ class CohortCollector:
         """See `Collector`."""
         return self._members.present()
 
+    def keeps(self, question: Question) -> bool:
+        """Whether the sum of a question came before a kill, and is kept."""
+        request = question.request
+        label = label_of(request.kind, request.phase, request.round)
+        return self._kept.get(label, noised=question.release is not None) is not None
+
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`."""
         self._kept.forget(but, noised_only=self._plan is not None)

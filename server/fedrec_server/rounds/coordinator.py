@@ -130,7 +130,7 @@ class Coordinator:
         request = Request("train", number, progress.phase, self._shared, {"persist": keep} | turn.announced)
         record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
         try:
-            answers = self._collector.ask(_question(request, turn))
+            answers = self._collector.ask(question_of(request, turn))
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
@@ -175,6 +175,16 @@ class Coordinator:
     def _enough(self, answers: Answers) -> bool:
         rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
         return answers.nodes >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether rounds are steps along gradients, of which each may miss."""
+        return self._recommender.gradient_rounds and self._recommender.fixed_rounds is None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a stage of the chain carries something from round to round."""
+        return bool(self._chain.init())
 
     @property
     def _is_hidden(self) -> bool:
@@ -361,7 +371,7 @@ class Coordinator:
         self._checkpoints.save(self._standing)
 
 
-def _question(request: Request, turn: ServerRound) -> Question:
+def question_of(request: Request, turn: ServerRound) -> Question:
     """What every node is asked, and how its answer, or the sum of all answers, is read."""
 
     def noised(summed: UpdateSum) -> NDArray[Any]:

@@ -14,11 +14,11 @@ import grpc
 from fedrec.wire.counters import checked
 from fedrec.wire.leaving import SIGNATURE_BYTES
 from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec_server.network.refusals import Refused
 from fedrec_server.registry import PublicFiles, Registry
 from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service._metric_sums import MetricSums
 from fedrec_server.service._quotas import Quotas
-from fedrec_server.service._refusals import Refused
 from fedrec_server.service.enrolments import EnrolmentGate, EnrolmentTokens
 
 _REPORT = re.compile(r"[0-9a-f]{32}")

@@ -30,9 +30,9 @@ import grpc
 
 from fedrec.core.errors import RegistryError, ServiceError
 from fedrec.core.files import sync_folder
+from fedrec_server.network.refusals import Refused
 from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service._quotas import DailyQuota
-from fedrec_server.service._refusals import Refused
 
 KEY_BYTES = 32
 MAX_TOKEN_SECONDS = 86_400
