@@ -134,7 +134,8 @@ class _Setting:
         limits = self.plan.interaction
         if limits is not None:
             return [GaussianRelease(z, limits.local_steps * self.rounds, limits.batch_rate)]
-        rate = min(self.rate * self.cycle, 1.0) if self.trust == "central" else 1.0
+        secret = self.trust == "central" and self.plan.sampling != "min_separation"
+        rate = min(self.rate * self.cycle, 1.0) if secret else 1.0
         return [GaussianRelease(z, math.ceil(self.rounds / self.cycle), rate)]
 
 

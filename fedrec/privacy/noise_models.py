@@ -77,6 +77,7 @@ DETAILS = {
     "interaction": "local steps of unit 'interaction'",
     "carried": "sums carried by integers",
     "cycle": "groups of users that take turns",
+    "separation": "rounds between which a device keeps out by itself",
 }
 
 

@@ -36,10 +36,12 @@ class PrivacyPlan(BaseModel):
         adjacency: one unit's contribution is zeroed out; the population is public.
         target_epsilon, delta: what was asked for.
         population: N, public.
-        sampling: as implemented: "everyone"; "poisson", an independent secret draw per user and round; or "cyclic":
-            users are spread over groups that take turns, and may be drawn, as by "poisson", in their turn alone.
+        sampling: as implemented: "everyone"; "poisson", an independent secret draw per user and round; "cyclic":
+            users are spread over groups that take turns, and may be drawn, as by "poisson", in their turn alone; or
+            "min_separation": devices take part when they are here, and keep themselves to one of `cycle` rounds in
+            a row (min-sep participation of Choquette-Choo et al. 2023, arXiv 2306.08153); the server may pick them.
         sampling_rate: q, over all rounds.
-        cycle: the number of groups that take turns; a user takes part in at most one of so many rounds.
+        cycle: the number of groups that take turns; a user takes part in at most one of so many rounds in a row.
         rounds: T.
         clip_norm: C, L2 bound of one user's whole update (unit "interaction": of one example's gradient).
         noise_multipliers: z of each round (unit "interaction": of every local step of that round).
@@ -68,9 +70,9 @@ class PrivacyPlan(BaseModel):
     target_epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
     population: int = Field(ge=1)
-    sampling: Literal["everyone", "poisson", "cyclic"]
+    sampling: Literal["everyone", "poisson", "cyclic", "min_separation"]
     sampling_rate: float = Field(gt=0, le=1)
-    cycle: int | None = Field(default=None, ge=2)
+    cycle: int | None = Field(default=None, ge=1)
     rounds: int = Field(ge=1)
     clip_norm: float = Field(gt=0, allow_inf_nan=False)
     noise_multipliers: tuple[float, ...]
@@ -97,7 +99,7 @@ class PrivacyPlan(BaseModel):
 
     def _problems(self) -> list[tuple[str, bool]]:
         z, name, model = self.noise_multipliers, self.mechanism_name, self.noise_model
-        given = frozenset(each for each in DETAILS if getattr(self, each) is not None)
+        given = frozenset(each for each in DETAILS if self._detail(each) is not None)
         return [
             (f"{len(z)} noise multipliers for {self.rounds} rounds", len(z) != self.rounds),
             (
@@ -106,7 +108,8 @@ class PrivacyPlan(BaseModel):
             ),
             (
                 f"sampling is {self.sampling!r} at rate {self.sampling_rate:g}: 'everyone' means rate 1",
-                (self.sampling == "everyone") != (self.sampling_rate == 1.0),
+                self.sampling != "min_separation"
+                and (self.sampling == "everyone") != (self.sampling_rate == 1.0),
             ),
             (
                 f"mechanism {name!r} has unit {model.unit!r} and trust {model.trust!r}: the plan has "
@@ -127,12 +130,18 @@ class PrivacyPlan(BaseModel):
             *self._metrics_problems(),
         ]
 
+    def _detail(self, name: str) -> object:
+        if name in ("cycle", "separation"):
+            return self.cycle if (name == "separation") == (self.sampling == "min_separation") else None
+        return getattr(self, name)
+
     def _cycle_problems(self) -> list[tuple[str, bool]]:
         return [
             (
-                f"sampling is {self.sampling!r} with a cycle of {self.cycle}: groups take turns where it is 'cyclic'",
-                (self.sampling == "cyclic") != (self.cycle is not None),
+                f"sampling is {self.sampling!r} with a cycle of {self.cycle}: 'cyclic' and 'min_separation' have one",
+                (self.sampling in ("cyclic", "min_separation")) != (self.cycle is not None),
             ),
+            ("groups of users that take turns with a cycle of 1: expected 2 groups or more", self._one_group),
             (
                 f"sampling rate {self.sampling_rate:g} with a cycle of {self.cycle}: expected at most 1/cycle, since "
                 "a user may be drawn in one of so many rounds",
@@ -151,6 +160,11 @@ class PrivacyPlan(BaseModel):
                 self.unit == "interaction",
             ),
             (
+                "metrics ask all users of the population at once: devices come and go here, so set privacy.metrics "
+                "to 'none'",
+                self.sampling == "min_separation",
+            ),
+            (
                 "metrics have integers under trust 'distributed', and nowhere else",
                 (own is None) != (rounds is None),
             ),
@@ -159,6 +173,10 @@ class PrivacyPlan(BaseModel):
                 own is not None and rounds is not None and own.bits != rounds.bits,
             ),
         ]
+
+    @property
+    def _one_group(self) -> bool:
+        return self.sampling == "cyclic" and self.cycle == 1
 
     @property
     def mechanism_name(self) -> str:
@@ -215,7 +233,47 @@ class PrivacyPlan(BaseModel):
     @property
     def amplification(self) -> float:
         """Sampling rate that may be claimed: only of secret draws, and against those who do not see who replied."""
-        return self.turn_rate if self.noise_model.claims_sampling else 1.0
+        secret = self.noise_model.claims_sampling and self.sampling != "min_separation"
+        return self.turn_rate if secret else 1.0
+
+    def of_participations(self, count: int) -> PrivacyPlan:
+        """What a user is charged for `count` rounds: a plan of those with the least noise, with the same cohort."""
+        z = tuple(sorted(self.noise_multipliers)[:count])
+        return self.model_copy(update={"rounds": len(z), "noise_multipliers": z, "cycle": self.cycle and 1})
+
+    def charged_multipliers(self, rounds: int) -> tuple[float, ...]:
+        """z of the rounds that one user can be in, of the first `rounds`: those with the least noise."""
+        z = self.noise_multipliers[:rounds]
+        if self.sampling != "min_separation" or self.cycle is None:
+            return z
+        return tuple(sorted(z)[: math.ceil(rounds / self.cycle)])
+
+    @property
+    def separation(self) -> int:
+        """A device that took part in round r takes part again from round r plus this; 1 where nothing is asked."""
+        return self.cycle or 1 if self.sampling == "min_separation" else 1
+
+    @property
+    def participations(self) -> int:
+        """In how many rounds one user can be, at most."""
+        return math.ceil(self.rounds / (self.cycle or 1))
+
+    def epsilon_of_participations(self, times: int) -> float:
+        """Epsilon at `delta` of a user who was in so many rounds, whichever they were; 0 for none.
+
+        Raises:
+            PrivacyRefused: it is more often than the plan allows.
+        """
+        if not 0 <= times <= self.participations:
+            raise PrivacyRefused(
+                f"{times} rounds of one user: the plan allows {self.participations} of {self.rounds}; nothing was "
+                "released"
+            )
+        if self.sampling != "min_separation":
+            return self.epsilon(times)
+        # Those with the least noise come first.
+        releases = self.noise_model.releases(self.rounds)[:times]
+        return epsilon_of(releases, self.kept_delta, self.accountant)
 
     def noise_std(self, round_: int, clip_norm: float | None = None) -> float:
         """Standard deviation of the noise on each value of the released sum of round `round_` (from 1).

@@ -31,6 +31,7 @@ def make_plan(
     sampling_rate: float = 1.0,
     dense_gradient: bool = False,
     carried: Carried | None = None,
+    separation: int | None = None,
 ) -> PrivacyPlan:
     """The plan that keeps a target.
 
@@ -43,6 +44,8 @@ def make_plan(
         sampling_rate: q, the probability of taking part in a round, as implemented.
         dense_gradient: the update is a gradient of all parameters; without signal it is refused (see `feasibility`).
         carried: trust "central": how clean sums travel as integers; None: as real numbers.
+        separation: a device takes part in at most one of so many rounds in a row, and keeps to that itself; None:
+            in any of them.
 
     Raises:
         PrivacyRefused: the guarantee would be meaningless, or nothing could be learned, and `force` is not set.
@@ -59,7 +62,9 @@ def make_plan(
     if len(schedule) != rounds:
         raise PrivacyRefused(f"noise schedule of {len(schedule)} rounds for {rounds}: expected one each")
     try:
-        plan = _calibrated(settings, delta, population, rounds, schedule, parameters, sampling_rate, carried)
+        plan = _calibrated(
+            settings, delta, population, rounds, schedule, parameters, sampling_rate, carried, separation
+        )
     except ValidationError as error:
         raise ConfigError("privacy settings: " + "; ".join(map(_problem, error.errors()))) from error
     if not settings.force:
@@ -76,6 +81,7 @@ def _calibrated(
     parameters: int,
     sampling_rate: float,
     carried: Carried | None,
+    separation: int | None,
 ) -> PrivacyPlan:
     name = settings.mechanism
     model = MECHANISMS.get(name or default_mechanism(settings.unit, settings.trust), paths=True)
@@ -98,6 +104,8 @@ def _calibrated(
         "carried": carried,
         "noise_seed": settings.noise_seed,
     }
+    if separation is not None:
+        fields |= {"sampling": "min_separation", "cycle": separation}
     fields |= model.planned(dict(settings.options), fields)
     if settings.metrics == "noised":
         fields["metrics"] = metrics_for(settings, fields)

@@ -207,7 +207,8 @@ def sampling_field(plan: PrivacyPlan | None) -> Field:
     """Who takes part in a round: as done, and as accounted."""
     if plan is None:
         return {"text": ["Of no consequence without a guarantee."], "implemented": None, "assumed": None}
-    poisson, implemented = plan.turn_rate < 1.0, _implemented(plan)
+    poisson = plan.turn_rate < 1.0 and plan.sampling != "min_separation"
+    implemented = _implemented(plan)
     claimed = plan.amplification < 1.0
     text = [
         f"Implemented: {implemented}.",
@@ -243,6 +244,12 @@ def _implemented(plan: PrivacyPlan) -> str:
             return "every user, in every round"
         case "poisson":
             return f"Poisson: each user {drawn}"
+        case "min_separation":
+            apart = "" if plan.cycle == 1 else f", and in at most one of {plan.cycle} in a row"
+            return (
+                f"devices that are here; each takes part in at most {plan.participations} of {plan.rounds} rounds"
+                f"{apart}, which the device itself keeps"
+            )
         case "cyclic":
             groups = f"users are spread over {plan.cycle} groups by a hash, and the groups take turns"
             return f"{groups}; each user {drawn if plan.turn_rate < 1.0 else 'joins every turn of its group'}"

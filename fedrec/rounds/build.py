@@ -96,7 +96,7 @@ def private_chain(settings: NodeSettings, plan: PrivacyPlan, *, gradient: bool) 
 def private_cohort(plan: PrivacyPlan) -> Cohort:
     """As the plan's accounting takes it."""
     match plan.sampling:
-        case "everyone":
+        case "everyone" | "min_separation":
             return AllUsers()
         case "poisson":
             return SecretCohort(plan.sampling_rate, is_seeded=plan.noise_seed is not None)

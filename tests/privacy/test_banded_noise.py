@@ -386,7 +386,7 @@ def test_plans_that_do_not_hold_together() -> None:
         ({"options": {}}, "needs options.coefficients"),
         ({"options": {"coefficients": (0.8, -0.6)}}, "at least 0"),
         ({"noise_multipliers": (1.0,) * (ROUNDS - 1) + (2.0,)}, "the same in every round"),
-        ({"cycle": None}, "groups take turns where it is 'cyclic'"),
+        ({"cycle": None}, "'cyclic' and 'min_separation' have one"),
         ({"mechanism": None}, "groups of users that take turns are not for mechanism 'central'"),
     ):
         with pytest.raises(ValueError, match=message):

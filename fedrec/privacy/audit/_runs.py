@@ -237,7 +237,7 @@ def _train_clean(
 
 def coins(plan: PrivacyPlan, included: Bools, rng: np.random.Generator) -> Bools:
     """Who of the included takes part in this round, which is their turn."""
-    if plan.sampling == "everyone":
+    if plan.sampling in ("everyone", "min_separation"):
         return included
     return np.asarray(included & (rng.random(len(included)) < plan.turn_rate))
 

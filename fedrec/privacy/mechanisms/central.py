@@ -28,7 +28,7 @@ class Central(Mechanism):
 
     trust: ClassVar[Trust] = "central"
     claims_sampling = True
-    takes = frozenset({"adaptive", "carried"})
+    takes = frozenset({"adaptive", "carried", "separation"})
     sends_clean_sums = True
     trusted = "the server is trusted"
     noise_place = "once per round by the coordinator, to the sum, also when nobody answers"
@@ -38,13 +38,14 @@ class Central(Mechanism):
         return self.plan.update_multiplier(self.plan.noise_multipliers[round_ - 1]) * l2
 
     def releases(self, rounds: int) -> list[Release]:
-        """One Gaussian per round, amplified by sampling where that is secret."""
+        """One Gaussian per round that a user can be in, amplified by sampling where that is secret."""
         rate = self.plan.amplification
-        return [GaussianRelease(z, 1, rate) for z in self.plan.noise_multipliers[:rounds]]
+        return [GaussianRelease(z, 1, rate) for z in self.plan.charged_multipliers(rounds)]
 
     def lost_delta(self, rounds: int) -> float:
         """A neighbouring sum that wraps around is not hidden by noise that is added after the sum."""
-        return 0.0 if self.plan.carried is None else 2.0 * self.plan.carried.wrap * rounds
+        charged = len(self.plan.charged_multipliers(rounds))
+        return 0.0 if self.plan.carried is None else 2.0 * self.plan.carried.wrap * charged
 
     @property
     def released_sentence(self) -> str:

@@ -47,7 +47,7 @@ class Distributed(Mechanism):
     """The mechanism of trust "distributed"."""
 
     trust: ClassVar[Trust] = "distributed"
-    takes = frozenset({"distributed"})
+    takes = frozenset({"distributed", "separation"})
     needs = frozenset({"distributed"})
     accountants: ClassVar[tuple[Accountant, ...]] = ("rdp",)
     noise_per_user = True
@@ -82,13 +82,13 @@ class Distributed(Mechanism):
         return math.sqrt(self.plan.share_variance(round_) * self.plan.denominator) / self.integers.scale
 
     def releases(self, rounds: int) -> list[Release]:
-        """One Skellam release of integers per round."""
+        """One Skellam release of integers per round that a user can be in."""
         l2, l1 = self.plan.integer_sensitivity
-        return [SkellamRelease(l2, l1, (z * l2) ** 2) for z in self.plan.noise_multipliers[:rounds]]
+        return [SkellamRelease(l2, l1, (z * l2) ** 2) for z in self.plan.charged_multipliers(rounds)]
 
     def lost_delta(self, rounds: int) -> float:
         """Rounding may move a user's integers further than the sensitivity says."""
-        return self.integers.beta * rounds
+        return self.integers.beta * len(self.plan.charged_multipliers(rounds))
 
     def adversary(self, outside: str) -> list[str]:
         """All who see sums."""
@@ -118,7 +118,8 @@ class Distributed(Mechanism):
     def epsilon_of_nodes(self, users: float) -> float:
         """What is left are the users' shares: users / (honest users that shares were sized for) of the variance."""
         plan, honest = self.plan, self.integers.honest
-        parts = [min(1.0, users / (honest * plan.denominator))] * plan.rounds
+        charged = len(plan.charged_multipliers(plan.rounds))
+        parts = [min(1.0, users / (honest * plan.denominator))] * charged
         if plan.metrics is not None:
             # All users are asked for them, whatever the cohort of a round is.
             parts.append(min(1.0, users / (honest * plan.population)))

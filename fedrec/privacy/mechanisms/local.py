@@ -35,6 +35,7 @@ class Local(Mechanism):
     """The mechanism of trust "local"."""
 
     trust: ClassVar[Trust] = "local"
+    takes = frozenset({"separation"})
     noise_per_user = True
     noise_place = "in full for every single user, before anything leaves the node"
     view: ClassVar[View] = "every message"
@@ -44,8 +45,8 @@ class Local(Mechanism):
         return self.plan.noise_multipliers[round_ - 1] * l2 * math.sqrt(self.plan.denominator)
 
     def releases(self, rounds: int) -> list[Release]:
-        """One Gaussian per round; who takes part is seen, so sampling does not help."""
-        return [GaussianRelease(z) for z in self.plan.noise_multipliers[:rounds]]
+        """One Gaussian per round that a user can be in; who takes part is seen, so sampling does not help."""
+        return [GaussianRelease(z) for z in self.plan.charged_multipliers(rounds)]
 
     @property
     def least_users(self) -> int:

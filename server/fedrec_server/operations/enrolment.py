@@ -19,7 +19,7 @@ from fedrec.rounds.agreement import guarded_sums
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.schedule import Schedule
 from fedrec.secagg.sealed import generate_key
-from fedrec.secagg.terms import PlainTerms, SealedTerms, SecaggTerms, Terms
+from fedrec.secagg.terms import CohortTerms, PlainTerms, SealedTerms, SecaggTerms, Terms
 from fedrec_server.operations.privacy_terms import range_users
 from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification
@@ -130,6 +130,45 @@ def secagg_terms(
         plan=hashlib.sha256(plan.model_dump_json().encode()).hexdigest() if plan else "",
         exact_sums=isinstance(config.privacy, NoPrivacy) and config.privacy.exact_sums,
         schedule=schedule,
+    )
+
+
+def cohort_terms(
+    config: TaskSpecification,
+    target: int,
+    most: int,
+    run: str,
+    privacy: PrivacyTerms | None,
+    schedule: Schedule,
+    signer: Identity,
+    *,
+    dropout: float = 0.1,
+    max_users: int = 1,
+) -> CohortTerms:
+    """Terms of a job, whose devices come and go.
+
+    Args:
+        config: of the job.
+        target: users for whom the plan's noise is sized, in one cohort.
+        most: users that may join one.
+        run: the job's random name.
+        privacy: terms of the privacy plan, or None.
+        schedule: the sums of the job.
+        signer: signs rosters.
+        dropout: expected part of a cohort that vanishes on the way.
+        max_users: of one site that takes part beside devices.
+    """
+    rules = secagg_terms(config, (), run, privacy, schedule)
+    room = {
+        "range_users": range_users(config, most),
+        "min_users": _floor(privacy.plan if privacy else None, target),
+    }
+    return CohortTerms(
+        rules=SecaggTerms(**dict(rules) | room),
+        signer=signer.public.hex(),
+        max_nodes=most,
+        max_users=max_users,
+        dropout=dropout,
     )
 
 

@@ -18,13 +18,16 @@ from fedrec_server.operations.sections import NoPrivacy
 from fedrec_server.operations.specification import TaskSpecification
 
 
-def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPlan | None:
+def plan_of(
+    config: TaskSpecification, n_users: int, n_items: int, *, separation: int | None = None
+) -> PrivacyPlan | None:
     """The plan, or None where privacy is switched off.
 
     Args:
         config: of the run.
-        n_users: N, unless the configuration names a population.
+        n_users: N, unless the configuration names a population; with a separation the users of one cohort.
         n_items: I.
+        separation: of a job: a device takes part in at most one of so many rounds in a row; None: in all.
 
     Raises:
         PrivacyRefused: the guarantee would be meaningless, or nothing could be learned.
@@ -32,10 +35,11 @@ def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPla
     """
     if isinstance(config.privacy, NoPrivacy):
         return None
-    population = config.privacy.population or n_users
-    if population < n_users:
+    least = n_users * (separation or 1)
+    population = config.privacy.population or least
+    if population < least:
         raise PrivacyRefused(
-            f"privacy.population is {population} and there are {n_users} users: delta is chosen by it, so it may "
+            f"privacy.population is {population} and there are {least} users: delta is chosen by it, so it may "
             "not be less; leave it out"
         )
     recommender = build(config.model)
@@ -52,7 +56,8 @@ def plan_of(config: TaskSpecification, n_users: int, n_items: int) -> PrivacyPla
         rounds=rounds,
         schedule=recommender.noise_schedule(rounds),
         parameters=parameters,
-        sampling_rate=config.federation.sampling_rate,
+        sampling_rate=config.federation.sampling_rate if separation is None else n_users / population,
+        separation=separation,
         dense_gradient=recommender.gradient_rounds,
         carried=_carried(config, n_users, parameters),
     )
@@ -91,9 +96,11 @@ def _carried(config: TaskSpecification, n_users: int, size: int) -> Carried | No
     return Carried(scale=encoding.scale, wrap=WRAP_CHANCE if rotated else 0.0)
 
 
-def terms_of(config: TaskSpecification, n_users: int, n_items: int, dataset: str) -> PrivacyTerms | None:
-    """The terms of a new run, or None where privacy is switched off; raises what `plan_of` raises."""
-    plan = plan_of(config, n_users, n_items)
+def terms_of(
+    config: TaskSpecification, n_users: int, n_items: int, dataset: str, *, separation: int | None = None
+) -> PrivacyTerms | None:
+    """The terms of a new run, or None where privacy is switched off; arguments and errors as of `plan_of`."""
+    plan = plan_of(config, n_users, n_items, separation=separation)
     if plan is None or isinstance(config.privacy, NoPrivacy):
         return None
     privacy = config.privacy

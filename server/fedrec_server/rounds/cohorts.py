@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fedrec.core.messages import Exchange
+from fedrec.secagg.roster import Identity
+
 #: How a cohort ended, as its devices are told: its sum was made; it has too few members for one; the attempt failed
 #: for another reason; the job was ended or paused.
 Ending = Literal["done", "too_few", "failed", "aborted"]
@@ -86,6 +89,8 @@ class Cohorts(Protocol):
     def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
         """A complete cohort, the one that was prepared where there is one; waits until devices have joined.
 
+        A prepared cohort serves whatever is wanted next: its devices learn the round from the first request.
+
         Args:
             wanted: of the coordinator.
             stop: asked many times a second; when true, no cohort is formed any more.
@@ -99,3 +104,23 @@ class Cohorts(Protocol):
 
     def close(self, cohort: Cohort, ending: Ending) -> None:
         """The attempt is over; devices that ask are told so, and when to come back. Again is free."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What reaches the devices of a job, and signs their rosters.
+
+    Attributes:
+        exchange: to devices of a cohort.
+        cohorts: forms them.
+        signer: its public key is in the terms.
+        settings: of cohorts.
+        sites: that take part beside devices, by the names under which they say hello, with the users for whom the
+            operator vouches.
+    """
+
+    exchange: Exchange
+    cohorts: Cohorts
+    signer: Identity
+    settings: CohortSettings
+    sites: tuple[Joined, ...] = ()
