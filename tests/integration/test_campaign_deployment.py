@@ -13,6 +13,7 @@ from typing import cast
 import foreign_app
 import numpy as np
 import pytest
+from fedrec_client.training._run_task import run_task
 from session_helpers import Sessions, own_sessions
 from training_helpers import ITEM_IDS, node_parts
 
@@ -29,7 +30,6 @@ from fedrec_client import Client, Conditions, Consent, MemoryStore, Policy
 from fedrec_client.node.forward import SENT
 from fedrec_client.terms.participation import Book
 from fedrec_client.testing import FakePlatform, store_of
-from fedrec_client.training._run_task import run_task
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.federation.federation import Federation
 from fedrec_server.network.certificates import make_node_key

@@ -286,7 +286,7 @@ class Person:
         """Differs whenever what the page shows may differ; a charge in the middle of training included."""
         if not self.training:
             return str(self.revision)
-        return f"{self.revision}.{self._client.privacy_report().lifetime.campaigns}"
+        return f"{self.revision}.{self._client.privacy_report().lifetime.rounds}"
 
     @contextmanager
     def _noting_trouble(self) -> Iterator[None]:

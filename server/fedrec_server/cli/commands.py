@@ -37,6 +37,10 @@ PROGRAM = Group(
             "The model service: hands signed models to devices over gRPC.",
             {"start": "fedrec_server.cli.service:start"},
         ),
+        "devices": Group(
+            "The device service: front ends that devices train through.",
+            {"start": "fedrec_server.cli.devices:start"},
+        ),
         "campaign": Group(
             "Training campaigns: devices enrol, train together, get the new model.",
             {"run": "fedrec_server.cli.campaign:run", "list": "fedrec_server.cli.campaign:list_"},

@@ -200,7 +200,10 @@ class CohortCalls:
 
     def _over(self, cohort: str, view: View | None = None) -> messages.StageReply:
         """Why a session is over, and when to check in again."""
-        view = view or (self._board.view(cohort) if cohort else None)
+        view = view or self._board.view(cohort)
+        if view is not None and view.cohort.state != cohorts.OVER:
+            self._board.look()  # its members may be gone because it is over since the last look
+            view = self._board.view(cohort)
         first, last = self._limits.network.retry_seconds
         reason, after = UNKNOWN, random.uniform(first, last)
         if view is not None and view.cohort.state == cohorts.OVER:

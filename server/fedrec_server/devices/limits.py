@@ -41,7 +41,7 @@ class DeviceLimits:
         small_answer_bytes: of an answer that is sent with `Stage`.
         answer_bytes: of any answer.
         piece_bytes: of what is sent or taken in one call.
-        upload_bytes: of unfinished uploads, all together; more devices are told to wait.
+        upload_bytes: of unfinished uploads, all together; more devices wait.
         upload_idle_seconds: after which an unfinished upload gives way to others.
         content_bytes: of common parts that are remembered.
         joins_per_address, joins_per_day: that are admitted in a day.

@@ -32,7 +32,7 @@ from fedrec_server.jobs.preparation import PAYLOAD, prepared
 from fedrec_server.jobs.publication import published
 from fedrec_server.jobs.record import advance
 from fedrec_server.rounds.asynchronous import open_asynchronous
-from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortSettings, CohortWanted, Devices, Ending
+from fedrec_server.rounds.cohorts import CohortSettings, Devices
 from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 
 #: How often a job's record is looked at.
@@ -106,10 +106,9 @@ class Worker:
         with self._offers.open(offer, self._over) as (exchange, cohorts):
             devices = Devices(
                 exchange=interruptible(exchange, self._over),
-                cohorts=_OfRun(cohorts, offer.rounds),
+                cohorts=cohorts,
                 signer=job.signer,
                 settings=CohortSettings(offer.target, offer.least, job.specification.job.cohort.wait_seconds),
-                sites={},
             )
             while not self._over():
                 outcome = self._rounds(folder, number, devices)
@@ -196,7 +195,6 @@ class Worker:
             payload["cohort"]["least"],
             payload["node"]["aggregation"]["max_nodes"],
             payload["cycle"],
-            payload["rounds"],
         )
 
     def _withdraw(self, number: int, state: str) -> None:
@@ -206,26 +204,6 @@ class Worker:
     def _publish(self, number: int) -> None:
         self._offers.end(self._job.offer(number), "trained")
         _publish(self._job)
-
-
-class _OfRun:
-    """Cohorts of a run: after its last round none is prepared, so that no device joins for nothing."""
-
-    def __init__(self, cohorts: Cohorts, rounds: int) -> None:
-        self._cohorts, self._rounds = cohorts, rounds
-
-    def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
-        """See `Cohorts`."""
-        return self._cohorts.form(wanted, stop)
-
-    def prepare(self, wanted: CohortWanted) -> None:
-        """See `Cohorts`."""
-        if wanted.round <= self._rounds:
-            self._cohorts.prepare(wanted)
-
-    def close(self, cohort: Cohort, ending: Ending) -> None:
-        """See `Cohorts`."""
-        self._cohorts.close(cohort, ending)
 
 
 def publish(job: Job) -> dict[str, Any]:

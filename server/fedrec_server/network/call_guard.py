@@ -60,7 +60,7 @@ class CallGuard:
         watchdog: ends what is late.
         places: calls at once, by address.
         message_seconds: until the message of a call has come.
-        retry_seconds: which callers that are refused for a while are told.
+        retry_seconds: which callers that are refused for a while are sent.
         admit: raises `Refused` when a caller asks too much; called before its message is read.
     """
 

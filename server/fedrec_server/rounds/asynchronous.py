@@ -37,8 +37,9 @@ from fedrec.privacy.private_files import make_private
 from fedrec.rounds.chain import ServerRound
 from fedrec_server.rounds._checkpoints import RECORDS, Checkpoints
 from fedrec_server.rounds._cohort_collector import CohortCollector
-from fedrec_server.rounds._collectors import Answers
+from fedrec_server.rounds._collectors import Answers, Members
 from fedrec_server.rounds._make_collector import make_collector
+from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds.charges import Charges
 from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortWanted, Devices, Ending
 from fedrec_server.rounds.coordinator import Coordinator, Event, Outcome, question_of
@@ -73,19 +74,21 @@ class _Flight:
 class AsynchronousCoordinator(Coordinator):
     """Runs the rounds of a task, several at once; see the module's text."""
 
-    def begin(self, folder: Path, devices: Devices, staleness: int) -> None:
+    def begin(self, folder: Path, members: Members, devices: Devices, staleness: int) -> None:
         """Say how rounds overlap, before `run`.
 
         Args:
             folder: the coordinator's.
+            members: of the task.
             devices: of the job.
             staleness: S.
 
         Raises:
-            ConfigError: a model or a chain for which the order of rounds counts.
+            ConfigError: a model or a chain for which the order of rounds counts, or sites, which answer one round at
+                a time.
         """
-        _expect_independent(self)
-        self._folder, self._staleness = folder / FLIGHTS, staleness
+        _expect_independent(self, devices)
+        self._folder, self._staleness, self._members = folder / FLIGHTS, staleness, members
         self._turns = _Turns(devices.cohorts)
         self._devices = replace(devices, cohorts=self._turns)
         self._flights: dict[int, _Flight] = {}
@@ -147,7 +150,7 @@ class AsynchronousCoordinator(Coordinator):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         flight = _Flight(number, self._progress.round, self._turn(number), folder, time.perf_counter())
         collector = make_collector(
-            self.task, self._exchange, folder, devices=self._devices, stop=self._is_over
+            self.task, self._exchange, self._members, folder, devices=self._devices, stop=self._is_over
         )
         request = Request(
             "train", number, self._progress.phase, self._shared, {"persist": True} | flight.turn.announced
@@ -159,12 +162,12 @@ class AsynchronousCoordinator(Coordinator):
         else:
             write_json(folder / _VERSION, {"version": flight.version})
             sync_folder(self._folder)
-        hosts, ticket = self._attendance.meet(), self._turns.ticket()
+        ticket = self._turns.ticket()
 
         def ask() -> None:
             with self._turns.held(ticket):
                 try:
-                    flight.answers = collector.ask(question, hosts)
+                    flight.answers = collector.ask(question)
                 except BaseException as error:
                     flight.error = error
             self._complete.put(flight)
@@ -263,16 +266,15 @@ def open_asynchronous(
     task = Task.read(folder)
     make_private(folder)
     private = Charges(task.privacy, folder) if task.privacy else None
-    collector = make_collector(task, exchange, folder, devices=devices, stop=stop)
+    members = Attendance(task, exchange, on_event)
+    collector = make_collector(task, exchange, members, folder, devices=devices, stop=stop)
     storage = Checkpoints(folder, private, on_event)
-    made = AsynchronousCoordinator(
-        task, exchange, collector, storage, private=private, on_event=on_event, stop=stop
-    )
-    made.begin(folder, devices, staleness)
+    made = AsynchronousCoordinator(task, exchange, collector, storage, private=private, stop=stop)
+    made.begin(folder, members, devices, staleness)
     return made
 
 
-def _expect_independent(coordinator: Coordinator) -> None:
+def _expect_independent(coordinator: Coordinator, devices: Devices) -> None:
     """Raises ConfigError where a round means something else when another one counts before it."""
     plan = coordinator.task.privacy.plan if coordinator.task.privacy else None
     problems = {
@@ -280,6 +282,7 @@ def _expect_independent(coordinator: Coordinator) -> None:
         "the plan's noise differs from round to round": plan is not None
         and len(set(plan.noise_multipliers)) > 1,
         "a stage of the chain remembers earlier rounds": coordinator.remembers,
+        "sites answer one round at a time": bool(devices.sites),
     }
     wrong = [text for text, holds in problems.items() if holds]
     if wrong:

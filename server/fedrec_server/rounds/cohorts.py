@@ -7,7 +7,7 @@ scope: how devices join (`fedrec_server.devices`), and what is summed (`_cohort_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,6 +89,8 @@ class Cohorts(Protocol):
     def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
         """A complete cohort, the one that was prepared where there is one; waits until devices have joined.
 
+        A prepared cohort serves whatever is wanted next: its devices learn the round from the first request.
+
         Args:
             wanted: of the coordinator.
             stop: asked many times a second; when true, no cohort is formed any more.
@@ -113,11 +115,12 @@ class Devices:
         cohorts: forms them.
         signer: its public key is in the terms.
         settings: of cohorts.
-        sites: Ed25519 public keys of the sites that take part beside devices, by node.
+        sites: that take part beside devices, by the names under which they say hello, with the users for whom the
+            operator vouches.
     """
 
     exchange: Exchange
     cohorts: Cohorts
     signer: Identity
     settings: CohortSettings
-    sites: Mapping[str, bytes]
+    sites: tuple[Joined, ...] = ()

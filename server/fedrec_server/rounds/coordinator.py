@@ -76,7 +76,6 @@ class Coordinator:
         *,
         private: Charges | None = None,
         metrics: MetricsRound | None = None,
-        on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task = task
@@ -93,7 +92,6 @@ class Coordinator:
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics
-        self._attendance = Attendance(task, exchange, on_event)
         self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
         self._shared, self._server, self._stages = standing.shared, standing.server, standing.stages
@@ -132,7 +130,7 @@ class Coordinator:
         request = Request("train", number, progress.phase, self._shared, {"persist": keep} | turn.announced)
         record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
         try:
-            answers = self._collector.ask(question_of(request, turn), self._attendance.meet())
+            answers = self._collector.ask(question_of(request, turn))
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
@@ -305,7 +303,7 @@ class Coordinator:
     def _ask_evaluation(self, question: Question) -> Answers:
         """Enough answers to an evaluation; one that is lost is not abandoned."""
         try:
-            answers = self._collector.ask(question, self._attendance.meet())
+            answers = self._collector.ask(question)
         except AggregationAborted as error:
             if error.revealed:
                 raise
@@ -368,7 +366,7 @@ class Coordinator:
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            here = dict.fromkeys(self._attendance.present(), request)
+            here = dict.fromkeys(self._collector.present(), request)
             self._exchange.exchange(here, self.task.rounds.deadline_seconds)
         self._checkpoints.save(self._standing)
 
@@ -415,11 +413,10 @@ def open_coordinator(
     private = Charges(task.privacy, folder) if task.privacy else None
     releases = private is not None and private.plan.metrics is not None
     metrics = MetricsRound(private, folder) if private is not None and releases else None
-    collector = make_collector(task, exchange, folder, integers=integers, devices=devices, stop=stop)
+    members = Attendance(task, exchange, on_event)
+    collector = make_collector(task, exchange, members, folder, integers=integers, devices=devices, stop=stop)
     storage = Checkpoints(folder, private, on_event, collector.forget)
-    return Coordinator(
-        task, exchange, collector, storage, private=private, metrics=metrics, on_event=on_event, stop=stop
-    )
+    return Coordinator(task, exchange, collector, storage, private=private, metrics=metrics, stop=stop)
 
 
 def coordinator_in_memory(
@@ -440,5 +437,5 @@ def coordinator_in_memory(
             f"a run with a privacy plan or aggregation {task.aggregation.kind!r} keeps a ledger or keys: give it a "
             "folder"
         )
-    collector = OpenCollector(exchange, task.rounds.deadline_seconds)
-    return Coordinator(task, exchange, collector, storage, on_event=on_event, stop=stop)
+    collector = OpenCollector(exchange, Attendance(task, exchange, on_event), task.rounds.deadline_seconds)
+    return Coordinator(task, exchange, collector, storage, stop=stop)

@@ -1,4 +1,4 @@
-"""Opens the database: its tables are brought to this version first, whoever comes first.
+"""Opens the database: its tables are brought to this version first.
 
 A transaction is durable when its block ends: SQLite runs with a write-ahead log and full synchronisation, PostgreSQL
 as its operator has set it. Writers on SQLite wait for each other; on PostgreSQL rows are locked by what needs them.
@@ -84,7 +84,7 @@ def open_state(url: str) -> State:
         if parsed.get_backend_name() == "sqlite" and not parsed.database:
             raise ArgumentError("a database in memory cannot be shared")
         engine = _engine(parsed)
-    except (ArgumentError, ImportError) as error:
+    except (ArgumentError, ImportError, OSError) as error:
         raise ServiceError(
             f"database {shown!r} cannot be used ({error}): "
             "expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME (`pip install 'fedrec[postgres]'`)"
