@@ -75,12 +75,15 @@ class Job:
         least: int | None = None,
         config: TaskSpecification = CONFIG,
         separation: int | None = 2,
+        max_users: int = 1,
     ) -> Job:
         signer = Identity.create()
         privacy = terms_of(config, target, ITEMS, "films", separation=separation)
         assert privacy is not None
         schedule = schedule_of(config, privacy, has_validation=False, has_test=False)
-        terms = cohort_terms(config, target, most, privacy.run, privacy, schedule, signer)
+        terms = cohort_terms(
+            config, target, most, privacy.run, privacy, schedule, signer, max_users=max_users
+        )
         return cls(terms, privacy, signer, CohortSettings(target, least or target, 5.0), config)
 
     def write(self, folder: Path) -> Path:

@@ -211,7 +211,7 @@ def test_sites_and_devices_are_in_one_sum_and_sites_keep_their_distance(
     tmp_path: Path, kind: type[LocalCohorts]
 ) -> None:
     """Item 10 is of a site's users alone; the site has its turn in round 1, and the other in round 2."""
-    job, users = Job.of(6, 9, least=4), ([10, 0], [10, 1], [10, 2])
+    job, users = Job.of(6, 9, least=4, max_users=3), ([10, 0], [10, 1], [10, 2])
     keys = [Identity.create() for _ in range(2)]
     folders = [job.site(tmp_path / f"shop-{k}", users, key, 1000 * (k + 1)) for k, key in enumerate(keys)]
     sites = Sites(*folders)
@@ -248,7 +248,7 @@ def test_a_site_refuses_a_round_that_is_too_near_to_its_last_one(tmp_path: Path)
 
 
 def test_a_site_with_other_users_than_the_operator_vouches_for_stays_out(tmp_path: Path) -> None:
-    job, key = Job.of(4, 9), Identity.create()
+    job, key = Job.of(4, 9, max_users=3), Identity.create()
     sites = Sites(job.site(tmp_path / "shop-0", ([10, 0], [10, 1]), key, 1000))
     cohorts = LocalCohorts(job, [HISTORIES])
     job.write(tmp_path / "coordinator")
