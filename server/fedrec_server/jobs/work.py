@@ -186,7 +186,7 @@ class Worker:
         """The run's document, signed; the same bytes each time."""
         job, payload = self._job, json.loads((folder / PAYLOAD).read_text())
         id_ = job.offer(number)
-        document = job.registry.sign_task(id_, payload | {"job": id_}, job.keys(), job.clock())
+        document = job.registry.sign_task(id_, payload, job.keys(), job.clock())
         return Offer(
             id_,
             job.record().population,
