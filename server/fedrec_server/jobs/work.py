@@ -8,10 +8,12 @@ work is told at once. Out of scope: which process it is (`runner`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fedrec.core.errors import (
     PrivacyRefused,
     RoundAbandoned,
     RunError,
+    ServiceError,
 )
 from fedrec_server.jobs._interruptible import interruptible
 from fedrec_server.jobs.events import reasons
@@ -83,6 +86,13 @@ class Worker:
                         break
                 except FedrecError as error:
                     self._note(record.run, record.state, error)
+                except OSError as error:
+                    place = error.filename or self._job.folder
+                    with suppress(OSError):  # the disk may be full
+                        self._job.fail(f"{place}: {error.strerror}")
+                    raise ServiceError(
+                        f"{place} cannot be used ({error.strerror}): make room, or give rights; nothing is lost"
+                    ) from error
             return self._job.record().state
 
     def _note(self, run: int, state: str, error: FedrecError) -> None:
@@ -90,10 +100,11 @@ class Worker:
         self._job.events.note("error", run=run, error=type(error).__name__, message=str(error))
         if self._job.record().state != state:
             return  # an operator asked for another one meanwhile
-        if state == "running" and isinstance(error, _FATAL):
+        if state == "running" and isinstance(error, _FATAL) and not _for_room(error):
             advance(self._job.folder, "failed", self._job.clock(), error=str(error))
             return
-        self._job.fail(str(error))
+        with suppress(OSError):  # the disk may be full
+            self._job.fail(str(error))
         raise error
 
     # Training --------------------------------------------------------------------------------------------
@@ -204,6 +215,15 @@ class Worker:
     def _publish(self, number: int) -> None:
         self._offers.end(self._job.offer(number), "trained")
         _publish(self._job)
+
+
+def _for_room(error: BaseException | None) -> bool:
+    """Whether it came of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def publish(job: Job) -> dict[str, Any]:
