@@ -400,7 +400,7 @@ def test_stopping_ends_everything(place: Place) -> None:
     running.stop()
     running.wait()
     with pytest.raises(ServiceError):
-        transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
+        transport.check_in(check_in())
     transport.close()
     path = place.fetched_as(1, MODEL_FILE)
     for call in (transport.check_in, lambda _: list(transport.fetch(POPULATION, path))):
