@@ -37,6 +37,7 @@ from fedrec_client.terms.eligibility import Device, eligible
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform, store_of
+from fedrec_client.training.session import ENDINGS
 from fedrec_server.jobs.job import Job
 from films import federation
 from films.catalogue import TASTES, Catalogue, held_back
@@ -329,6 +330,7 @@ def test_every_reason_of_the_sdk_has_words_for_people() -> None:
     assert [code for _, code in not_now([f"{code}: federation.x" for code in codes])] == list(codes)
     for reason in ("done", "stopped", "the server could not be reached", "something new"):
         assert ended(reason) and "server" not in ended(reason)
+    assert all(ended(reason) != ended("something new") for reason in ENDINGS.values())
     said = refused([f"{code}: 3 nodes" for code in (*REFUSED, "something new")])
     assert len(said) == len(REFUSED) + 1 and not any("node" in each for each in said)
 
