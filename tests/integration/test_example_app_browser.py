@@ -19,6 +19,7 @@ from PIL import Image
 
 from fedrec_client.terms.participation import Book
 from fedrec_client.testing import store_of
+from films import federation
 from films.catalogue import start_model
 from films.command import running
 from films.web import App
@@ -74,7 +75,8 @@ def offline(served: Site) -> Site:
 
 
 @pytest.fixture
-def online(tmp_path: Path) -> Iterator[Site]:
+def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(federation, "JOIN_SECONDS", 60.0)  # a busy computer must not part the devices
     yield from serve(tmp_path, 4, offline=False)
 
 

@@ -28,7 +28,7 @@ MIN_DEVICES = 3
 #: For all rounds; a session that takes longer ends by itself.
 DEADLINE_SECONDS = 120.0
 #: For which a round waits for its devices.
-JOIN_SECONDS = 20.0
+JOIN_SECONDS = 10.0
 #: For what remains to be done when all devices are done.
 SUM_SECONDS = 5.0
 STAGES = ("Join", "Train", "Publish", "Update")
