@@ -158,7 +158,10 @@ class Device:
         return reply
 
     def question(self, reply: messages.StageReply) -> Request:
-        common = self.content(reply.common, reply.common_bytes) if reply.common else b""
+        common = reply.content
+        if reply.common and not common:
+            common = self.content(reply.common, reply.common_bytes)
+        assert not common or hashlib.sha256(common).digest() == reply.common
         return join(common, reply.own, Request)
 
     def next(self, **fields: Any) -> messages.StageReply:

@@ -1,7 +1,7 @@
 """Kills a job's process before each of its durable steps in turn, and lets a fresh one finish; prints what came out.
 
-Run as a program of its own, so that it can fork: `python job_kills.py FOLDER`; prints one JSON line per kill, the
-last one that of the undisturbed job.
+Run as a program of its own, so that it can fork: `python job_kills.py FOLDER [overlapping]`; prints one JSON line per
+kill, the last one that of the undisturbed job.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from job_helpers import LocalOffers, Operator, model_digest
+from job_helpers import MF, LocalOffers, Operator, model_digest, specification
 from wire_helpers import POPULATION
 
 from fedrec.privacy.ledger import Ledger
 from fedrec_server.jobs.job import Job
 from fedrec_server.jobs.publication import rounds_of
+from fedrec_server.jobs.specification import JobSpecification
 from fedrec_server.jobs.work import Worker
 from fedrec_server.registry import Registry
 from fedrec_server.rounds.charges import Charges
@@ -70,7 +71,7 @@ def work(folder: Path, at: int = 0) -> None:
     job = Job.all(folder / "jobs")[0]
     if not job.record().run:
         job.start()
-    assert Worker(job, LocalOffers()).work() == "published"
+    assert Worker(job, LocalOffers(others=bool(job.specification.job.staleness))).work() == "published"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -95,10 +96,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(root: Path) -> None:
+def main(root: Path, what: JobSpecification, every: int) -> None:
     base, place = root / "base", root / "place"
     operator = Operator.make(place)
-    operator.job(start=False)
+    operator.job(what, start=False)
     place.rename(base)
     at = 1
     while True:
@@ -109,8 +110,9 @@ def main(root: Path) -> None:
         shutil.rmtree(place)
         if status != -signal.SIGKILL:
             return
-        at += 1
+        at += every
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    OVERLAPPING = specification(MF, staleness=1)
+    main(Path(sys.argv[1]), *((OVERLAPPING, 9) if sys.argv[2:] else (specification(), 1)))

@@ -19,6 +19,7 @@ from job_helpers import EASE, ITEMS, MF, LocalOffers, Operator, in_thread, model
 from job_population import Population
 from wire_helpers import POPULATION
 
+from fedrec.core.errors import ServiceError
 from fedrec.core.files import read_arrays
 from fedrec_server.devices.state import jobs as rows
 from fedrec_server.devices.state.database import State, open_state
@@ -84,6 +85,15 @@ def test_a_pause_reaches_devices_and_front_ends(operator: Operator, state: State
             row = rows.find(connection, job.offer(1))
             assert row is not None and row.state == "paused" and not rows.running(connection)
         assert overview(job, state)["cohort"] is None
+
+
+def test_a_database_that_is_gone_is_one_line(operator: Operator, state: State) -> None:
+    job = operator.job()
+    with state.write() as connection:
+        connection.exec_driver_sql("DROP TABLE cohorts")
+    with pytest.raises(ServiceError, match="database cannot be used"):
+        Worker(job, DatabaseOffers(state)).work()
+    assert job.record().state == "running" and "database" in job.record().error
 
 
 @pytest.mark.slow

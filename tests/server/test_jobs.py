@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from job_helpers import EASE, MF, LocalOffers, Operator, device, in_thread, model_digest, specification
 
-from fedrec.core.errors import ConfigError, PrivacyRefused, RegistryError, RunError
+from fedrec.core.errors import ConfigError, FedrecError, PrivacyRefused, RegistryError, RunError
 from fedrec.core.files import read_arrays
 from fedrec.core.messages import Failure, Reply
 from fedrec.secagg.roster import Identity
@@ -306,6 +308,28 @@ def test_what_another_try_cannot_change_fails_and_can_be_resumed(operator: Opera
     (job.folder / "aside.key").rename(job.folder / SIGNER)
     job.resume()
     assert Worker(job, LocalOffers()).work() == "published"
+
+
+@pytest.mark.parametrize("writes", [0, 5, 12, 25, 40, 60, 75])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    job, sync, left = operator.job(), os.fsync, [writes]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(FedrecError, match="No space left"):
+            Worker(job, LocalOffers()).work()
+    assert job.record().state in ("running", "trained")
+    assert Worker(job, LocalOffers()).work() == "published"
+    assert operator.registry.aliases.champion == operator.registry.versions()[-1]
+    assert len(operator.registry.versions()) == 2
 
 
 # Files ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from benchmarks.service_fuzz_calls import good_messages
 from benchmarks.service_fuzz_wire import Line, good_call
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.limits import Limits
-from fedrec_server.network.relay import PIECE_BYTES, _pass, connection_limits
+from fedrec_server.network.relay import PIECE_BYTES, both_ways, connection_limits
 from fedrec_server.service.server import Service
 
 #: No connection is late here: only the rules on numbers help.
@@ -176,7 +176,7 @@ def test_passing_on_without_a_pause_leaves_the_others_their_turn() -> None:
             with suppress(BlockingIOError):
                 while True:
                     sent += feed.send(bytes(4096))
-            passing = asyncio.create_task(_pass(source, target))
+            passing = asyncio.create_task(both_ways(source, target))
             while taken < sent:
                 await asyncio.sleep(0)
                 turns += 1

@@ -56,7 +56,8 @@ class CohortParty:
         if request.kind != "advertise":
             kept = _WithRoster(memory)
             return self._of(kept.packed()).handle(request, kept)
-        packed = _packed(self._read(request))
+        roster = self._read(request)
+        packed = _packed(roster)
         if self._folder is None and self._began:
             raise AggregationRefused(
                 "a second attempt came under one identity: a device takes part in one cohort under each",
@@ -64,7 +65,7 @@ class CohortParty:
             )
         self._began = True
         mine = {name: values for name, values in request.arrays.items() if name not in _names()}
-        return self._of(packed).handle(replace(request, arrays=mine), _WithRoster(memory, packed))
+        return self._of(packed, roster).handle(replace(request, arrays=mine), _WithRoster(memory, packed))
 
     def payload(self, request: Request) -> Request:
         """See `SecureParty.payload`."""
@@ -97,10 +98,10 @@ class CohortParty:
                 f"the roster says that this node has {users} users: it has {self._users}", Reason.USERS
             )
 
-    def _of(self, packed: bytes) -> SecureParty:
-        """Of a packed roster; the same for every stage of an attempt."""
+    def _of(self, packed: bytes, read: Roster | None = None) -> SecureParty:
+        """Of a packed roster, which was read already or not; the same for every stage of an attempt."""
         if packed not in self._parties:
-            terms = self._cohort_terms.of(_unpacked(packed))
+            terms = self._cohort_terms.of(_unpacked(packed) if read is None else read)
             self._parties = {packed: SecureParty(terms, self._identity, self._folder)}
         return self._parties[packed]
 

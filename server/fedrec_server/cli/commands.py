@@ -1,4 +1,4 @@
-"""Every command of `fedrec-server`: keys, models, the model service, a federation, campaigns, the ledger."""
+"""Every command of `fedrec-server`: keys, models, services, training jobs, a federation, the ledger."""
 
 from __future__ import annotations
 
@@ -40,10 +40,6 @@ PROGRAM = Group(
         "devices": Group(
             "The device service: front ends that devices train through.",
             {"start": "fedrec_server.cli.devices:start"},
-        ),
-        "campaign": Group(
-            "Training campaigns: devices enrol, train together, get the new model.",
-            {"run": "fedrec_server.cli.campaign:run", "list": "fedrec_server.cli.campaign:list_"},
         ),
         "job": Group(
             "Training jobs: devices that are here train together, round by round.",

@@ -92,7 +92,8 @@ class CohortCalls:
         if stage is None or not stage.open:
             self._uploads.forget(key)
             there = self._store.has_answered(member.cohort, request.number, member.place)
-            return messages.UploadReply(received=request.total if there else 0, accepted=there, reason=LATE)
+            reason = "" if there else LATE
+            return messages.UploadReply(received=request.total if there else 0, accepted=there, reason=reason)
         expect(request.total <= _most_bytes(stage, self._limits), "total: expected the size of an answer")
         if not request.content:
             return self._received(member, request, key)
@@ -112,7 +113,8 @@ class CohortCalls:
         if whole is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such content now")
         expect(request.offset <= len(whole), "offset: beyond the end")
-        return messages.Piece(content=whole[request.offset : request.offset + self._limits.piece_bytes])
+        most = min(request.most_bytes or self._limits.piece_bytes, self._limits.piece_bytes)
+        return messages.Piece(content=whole[request.offset : request.offset + most])
 
     def leave(self, request: messages.LeaveRequest, caller: Caller) -> messages.LeaveReply:
         """The device is missing from now on."""
@@ -181,7 +183,14 @@ class CohortCalls:
             common_bytes=stage.common_bytes,
             own=own,
             deadline_seconds=max(stage.deadline - time.time(), 0.0),
+            content=self._short(stage),
         )
+
+    def _short(self, stage: StageRow) -> bytes:
+        """The common part, where it is not worth another call."""
+        if not 0 < stage.common_bytes <= self._limits.short_content_bytes:
+            return b""
+        return self._store.content(stage.cohort, stage.common) or b""
 
     def _left_out(self, member: Member, stage: StageRow) -> messages.StageReply | None:
         """The stage asks others: this device's part in the cohort is over, unless the stage has just closed."""

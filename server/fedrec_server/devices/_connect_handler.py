@@ -80,7 +80,7 @@ class ConnectHandler:
         try:
             _expect_plain(fields)
             method = _method(head)
-            known = call_guard.Caller(caller.address, APP, "")
+            known = call_guard.Caller(caller.address, APP)
             loop = asyncio.get_running_loop()
             with caller.forwarding():
                 content = await loop.run_in_executor(self._pool, self._call, method, kind, body, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,16 +24,16 @@ WAIT_SECONDS = 60.0
 class Grouped:
     """Runs work in a thread of its own until it is closed; callers wait for their part of the results.
 
-    What comes while a group is at work is the next group, so that groups grow with the load and no caller waits
-    for others to come.
+    What comes while a group is at work is in the next group, so that groups grow with the load.
 
     Args:
         name: of the thread.
         most: items that are done together.
+        gather_seconds: for which the first one waits for others.
     """
 
-    def __init__(self, name: str, most: int) -> None:
-        self._most = most
+    def __init__(self, name: str, most: int, gather_seconds: float = 0.0) -> None:
+        self._most, self._gather_seconds = most, gather_seconds
         self._waiting: deque[Entry] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -71,6 +72,9 @@ class Grouped:
                     self._changed.wait()
                 if not self._waiting:
                     return
+            if self._gather_seconds:
+                time.sleep(self._gather_seconds)
+            with self._changed:
                 group = self._take()
             work, futures = group[0][0], [future for _, _, future in group]
             try:

@@ -40,7 +40,8 @@ class Store:
 
     def __init__(self, state: State, front_end: str, limits: DeviceLimits) -> None:
         self._state, self._front_end, self._limits = state, front_end, limits
-        self._writer, self._reader = Grouped("writing", limits.group), Grouped("reading", limits.group)
+        self._writer = Grouped("writing", limits.group, limits.gather_seconds)
+        self._reader = Grouped("reading", limits.group, limits.gather_seconds / 4)
         self._contents: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._content_lock = threading.Lock()
 
@@ -104,36 +105,37 @@ class Store:
             for cohort in sorted({joining.cohort for joining, _ in asked}):
                 mine = [k for k, (joining, _) in enumerate(asked) if joining.cohort == cohort]
                 known = cohorts.known_identities(connection, cohort, [asked[k][0].identity for k in mine])
-                allowed = []
-                for k in mine:
-                    joining, address = asked[k]
-                    quotas = [Quota(address, limits.joins_per_address), Quota("", limits.joins_per_day)]
-                    if joining.identity in known or admissions.take_quota(connection, quotas):
-                        allowed.append(k)
-                    else:
-                        places[k] = -1
+                fresh = [k for k in mine if asked[k][0].identity not in known]
+                quotas = [
+                    [Quota(asked[k][1], limits.joins_per_address), Quota("", limits.joins_per_day)]
+                    for k in fresh
+                ]
+                within = dict(zip(fresh, admissions.take_quotas(connection, quotas), strict=True))
+                allowed = [k for k in mine if within.get(k, True)]
+                places |= {k: -1 for k in mine if k not in allowed}
                 given = cohorts.take_places(connection, cohort, [asked[k][0] for k in allowed])
                 places |= dict(zip(allowed, given, strict=True))
         return [places[k] for k in range(len(asked))]
 
     def _answer(self, answers: list[NewAnswer]) -> list[bool]:
-        taken = [False] * len(answers)
+        by_stage: dict[tuple[str, int], dict[int, NewAnswer]] = {}
+        for each in answers:
+            by_stage.setdefault((each.member.cohort, each.number), {}).setdefault(each.member.place, each)
+        taken: set[tuple[str, int, int]] = set()
         with self._state.write() as connection:
-            for cohort, number in sorted({(each.member.cohort, each.number) for each in answers}):
+            for (cohort, number), first in sorted(by_stage.items(), key=lambda each: each[0]):
                 stage = stages.hold_open(connection, cohort, number)
-                if stage is None:
+                if stage is None:  # what counted before still does
+                    there = stages.answered(connection, cohort, number, first)
+                    taken |= {(cohort, number, place) for place in there}
                     continue
-                first: dict[int, NewAnswer] = {}
-                for k, each in enumerate(answers):
-                    if (each.member.cohort, each.number) == (cohort, number):
-                        first.setdefault(each.member.place, each)
-                        taken[k] = True
                 rows = [AnswerRow(place, each.content, each.refused) for place, each in first.items()]
                 fresh = stages.add_answers(connection, cohort, number, rows)
                 vectors = [first[place].vector for place in sorted(fresh)]
                 if summed := [vector for vector in vectors if vector is not None]:
                     stages.add_to_sum(connection, stage, self._front_end, summed)
-        return taken
+                taken |= {(cohort, number, place) for place in first}
+        return [(each.member.cohort, each.number, each.member.place) in taken for each in answers]
 
     def _leave(self, sessions: list[bytes]) -> list[None]:
         with self._state.write() as connection:

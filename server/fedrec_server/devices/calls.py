@@ -9,10 +9,12 @@ What a caller is refused is a status and a fixed text. Out of scope: reading a m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import grpc
+from sqlalchemy.exc import SQLAlchemyError
 
 from fedrec.wire.proto import device_service_pb2 as messages
 from fedrec_server.devices._cohort_calls import CohortCalls
@@ -22,6 +24,8 @@ from fedrec_server.devices.limits import DeviceLimits
 from fedrec_server.network.call_guard import Caller, parsed
 from fedrec_server.network.limits import Buckets
 from fedrec_server.network.refusals import Refused
+
+log = logging.getLogger(__name__)
 
 SERVICE = "fedrec.devices.v1.DeviceService"
 #: Certificates of apps remembered at once.
@@ -43,7 +47,7 @@ class DeviceCalls:
         self, entry: EntryCalls, cohort: CohortCalls, sessions: Sessions, limits: DeviceLimits
     ) -> None:
         network = limits.network
-        self._sessions = sessions
+        self._sessions, self._cohort = sessions, cohort
         self._by_address = Buckets(network.calls_per_second, network.burst, network.addresses)
         self._by_app = Buckets(network.app_calls_per_second, network.app_burst, APPS)
         self._by_session = Buckets(limits.session_calls_per_second, limits.session_burst, limits.sessions)
@@ -57,6 +61,11 @@ class DeviceCalls:
             "Leave": (messages.LeaveRequest, messages.LeaveReply, cohort.leave),
         }
 
+    @property
+    def held(self) -> int:
+        """How many calls are held now."""
+        return self._cohort.held.taken
+
     def answer(self, method: str, content: bytes, caller: Caller) -> bytes:
         """The answer to a message of protobuf.
 
@@ -66,7 +75,11 @@ class DeviceCalls:
         kind, _, handler = self.methods[method]
         request = parsed(kind, content)
         self._admit(getattr(request, "session", b""), caller)
-        return bytes(handler(request, caller).SerializeToString())
+        try:
+            return bytes(handler(request, caller).SerializeToString())
+        except SQLAlchemyError as error:
+            log.error("the database refused a call: %s", str(error).partition("\n")[0])
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "try again", retry=True) from error
 
     def _admit(self, session: bytes, caller: Caller) -> None:
         if self._sessions.is_known(session):

@@ -39,6 +39,7 @@ class DeviceLimits:
         session_calls_per_second, session_burst: of one device in a cohort.
         sessions: remembered at once; others are looked up.
         small_answer_bytes: of an answer that is sent with `Stage`.
+        short_content_bytes: of the common part of a question that is sent with the question.
         answer_bytes: of any answer.
         piece_bytes: of what is sent or taken in one call.
         upload_bytes: of unfinished uploads, all together; more devices wait.
@@ -46,6 +47,7 @@ class DeviceLimits:
         content_bytes: of common parts that are remembered.
         joins_per_address, joins_per_day: that are admitted in a day.
         group: devices whose writing is done in one transaction.
+        gather_seconds: for which a transaction waits for more of them.
     """
 
     network: Limits = field(default_factory=lambda: NETWORK)
@@ -58,6 +60,7 @@ class DeviceLimits:
     session_burst: int = 200
     sessions: int = 20_000
     small_answer_bytes: int = 64 << 10
+    short_content_bytes: int = 64 << 10
     answer_bytes: int = 64 << 20
     piece_bytes: int = 256 << 10
     upload_bytes: int = 256 << 20
@@ -66,3 +69,4 @@ class DeviceLimits:
     joins_per_address: int = 10_000
     joins_per_day: int = 1_000_000
     group: int = 64
+    gather_seconds: float = 0.02

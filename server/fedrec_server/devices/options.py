@@ -15,9 +15,10 @@ from fedrec_server.devices.state.database import State
 from fedrec_server.network.limits import Limits
 
 #: Of the model service alone.
-_OTHERS = {"downloads", "downloads_per_address", "reports_per_address", "reports_per_day", "piece_seconds"} | {
-    "download_seconds", "enrolments_per_address", "enrolments_per_day",
-}  # fmt: skip
+_OTHERS = {"downloads", "downloads_per_address", "reports_per_address", "reports_per_day"} | {
+    "piece_seconds",
+    "download_seconds",
+}
 
 
 def limit_names() -> list[str]:

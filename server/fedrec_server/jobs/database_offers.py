@@ -60,18 +60,24 @@ class DatabaseOffers:
     @contextmanager
     def open(self, offer: Offer, stop: Callable[[], bool]) -> Iterator[tuple[Exchange, Cohorts]]:
         """See `Offers`."""
-        exchange = DeviceExchange(self._state, offer.id, self._retry_after)
-        try:
-            yield exchange, exchange
-        finally:
-            exchange.end_all("aborted" if stop() else "done")
+        with _reachable():
+            exchange = DeviceExchange(self._state, offer.id, self._retry_after)
+            try:
+                yield exchange, exchange
+            finally:
+                exchange.end_all("aborted" if stop() else "done")
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """Raises ServiceError where the database cannot be written now."""
-        try:
-            with self._state.write() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            reason = " ".join(str(error).partition("\n")[0].split())
-            raise ServiceError(f"the database cannot be written ({reason}): is it running?") from error
+        with _reachable(), self._state.write() as connection:
+            yield connection
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Raises ServiceError where the database cannot be used now."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = " ".join(str(error).partition("\n")[0].split())
+        raise ServiceError(f"the database cannot be used ({reason}): is it running, with room?") from error

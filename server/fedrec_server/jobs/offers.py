@@ -24,7 +24,6 @@ class Offer:
         document: the signed task.
         target, least, most: of a cohort.
         cycle: rounds between two of one device; None: any.
-        rounds: of the run.
     """
 
     id: str
@@ -34,7 +33,6 @@ class Offer:
     least: int
     most: int
     cycle: int | None
-    rounds: int
 
 
 class Offers(Protocol):

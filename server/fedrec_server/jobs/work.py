@@ -8,10 +8,12 @@ work is told at once. Out of scope: which process it is (`runner`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fedrec.core.errors import (
     PrivacyRefused,
     RoundAbandoned,
     RunError,
+    ServiceError,
 )
 from fedrec_server.jobs._interruptible import interruptible
 from fedrec_server.jobs.events import reasons
@@ -32,7 +35,7 @@ from fedrec_server.jobs.preparation import PAYLOAD, prepared
 from fedrec_server.jobs.publication import published
 from fedrec_server.jobs.record import advance
 from fedrec_server.rounds.asynchronous import open_asynchronous
-from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortSettings, CohortWanted, Devices, Ending
+from fedrec_server.rounds.cohorts import CohortSettings, Devices
 from fedrec_server.rounds.coordinator import Coordinator, Outcome, open_coordinator
 
 #: How often a job's record is looked at.
@@ -83,6 +86,13 @@ class Worker:
                         break
                 except FedrecError as error:
                     self._note(record.run, record.state, error)
+                except OSError as error:
+                    place = error.filename or self._job.folder
+                    with suppress(OSError):  # the disk may be full
+                        self._job.fail(f"{place}: {error.strerror}")
+                    raise ServiceError(
+                        f"{place} cannot be used ({error.strerror}): make room, or give rights; nothing is lost"
+                    ) from error
             return self._job.record().state
 
     def _note(self, run: int, state: str, error: FedrecError) -> None:
@@ -90,10 +100,11 @@ class Worker:
         self._job.events.note("error", run=run, error=type(error).__name__, message=str(error))
         if self._job.record().state != state:
             return  # an operator asked for another one meanwhile
-        if state == "running" and isinstance(error, _FATAL):
+        if state == "running" and isinstance(error, _FATAL) and not _for_room(error):
             advance(self._job.folder, "failed", self._job.clock(), error=str(error))
             return
-        self._job.fail(str(error))
+        with suppress(OSError):  # the disk may be full
+            self._job.fail(str(error))
         raise error
 
     # Training --------------------------------------------------------------------------------------------
@@ -106,7 +117,7 @@ class Worker:
         with self._offers.open(offer, self._over) as (exchange, cohorts):
             devices = Devices(
                 exchange=interruptible(exchange, self._over),
-                cohorts=_OfRun(cohorts, offer.rounds),
+                cohorts=cohorts,
                 signer=job.signer,
                 settings=CohortSettings(offer.target, offer.least, job.specification.job.cohort.wait_seconds),
             )
@@ -186,7 +197,7 @@ class Worker:
         """The run's document, signed; the same bytes each time."""
         job, payload = self._job, json.loads((folder / PAYLOAD).read_text())
         id_ = job.offer(number)
-        document = job.registry.sign_task(id_, payload | {"job": id_}, job.keys(), job.clock())
+        document = job.registry.sign_task(id_, payload, job.keys(), job.clock())
         return Offer(
             id_,
             job.record().population,
@@ -195,7 +206,6 @@ class Worker:
             payload["cohort"]["least"],
             payload["node"]["aggregation"]["max_nodes"],
             payload["cycle"],
-            payload["rounds"],
         )
 
     def _withdraw(self, number: int, state: str) -> None:
@@ -207,24 +217,13 @@ class Worker:
         _publish(self._job)
 
 
-class _OfRun:
-    """Cohorts of a run: after its last round none is prepared, so that no device joins for nothing."""
-
-    def __init__(self, cohorts: Cohorts, rounds: int) -> None:
-        self._cohorts, self._rounds = cohorts, rounds
-
-    def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
-        """See `Cohorts`."""
-        return self._cohorts.form(wanted, stop)
-
-    def prepare(self, wanted: CohortWanted) -> None:
-        """See `Cohorts`."""
-        if wanted.round <= self._rounds:
-            self._cohorts.prepare(wanted)
-
-    def close(self, cohort: Cohort, ending: Ending) -> None:
-        """See `Cohorts`."""
-        self._cohorts.close(cohort, ending)
+def _for_room(error: BaseException | None) -> bool:
+    """Whether it came of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def publish(job: Job) -> dict[str, Any]:

@@ -41,12 +41,10 @@ class Caller:
     Attributes:
         address: as a limit knows it.
         app: which app's certificate it has shown; all without one count as one app.
-        connection: on which it calls.
     """
 
     address: str
     app: str
-    connection: str
 
 
 Admit = Callable[[Caller], None]
@@ -105,12 +103,16 @@ class CallGuard:
     def guarded(self, context: grpc.ServicerContext) -> Iterator[Caller]:
         """Let a caller in within the limits; all errors become a status."""
         try:
-            caller = self._caller(context)
+            relay = self.relay
+            entry = relay.entry(context.peer()) if relay else None
+            if relay is None or entry is None:
+                raise Refused(grpc.StatusCode.UNAVAILABLE, "not on this port")
+            entry.app = entry.app or _app(context)
+            caller = Caller(entry.address, entry.app)
             self._admit(caller)
             with self.places.one(caller.address) as free:
                 expect_room(free)
-                if self.relay is not None:
-                    self.relay.authenticated(context.peer())
+                relay.authenticated(entry)
                 yield caller
         except Exception as error:
             self._refuse(context, error)
@@ -126,13 +128,6 @@ class CallGuard:
         if content is None:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "no message")
         return content
-
-    def _caller(self, context: grpc.ServicerContext) -> Caller:
-        peer = context.peer()
-        address = self.relay.address(peer) if self.relay else None
-        if address is None:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "not on this port")
-        return Caller(address, _app(context), peer)
 
     def _refuse(self, context: grpc.ServicerContext, error: Exception) -> NoReturn:
         refused = as_refusal(error)

@@ -180,7 +180,8 @@ def _options(limits: Limits, sizes: Sizes) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        # What is received and not yet read stays small: windows do not grow.
+        # What is received and not yet read stays within a message: windows do not grow.
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", sizes.request_bytes),
         ("grpc.so_reuseport", 0),
     ]

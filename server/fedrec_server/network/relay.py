@@ -11,6 +11,7 @@ a certificate of an app, where one is asked for. Out of scope: limits on calls (
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import threading
 from contextlib import suppress
@@ -45,17 +46,13 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
         self._thread.start()
 
-    def address(self, peer: str) -> str | None:
-        """Of the caller behind a peer of gRPC ("ipv4:127.0.0.1:4711"); None: it did not come through here."""
-        entry = self._entries.get(_port(peer))
-        return entry.address if entry else None
+    def entry(self, peer: str) -> Entry | None:
+        """The connection behind a peer of gRPC ("ipv4:127.0.0.1:4711"); None: it did not come through here."""
+        return self._entries.get(_port(peer))
 
-    def authenticated(self, peer: str) -> None:
-        """A call of this connection is served; any thread may say so."""
-        entry = self._entries.get(_port(peer))
-        if entry is not None:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._admission.accept, entry)
+    def authenticated(self, entry: Entry) -> None:
+        """A call of this connection is served; any thread may say so: two values change, each at once."""
+        self._admission.accept(entry)
 
     def close(self) -> None:
         """End all connections; again is free."""
@@ -81,7 +78,7 @@ class Relay:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await asyncio.get_running_loop().sock_connect(inner, self._inner)
-                await _both_ways(connection, inner)
+                await both_ways(connection, inner)
             finally:
                 del self._entries[port]
 
@@ -98,22 +95,84 @@ def connection_limits(limits: Limits) -> ConnectionLimits:
     )
 
 
-async def _both_ways(one: socket.socket, other: socket.socket) -> None:
-    ways = [asyncio.create_task(_pass(one, other)), asyncio.create_task(_pass(other, one))]
-    try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+async def both_ways(one: socket.socket, other: socket.socket) -> None:
+    """Pass bytes both ways until either side ends; a piece at a time, so that other connections have their turn.
 
-
-async def _pass(source: socket.socket, target: socket.socket) -> None:
-    """No faster than the target takes it."""
+    The loop calls back for each piece: a task that waits for each of them would cost several times as much.
+    """
     loop = asyncio.get_running_loop()
-    while content := await loop.sock_recv(source, PIECE_BYTES):
-        await loop.sock_sendall(target, content)
-        await asyncio.sleep(0)  # neither call pauses while there is something to pass
+    over: asyncio.Future[None] = loop.create_future()
+    piece = _piece(loop)
+    ways = [_Way(loop, one, other, over, piece), _Way(loop, other, one, over, piece)]
+    try:
+        for way in ways:
+            loop.add_reader(way.source, way.read)
+        await over
+    finally:
+        for each in (one, other):
+            loop.remove_reader(each)
+            loop.remove_writer(each)
+
+
+@functools.lru_cache(maxsize=16)
+def _piece(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """Memory for the piece that a loop passes on, one for all its connections: fresh memory costs time."""
+    return memoryview(bytearray(PIECE_BYTES))
+
+
+class _Way:
+    """From one socket to another, no faster than the other takes it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: socket.socket,
+        target: socket.socket,
+        over: asyncio.Future[None],
+        piece: memoryview,
+    ) -> None:
+        self.source, self._target = source, target
+        self._loop, self._over = loop, over
+        self._left = b""
+        self._piece = piece
+
+    def read(self) -> None:
+        """There is something to take, or the end."""
+        try:
+            size = self.source.recv_into(self._piece)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            size = 0
+        if size:
+            self._send(self._piece[:size])
+        else:
+            self._end()
+
+    def write(self) -> None:
+        """The target takes more."""
+        self._send(memoryview(self._left))
+
+    def _send(self, content: memoryview) -> None:
+        try:
+            sent = self._target.send(content)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._end()
+            return
+        waited = bool(self._left)
+        self._left = bytes(content[sent:])
+        if self._left and not waited:
+            self._loop.remove_reader(self.source)
+            self._loop.add_writer(self._target, self.write)
+        elif waited and not self._left:
+            self._loop.remove_writer(self._target)
+            self._loop.add_reader(self.source, self.read)
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
 
 def _port(peer: str) -> int:

@@ -37,7 +37,7 @@ from fedrec.privacy.private_files import make_private
 from fedrec.rounds.chain import ServerRound
 from fedrec_server.rounds._checkpoints import RECORDS, Checkpoints
 from fedrec_server.rounds._cohort_collector import CohortCollector
-from fedrec_server.rounds._collectors import Answers
+from fedrec_server.rounds._collectors import Answers, Members
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds.charges import Charges
@@ -74,22 +74,22 @@ class _Flight:
 class AsynchronousCoordinator(Coordinator):
     """Runs the rounds of a task, several at once; see the module's text."""
 
-    def begin(self, folder: Path, members: Attendance, devices: Devices, staleness: int) -> None:
+    def begin(self, folder: Path, members: Members, devices: Devices, staleness: int) -> None:
         """Say how rounds overlap, before `run`.
 
         Args:
             folder: the coordinator's.
-            members: nodes that stay.
+            members: of the task.
             devices: of the job.
             staleness: S.
 
         Raises:
-            ConfigError: a model or a chain for which the order of rounds counts.
+            ConfigError: a model or a chain for which the order of rounds counts, or sites, which answer one round at
+                a time.
         """
-        _expect_independent(self)
-        self._folder, self._staleness = folder / FLIGHTS, staleness
+        _expect_independent(self, devices)
+        self._folder, self._staleness, self._members = folder / FLIGHTS, staleness, members
         self._turns = _Turns(devices.cohorts)
-        self._members = members
         self._devices = replace(devices, cohorts=self._turns)
         self._flights: dict[int, _Flight] = {}
         self._complete: queue.Queue[_Flight] = queue.Queue()
@@ -274,7 +274,7 @@ def open_asynchronous(
     return made
 
 
-def _expect_independent(coordinator: Coordinator) -> None:
+def _expect_independent(coordinator: Coordinator, devices: Devices) -> None:
     """Raises ConfigError where a round means something else when another one counts before it."""
     plan = coordinator.task.privacy.plan if coordinator.task.privacy else None
     problems = {
@@ -282,6 +282,7 @@ def _expect_independent(coordinator: Coordinator) -> None:
         "the plan's noise differs from round to round": plan is not None
         and len(set(plan.noise_multipliers)) > 1,
         "a stage of the chain remembers earlier rounds": coordinator.remembers,
+        "sites answer one round at a time": bool(devices.sites),
     }
     wrong = [text for text, holds in problems.items() if holds]
     if wrong:

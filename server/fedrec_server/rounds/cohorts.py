@@ -1,7 +1,7 @@
 """Cohorts: the devices of one attempt at one sum, formed of those that are here now.
 
 A coordinator wants a cohort; what forms it (the device service) lets devices join under keys of their own and says
-who came. A cohort is closed when its attempt is over, and its devices are told why and when to come back. Out of
+who came. A cohort is closed when its attempt is over, and its devices learn why and when to come back. Out of
 scope: how devices join (`fedrec_server.devices`), and what is summed (`_cohort_collector`).
 """
 
@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from fedrec.core.messages import Exchange
 from fedrec.secagg.roster import Identity
 
-#: How a cohort ended, as its devices are told: its sum was made; it has too few members for one; the attempt failed
+#: How a cohort ended, as its devices learn it: its sum was made; it has too few members for one; the attempt failed
 #: for another reason; the job was ended or paused.
 Ending = Literal["done", "too_few", "failed", "aborted"]
 
@@ -96,14 +96,14 @@ class Cohorts(Protocol):
             stop: asked many times a second; when true, no cohort is formed any more.
 
         Raises:
-            AggregationAborted: too few joined in time, or it was stopped; those that had joined are told.
+            AggregationAborted: too few joined in time, or it was stopped; those that had joined are notified.
         """
 
     def prepare(self, wanted: CohortWanted) -> None:
         """Let devices join the next cohort, while another is at work."""
 
     def close(self, cohort: Cohort, ending: Ending) -> None:
-        """The attempt is over; devices that ask are told so, and when to come back. Again is free."""
+        """The attempt is over; devices that ask learn it, and when to come back. Again is free."""
 
 
 @dataclass(frozen=True)

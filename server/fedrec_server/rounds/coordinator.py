@@ -400,7 +400,7 @@ def open_coordinator(
     Args:
         folder: the coordinator's.
         exchange: to nodes that stay.
-        on_event: told what happens.
+        on_event: gets what happens.
         stop: asked between rounds and while a cohort forms; when true, the run ends there, to be resumed.
         integers: nodes hand in the integers of secure aggregation without masks (in one process only).
         devices: of a job, whose cohorts are formed for each round.

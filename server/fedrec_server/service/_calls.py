@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 
-from fedrec.core.errors import CampaignOver
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_server.network.call_guard import Caller, CallGuard, Stream, expect_room, parsed
 from fedrec_server.network.limits import Buckets, Limits, Places
@@ -50,11 +49,8 @@ class Calls:
         answers = self._answers
         unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
             "CheckIn": (answers.check_in, messages.CheckInRequest),
-            "GetTask": (answers.task, messages.TaskRequest),
-            "Leave": (answers.leave, messages.LeaveRequest),
         }
         methods = {name: self._unary(call, kind) for name, (call, kind) in unary.items()}
-        methods["Enrol"] = self._unary(answers.enrol, messages.EnrolRequest, addressed=True)
         methods["SendMetrics"] = self._unary(answers.send_metrics, messages.MetricsRequest, addressed=True)
         methods["Fetch"] = grpc.stream_stream_rpc_method_handler(self._fetch, response_serializer=_to_bytes)
         return (grpc.method_handlers_generic_handler(SERVICE, methods), self.guard.health(SERVICE))
@@ -64,10 +60,7 @@ class Calls:
 
         def answer(content: bytes, caller: Caller) -> bytes:
             request = parsed(kind, content)
-            try:
-                return _to_bytes(call(request, caller.address) if addressed else call(request))
-            except CampaignOver as error:
-                raise Refused(grpc.StatusCode.ABORTED, "the campaign is over") from error
+            return _to_bytes(call(request, caller.address) if addressed else call(request))
 
         return self.guard.unary(answer)
 

@@ -17,10 +17,8 @@ from fedrec_server.network.limits import Limits
 from fedrec_server.network.watchdog import Watchdog
 from fedrec_server.registry import Registry
 from fedrec_server.service._calls import Calls
-from fedrec_server.service._campaigns import Campaigns, NoCampaigns
 from fedrec_server.service._handlers import ModelService
 from fedrec_server.service._quotas import Quotas
-from fedrec_server.service.enrolments import EnrolmentTokens
 
 MAX_REQUEST_BYTES = 64 << 10
 #: A crash loses the sums of so long and no more.
@@ -62,8 +60,6 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
-        campaigns: Campaigns | None = None,
-        tokens: EnrolmentTokens | None = None,
     ) -> Self:
         """Serve some populations.
 
@@ -72,8 +68,6 @@ class Service:
             certificates: None: no TLS, for trying it out on loopback.
             host, port: to listen on; port 0: a free one.
             limits: None: the usual ones.
-            campaigns: of training; None: none.
-            tokens: without which no device enrols in them; None: none are asked for.
 
         Raises:
             ServiceError: it cannot listen there, a certificate cannot be read, or no TLS elsewhere than on loopback.
@@ -81,9 +75,7 @@ class Service:
         """
         limits = limits or Limits()
         given = credentials(certificates, host)
-        answers = ModelService(
-            registries, limits.retry_seconds, campaigns or NoCampaigns(), Quotas.of(limits), tokens
-        )
+        answers = ModelService(registries, limits.retry_seconds, Quotas.of(limits))
         return cls(answers, limits, listen(host, port), given)
 
     def __enter__(self) -> Self:

@@ -46,24 +46,40 @@ def use_token(connection: Connection, token: bytes, device: bytes, expires: floa
     return bytes(bound) == device
 
 
-def take_quota(connection: Connection, quotas: Sequence[Quota], now: float | None = None) -> bool:
-    """Count one more under all of these keys, or under none; whether all were within their quota."""
+def take_quotas(
+    connection: Connection, wanted: Sequence[Sequence[Quota]], now: float | None = None
+) -> list[bool]:
+    """Count one more under all keys of an entry, or under none; whether all were within their quota."""
+    if not wanted:
+        return []
     day = int((time.time() if now is None else now) // DAY)
     key = _day_key(connection, day)
-    rows = [(_hashed(key, quota.key), quota.most) for quota in quotas]
-    for hashed, _ in sorted(rows):
-        insert_new(connection, QUOTAS, [{"day": day, "key": hashed, "count": 0}], "count")
-    for hashed, most in sorted(rows):
-        taken = connection.execute(
-            select(QUOTAS.c.count).where(QUOTAS.c.day == day, QUOTAS.c.key == hashed).with_for_update()
-        ).scalar_one()
-        if taken >= most:
-            return False
-    for hashed, _ in rows:
-        connection.execute(
-            update(QUOTAS).where(QUOTAS.c.day == day, QUOTAS.c.key == hashed).values(count=QUOTAS.c.count + 1)
-        )
-    return True
+    hashed = {quota.key: _hashed(key, quota.key) for quotas in wanted for quota in quotas}
+    taken = _locked(connection, day, sorted(set(hashed.values())))
+    before, allowed = dict(taken), []
+    for quotas in wanted:
+        free = all(taken[hashed[quota.key]] < quota.most for quota in quotas)
+        for quota in quotas:
+            taken[hashed[quota.key]] += free
+        allowed.append(free)
+    for name, count in taken.items():
+        if count != before[name]:
+            connection.execute(
+                update(QUOTAS).where(QUOTAS.c.day == day, QUOTAS.c.key == name).values(count=count)
+            )
+    return allowed
+
+
+def _locked(connection: Connection, day: int, keys: list[bytes]) -> dict[bytes, int]:
+    """Counts so far; other transactions wait for this one."""
+    insert_new(connection, QUOTAS, [{"day": day, "key": key, "count": 0} for key in keys], "count")
+    statement = (
+        select(QUOTAS.c.key, QUOTAS.c.count)
+        .where(QUOTAS.c.day == day, QUOTAS.c.key.in_(keys))
+        .order_by(QUOTAS.c.key)
+        .with_for_update()
+    )
+    return {bytes(key): int(count) for key, count in connection.execute(statement)}
 
 
 def _hashed(key: bytes, name: str) -> bytes:

@@ -233,7 +233,8 @@ def finish(connection: Connection, cohort: str, outcome: str, retry_after: float
         .where(COHORTS.c.id == cohort, COHORTS.c.state != OVER)
         .values(state=OVER, outcome=outcome, retry_after=retry_after, changed=time.time())
     )
-    for table in (QUESTIONS, ANSWERS, PARTIAL_SUMS, CONTENTS, STAGES, MEMBERS):
+    # Stages first: that waits for answers which are being written, so that these are deleted, too.
+    for table in (STAGES, QUESTIONS, ANSWERS, PARTIAL_SUMS, CONTENTS, MEMBERS):
         connection.execute(delete(table).where(table.c.cohort == cohort))
     oldest = time.time() - OUTCOME_SECONDS
     connection.execute(delete(COHORTS).where(COHORTS.c.state == OVER, COHORTS.c.changed < oldest))

@@ -118,8 +118,8 @@ def insert_new(
 ) -> list[Any]:
     """Insert the rows whose primary key is new; the values of one column of those that were."""
     made = sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
-    statement = made.values(list(rows)).on_conflict_do_nothing().returning(table.c[returning])
-    return list(connection.execute(statement).scalars())
+    statement = made.on_conflict_do_nothing().returning(table.c[returning])
+    return list(connection.execute(statement, list(rows)).scalars())
 
 
 def _engine(url: Any) -> Engine:
