@@ -170,12 +170,14 @@ def world(
     most: int = 6,
     least: int = 3,
     separation: int | None = 2,
+    wait_seconds: float = 60.0,
     **changes: Any,
 ) -> Iterator[World]:
     """A published model, a signed task and a running front end."""
     models = FakeService()
     models.publish(small_model(ITEMS), small_items(ITEMS))
     job = Job.of(target, most, least=least, config=UNSEEDED, separation=separation)
+    job.settings = replace(job.settings, wait_seconds=wait_seconds)
     document = models.give_task(JOB, task_of(job) | changes)
     state = open_state(f"sqlite:///{folder / 'devices.db'}")
     with state.write() as connection:
