@@ -51,7 +51,13 @@ POLICY = Policy(
 )
 ANYTIME = Conditions(min_events=1, min_period_seconds=0)
 #: Noise of its own, as a device asks for.
-UNSEEDED = CONFIG.model_copy(update={"privacy": CONFIG.privacy.model_copy(update={"noise_seed": None})})
+UNSEEDED = CONFIG.model_copy(
+    update={
+        "privacy": CONFIG.privacy.model_copy(update={"noise_seed": None}),
+        # No device of a busy machine is late for a stage.
+        "federation": CONFIG.federation.model_copy(update={"deadline_seconds": 60.0}),
+    }
+)
 HISTORIES = ([0, 1, 2], [0, 1, 3], [0, 2, 4], [5, 0, 11])
 
 
