@@ -1,4 +1,4 @@
-"""The example app in a real browser: by mouse and by keyboard, on a phone and on a desk, and one campaign to its end.
+"""The example app in a real browser: by mouse and by keyboard, on a phone and on a desk, and one job to its end.
 
 With FEDREC_SCREENSHOTS=docs/images the pictures of the tutorial are written anew.
 """
@@ -257,7 +257,14 @@ def test_an_open_tab_is_renewed_while_its_search_field_has_the_focus(offline: Si
     page.type("ra")
     ben.training = True
     Book(store_of(ben.client)).note(
-        "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
+        "charged",
+        time.time(),
+        job="ab" * 16,
+        round=1,
+        epsilon=600.0,
+        delta=1e-6,
+        aggregator="secagg",
+        rounds=1,
     )
     try:
         page.wait("document.querySelector('#person-2').innerText.includes('ε 600 of')")
@@ -290,7 +297,7 @@ def test_tabs_say_that_the_app_was_stopped_and_load_anew_when_it_is_there_again(
 
 
 def test_people_train_together_and_see_their_lists_change(online: Site, tab: Tab) -> None:
-    """Events, enrolment, rounds under secure aggregation, a signed version, verified updates, changed lists."""
+    """Events, cohorts, rounds under secure aggregation, a signed version, verified updates, changed lists."""
     page, app = tab(), online.app
     page.look(*DESK, still=True)
     page.goto(online.url)
@@ -307,7 +314,7 @@ def test_people_train_together_and_see_their_lists_change(online: Site, tab: Tab
     before = {number: names(page, number) for number in (1, 2, 4)}
     page.click('[data-key="train"]')
     page.wait("document.querySelector('.stages .now')")
-    page.wait("document.querySelector('.journal').innerText.includes('task signed')", 90)
+    page.wait("document.querySelector('.journal').innerText.includes('has joined')", 90)
     picture(page, "training")
     page.wait(
         "document.querySelector('.stages .done:last-child') || document.querySelector('.stages .failed')", 240

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -14,19 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from session_helpers import Sessions, own_sessions
+
+from fedrec_server.jobs.job import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 APP = Path(__file__).parents[2] / "client" / "examples" / "films" / "app.py"
-#: The sessions of the app make their folders where this module can see them.
-START = """
-import sys; sys.argv = {argv!r}; sys.path[:0] = {path!r}
-from pathlib import Path
-from fedrec_client.training import _run_task as run_task
-run_task.RAM = Path({ram!r})
-from films.command import main
-sys.exit(main())
-"""
 #: A store whose key lies in a file says so when it is opened.
 OWN_LINES = ("films: ", "WARNING the key of store ")
 
@@ -38,12 +29,11 @@ class Running:
         url: of its page.
     """
 
-    def __init__(self, folder: Path, sessions: Sessions, *options: str) -> None:
-        argv = ["films", "--people", "3", "--port", "0", "--folder", str(folder), *options]
-        code = START.format(argv=argv, path=sys.path, ram=str(sessions.ram))
-        self._sessions, self.lines = sessions, []
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.lines: list[str] = []
+        self._log = folder / "journal.log"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, str(APP), "--people", "3", "--port", "0", "--folder", str(folder), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,11 +75,10 @@ class Running:
 
     def said(self, text: str) -> None:
         """Wait until the log says something."""
-        path = Path(self.process.args[-1].split("'--folder', '")[1].split("'")[0]) / "journal.log"  # type: ignore[index,union-attr]
         deadline = time.monotonic() + 300
-        while text not in path.read_text():
-            assert time.monotonic() < deadline and self.process.poll() is None, path.read_text()
-            time.sleep(0.1)
+        while text not in self._log.read_text():
+            assert time.monotonic() < deadline and self.process.poll() is None, self._log.read_text()
+            time.sleep(0.02)
 
     def ends(self, number: signal.Signals, times: int = 1) -> int:
         """The exit status; nothing but the app's own lines was printed, and nothing runs on."""
@@ -99,7 +88,6 @@ class Running:
         rest, _ = self.process.communicate(timeout=60)
         printed = "".join(self.lines) + rest
         assert all(line.startswith(OWN_LINES) for line in printed.splitlines()), printed
-        assert not self._sessions.processes() and not self._sessions.folders()
         return self.process.returncode
 
 
@@ -107,12 +95,12 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture
-def start(tmp_path: Path, sessions: Sessions) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Starts the app in the test's folder; what a failed test leaves running is told to end."""
     started: list[Running] = []
 
     def begin(*options: str) -> Running:
-        started.append(Running(tmp_path, sessions, *options))
+        started.append(Running(tmp_path, *options))
         return started[-1]
 
     yield begin
@@ -120,12 +108,6 @@ def start(tmp_path: Path, sessions: Sessions) -> Iterator[Start]:
         if app.process.poll() is None:
             app.process.terminate()
             app.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with own_sessions() as made:
-        yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -142,30 +124,32 @@ def test_while_it_starts(start: Start) -> None:
     assert app.ends(signal.SIGINT) == 130
 
 
-MOMENTS: dict[str, Callable[[Running], None]] = {
-    "enrolment": lambda app: app.said("opened for 3 devices"),
-    "the servers start": lambda app: app.said("3 of 3 devices enrolled"),
-    "training": lambda app: app.said("task signed"),
-    "a round": lambda app: app.said("round 1: only the sum"),
+MOMENTS: dict[str, str] = {
+    "the job begins": "opened for 3 devices",
+    "devices join": "has joined; waits for the others",
+    "a device computes": "computes its update on its own ratings",
+    "an update has left": "has sent its update",
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_people_train(start: Start, tmp_path: Path, moment: str, number: signal.Signals) -> None:
-    """Silent, even when somebody is impatient; and the next start shows what was spent, and who never was asked."""
+def test_while_users_train(start: Start, tmp_path: Path, moment: str, number: signal.Signals) -> None:
+    """Silent, even to an impatient user; and the next start shows what was spent, and that the job is over."""
     app = start()
     app.serves()
     app.trains()
-    MOMENTS[moment](app)
+    app.said(MOMENTS[moment])
     assert app.ends(number, times=2) == 0
     log = (tmp_path / "journal.log").read_text()
     assert "federation." not in log and "Traceback" not in log
-    (state,) = [json.loads(path.read_text()) for path in tmp_path.glob("service/campaigns/*/campaign.json")]
-    assert state["closed"] and state["ended"] == "stopped"
-    released = moment == "a round"
-    assert ("what they cost stays spent" in log) == released
-    assert ("nothing was spent" in log) == (not released)
+    (job,) = Job.all(tmp_path / "service" / "jobs")
+    published = job.record().state == "published"  # it was quicker than the signal
+    assert published or job.record().state == "aborted"
+    if moment in ("the job begins", "devices join") and not published:
+        assert "There is no new model" in log
+    if moment == "an update has left":
+        assert published or "what they cost stays spent" in log
     again = start()
     again.serves()
     with httpx.Client(base_url=again.url, trust_env=False, timeout=60) as page:
@@ -174,6 +158,6 @@ def test_while_people_train(start: Start, tmp_path: Path, moment: str, number: s
         for number_ in (1, 2, 3):
             page.post(f"/people/{number_}/look", data={"token": found[1], "tab": "privacy"})
         text = page.get("/").text
-    assert text.count("ε 600 of") == (6 if released else 0)
-    assert text.count("Nothing was spent.") == (0 if released else 3)
+    if moment == "an update has left":
+        assert "An encrypted training update" in text
     assert again.ends(number) == 0
