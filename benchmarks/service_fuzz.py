@@ -46,9 +46,10 @@ from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import CheckIn
 from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.grpc_server import Certificates
 from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
-from fedrec_server.service.server import Certificates, Service
+from fedrec_server.service.server import Service
 
 POPULATION = "films"
 GOOD_SECONDS = 0.05

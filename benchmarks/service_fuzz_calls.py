@@ -14,7 +14,7 @@ import grpc
 
 from fedrec.wire.proto import model_service_pb2 as messages
 
-METHODS = ("CheckIn", "Fetch", "Enrol", "GetTask", "Leave", "SendMetrics")
+METHODS = ("CheckIn", "Fetch", "SendMetrics")
 INSIDE = (
     "Traceback", 'File "', ".py", "/tmp", "/home", "/root:", "/srv", "site-packages", "fedrec_server",
     "Exception", "Error(", "<class",
@@ -81,9 +81,6 @@ def good_messages(population: str) -> dict[str, bytes]:
     built: dict[str, Any] = {
         "CheckIn": messages.CheckInRequest(population=population, client_version="0.1.0"),
         "Fetch": messages.FetchRequest(population=population, path="metadata/timestamp.json"),
-        "Enrol": messages.EnrolRequest(campaign="ab" * 8, identity=bytes(32), users=1),
-        "GetTask": messages.TaskRequest(campaign="ab" * 8, identity=bytes(32)),
-        "Leave": messages.LeaveRequest(campaign="ab" * 8, identity=bytes(32), signature=bytes(64)),
         "SendMetrics": messages.MetricsRequest(
             population=population, counters={"clicks": 1.0}, token="ab" * 16
         ),

@@ -21,13 +21,13 @@ from fedrec.secagg.roster import Identity
 from fedrec.secagg.terms import CohortTerms
 from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import write_node
 from fedrec_client.node.private_releases import PaidReleases
 from fedrec_server.operations.enrolment import cohort_terms, schedule_of
 from fedrec_server.operations.privacy_terms import terms_of
 from fedrec_server.operations.specification import TaskSpecification
-from fedrec_server.rounds._cohort_collector import Devices
 from fedrec_server.rounds._joint_exchange import summed
-from fedrec_server.rounds.cohorts import Cohort, CohortSettings, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohort, CohortSettings, CohortWanted, Devices, Ending, Joined
 from fedrec_server.rounds.task import Task
 
 ITEMS = 12
@@ -67,13 +67,24 @@ class Job:
     config: TaskSpecification = CONFIG
 
     @classmethod
-    def of(cls, target: int, most: int, *, least: int | None = None) -> Job:
+    def of(
+        cls,
+        target: int,
+        most: int,
+        *,
+        least: int | None = None,
+        config: TaskSpecification = CONFIG,
+        separation: int | None = 2,
+        max_users: int = 1,
+    ) -> Job:
         signer = Identity.create()
-        privacy = terms_of(CONFIG, target, ITEMS, "films", separation=2)
+        privacy = terms_of(config, target, ITEMS, "films", separation=separation)
         assert privacy is not None
-        schedule = schedule_of(CONFIG, privacy, has_validation=False, has_test=False)
-        terms = cohort_terms(CONFIG, target, most, privacy.run, privacy, schedule, signer)
-        return cls(terms, privacy, signer, CohortSettings(target, least or target, 5.0))
+        schedule = schedule_of(config, privacy, has_validation=False, has_test=False)
+        terms = cohort_terms(
+            config, target, most, privacy.run, privacy, schedule, signer, max_users=max_users
+        )
+        return cls(terms, privacy, signer, CohortSettings(target, least or target, 5.0), config)
 
     def write(self, folder: Path) -> Path:
         """The coordinator's task."""
@@ -95,17 +106,8 @@ class Job:
 
     def node(self, history: Sequence[int], identity: Identity, user: int) -> Node:
         """A device in one session."""
-        items = np.array(history, dtype=np.int64)
-        train = Interactions(
-            np.zeros(len(items), np.int64),
-            items,
-            np.ones(len(items), np.float32),
-            np.arange(len(items), dtype=np.int64),
-            np.array(["this device"]),
-            ITEM_IDS,
-        )
         return Node(
-            Split(train, None, None, user_key=np.array([user], dtype=np.int64)),
+            split_of([history], user),
             self.config.model,
             NodeSettings.model_validate(self.config.node_settings().model_dump()),
             EvaluationSettings(),
@@ -115,6 +117,36 @@ class Job:
             identity=identity,
             releases=PaidReleases(self.privacy.plan.charges),
         )
+
+    def site(self, folder: Path, histories: Sequence[Sequence[int]], identity: Identity, user: int) -> Path:
+        """The folder of a node that stays, with several users."""
+        write_node(
+            folder,
+            split_of(histories, user),
+            self.config.model,
+            self.config.node_settings(),
+            EvaluationSettings(),
+            privacy=self.privacy,
+            aggregation=self.terms,
+            identity=identity,
+        )
+        return folder
+
+
+def split_of(histories: Sequence[Sequence[int]], first_user: int) -> Split:
+    """All of the events of some users, to be trained on."""
+    items = np.concatenate([np.array(each, dtype=np.int64) for each in histories])
+    users = np.repeat(np.arange(len(histories)), [len(each) for each in histories])
+    train = Interactions(
+        users.astype(np.int64),
+        items,
+        np.ones(len(items), np.float32),
+        np.arange(len(items), dtype=np.int64),
+        np.array([f"user {k}" for k in range(len(histories))]),
+        ITEM_IDS,
+    )
+    keys = np.arange(first_user, first_user + len(histories), dtype=np.int64)
+    return Split(train, None, None, user_key=keys)
 
 
 #: Whether a device is silent: (place, request) -> bool.
@@ -173,7 +205,7 @@ class LocalCohorts:
         self.seen += [(node, requests[node], reply) for node, reply in out.items()]
         return out
 
-    def devices(self, **sites: bytes) -> Devices:
+    def devices(self, *sites: Joined) -> Devices:
         return Devices(self, self, self.job.signer, self.job.settings, sites)
 
     def _serve(self, node: str, request: Request) -> Reply | Failure:

@@ -23,7 +23,7 @@ settings.load_profile("fedrec")
 
 
 #: Modules whose federations devices of an app join.
-DEVICES = ("test_campaign", "test_example_app")
+DEVICES = ("test_job", "test_example_app")
 
 
 @pytest.hookimpl(tryfirst=True)

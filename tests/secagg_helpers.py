@@ -16,6 +16,7 @@ from fedrec.secagg.messages import Arrays
 from fedrec.secagg.roster import Identity, Member, Roster
 from fedrec.secagg.server import Server
 from fedrec.secagg.terms import PlainTerms, SecaggTerms
+from fedrec_server.rounds.replies import Host
 
 PLAIN = PlainTerms(insecure=True)
 STAGES = ("advertise", "share", "mask", "confirm", "unmask")
@@ -124,3 +125,20 @@ def context_of(terms: SecaggTerms, m: int, **fields: Any) -> Context:
     """The context of an attempt under some terms."""
     plain = {"kind": "train", "phase": "refit", "round": 1, "attempt": 1, "model": "00" * 32} | fields
     return Context(terms=terms.digest.hex(), length=m, **plain)
+
+
+@dataclass
+class Here:
+    """Nodes that are there, as a test says.
+
+    Attributes:
+        hosts: by node.
+    """
+
+    hosts: Mapping[str, Host]
+
+    def meet(self) -> dict[str, Host]:
+        return dict(self.hosts)
+
+    def present(self) -> list[str]:
+        return sorted(self.hosts)

@@ -19,9 +19,10 @@ from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_client.updates.transport import CheckIn
 from fedrec_server.network.certificates import make_service_certificates
+from fedrec_server.network.grpc_server import Certificates
 from fedrec_server.network.limits import Limits
 from fedrec_server.registry import Registry
-from fedrec_server.service.server import Certificates, Service
+from fedrec_server.service.server import Service
 
 NOW = time.time()
 REPORT = "cd" * 16
@@ -32,7 +33,6 @@ QUICK = Limits(
     burst=10**6,
     app_calls_per_second=1e6,
     app_burst=10**6,
-    enrolments_per_address=10**6,
     opened_per_second=1e6,
     opened_burst=10**6,
 )
@@ -73,10 +73,9 @@ class Place:
         sha256 = self.registry.hashes(self.registry.manifest(version))[name]
         return "targets/" + hashed_name(sha256, model_target(POPULATION, version, name))
 
-    def start(self, limits: Limits = QUICK, campaigns: Any = None, tokens: Any = None) -> Service:
+    def start(self, limits: Limits = QUICK) -> Service:
         files = (self.certificates / name for name in ("server.pem", "server.key", "apps.crt"))
-        settings = {"limits": limits, "campaigns": campaigns, "tokens": tokens}
-        return Service.start([self.registry], Certificates(*files), **settings)
+        return Service.start([self.registry], Certificates(*files), limits=limits)
 
     def connect(self, service: Service, app: Path | None = None) -> GrpcTransport:
         folder = app or self.certificates
@@ -101,8 +100,8 @@ class Place:
         return made
 
 
-def check_in(population: str = POPULATION, version: str = "0.1.0", trains: bool = False) -> CheckIn:
-    return CheckIn(population, version, 0, trains)
+def check_in(population: str = POPULATION, version: str = "0.1.0") -> CheckIn:
+    return CheckIn(population, version, 0)
 
 
 def limits(**changes: Any) -> Limits:

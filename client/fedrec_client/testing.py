@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.core.errors import CampaignOver, NotPublished, ServerBusy, ServiceError
+from fedrec.core.errors import NotPublished, ServerBusy, ServiceError
 from fedrec.ranking.factors import Factors
 from fedrec.ranking.folding import Ridge
 from fedrec.ranking.items import Items
@@ -31,7 +31,6 @@ from fedrec.wire.layout import (
     model_target,
     task_target,
 )
-from fedrec.wire.leaving import is_leaving
 from fedrec.wire.manifest import MANIFEST_FILE, Manifest
 from fedrec.wire.package import Terms, delta_name, pack_model, write_package
 from fedrec.wire.repository import Lifetimes, Repository, target_of
@@ -40,7 +39,7 @@ from fedrec.wire.strict_json import canonical
 from fedrec_client.app.client import Client
 from fedrec_client.store.base import Store
 from fedrec_client.store.in_memory import MemoryStore
-from fedrec_client.updates.transport import CheckIn, CheckInAnswer, Enrolment
+from fedrec_client.updates.transport import CheckIn, CheckInAnswer
 
 DAY = 86_400
 NOW = 1_800_000_000
@@ -108,11 +107,7 @@ class FakeService:
         metrics: counters that came.
         report_tokens: of these.
         check_ins: requests that came.
-        campaign: id of a campaign to be offered; empty: none.
-        enrolments: that came.
-        tasks: by campaign, the signed task.
-        over: campaigns that have ended.
-        left: campaign and public key of every device that left.
+        tasks: by job, the signed task.
         sent_bytes: of all downloads of targets.
         version: of the champion; 0: none.
         end: call it to remove what was published; else that happens with the object.
@@ -138,11 +133,7 @@ class FakeService:
         self.metrics: list[Mapping[str, float]] = []
         self.report_tokens: list[str] = []
         self.check_ins: list[CheckIn] = []
-        self.campaign = ""
-        self.enrolments: list[Enrolment] = []
         self.tasks: dict[str, bytes] = {}
-        self.over: set[str] = set()
-        self.left: list[tuple[str, bytes]] = []
         self.sent_bytes = 0
         self.version = 0
         self._canary = (0, 0)
@@ -215,12 +206,12 @@ class FakeService:
         """Sign anew what is past half of its life, as a real service does by itself."""
         return self.repository.renew(self.trust, self.online_keys, clock)
 
-    def give_task(self, campaign: str, payload: Mapping[str, Any], *, clock: float = NOW) -> bytes:
-        """Sign a task and let devices have it."""
-        content = canonical(dict(payload) | {"population": self.population})
-        task = target_of(task_target(self.population, campaign), content)
+    def give_task(self, job: str, payload: Mapping[str, Any], *, clock: float = NOW) -> bytes:
+        """Sign the task of a job; a device service hands it out."""
+        content = canonical(dict(payload) | {"population": self.population, "job": job})
+        task = target_of(task_target(self.population, job), content)
         self.repository.change(self.trust, self.online_keys, clock, tasks=[task])
-        self.tasks[campaign] = content
+        self.tasks[job] = content
         return content
 
     def rotate(
@@ -258,7 +249,7 @@ class FakeService:
         """See `Transport`."""
         self._answers()
         self.check_ins.append(request)
-        return CheckInAnswer((60.0, 120.0), self.campaign if request.trains else "")
+        return CheckInAnswer((60.0, 120.0))
 
     def fetch(self, population: str, path: str, offset: int = 0) -> Iterator[bytes]:
         """See `Transport`."""
@@ -274,31 +265,6 @@ class FakeService:
             yield piece
         if end < len(content):
             raise ServiceError("the connection was cut on purpose: try again; what came is kept")
-
-    def enrol(self, enrolment: Enrolment) -> None:
-        """See `Transport`."""
-        self._answers()
-        self._expect_on(enrolment.campaign)
-        if enrolment not in self.enrolments:
-            self.enrolments.append(enrolment)
-
-    def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """See `Transport`."""
-        self._answers()
-        self._expect_on(campaign)
-        return self.tasks.get(campaign)
-
-    def goes_on(self, campaign: str, identity: bytes) -> bool:
-        """See `Transport`."""
-        self._answers()
-        return campaign not in self.over
-
-    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
-        """See `Transport`."""
-        self._answers()
-        if not is_leaving(identity, campaign, signature):
-            raise ServiceError("a device that left has not signed it")
-        self.left.append((campaign, identity))
 
     def send_metrics(
         self, population: str, model_version: int, counters: Mapping[str, float], token: str
@@ -317,10 +283,6 @@ class FakeService:
             raise ServiceError("the service cannot be reached: offline on purpose")
         if self.busy:
             raise ServerBusy("the service is busy: come back in 60 to 120 s", (60.0, 120.0))
-
-    def _expect_on(self, campaign: str) -> None:
-        if campaign in self.over:
-            raise CampaignOver("the campaign is over: wait for another")
 
     def _target(self, version: int, name: str, content: bytes | None = None) -> Any:
         content = (self.folder(version) / name).read_bytes() if content is None else content

@@ -1,7 +1,7 @@
 """Loops that numba compiles at their first call, so that a process that never computes them needs no numba.
 
-A server sums and applies updates without any of them, so the operator's program works where numba is not installed.
-Out of scope: loops that call one another, which numba has to see compiled (`fedrec.neural.views`).
+Where numba is not installed they run as Python: slow for a population, milliseconds for the one user of a device.
+Out of scope: loops of networks, which need torch in any case (`fedrec.neural`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def jit(**options: Any) -> Any:
+    """A decorator: `numba.njit` with these options, or the function as it is where numba is not installed.
+
+    For loops that call one another, which numba has to see compiled: their module is imported when they are needed.
+    """
+    try:
+        import numba
+    except ModuleNotFoundError:
+        return lambda function: function
+    return numba.njit(**options)
+
+
 def compiled(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: `numba.njit` with these options, imported and applied at the first call.
 
@@ -23,9 +35,7 @@ def compiled(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.cache
         def dispatcher() -> Callable[P, R]:
-            import numba
-
-            made: Callable[P, R] = numba.njit(**options)(function)
+            made: Callable[P, R] = jit(**options)(function)
             return made
 
         @functools.wraps(function)

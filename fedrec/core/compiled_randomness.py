@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-
+from fedrec.core.compiled import jit
 from fedrec.core.randomness import GAMMA, finalise
 
-_inlined: Any = numba.njit(cache=True, nogil=True, inline="always")
+_inlined: Any = jit(cache=True, nogil=True, inline="always")
 
 #: uint64 -> uint64, SplitMix64's finaliser.
 mix: Any = _inlined(finalise)

@@ -24,8 +24,7 @@
     │   └── ClientTooOld                      needs a newer client
     ├── ServiceError                 exit 18  the model service cannot be reached, or refuses
     │   ├── ServerBusy                        come back later (`retry_after_seconds`)
-    │   ├── NotPublished                      there is no such file
-    │   └── CampaignOver                      the training campaign has ended, or takes no more devices
+    │   └── NotPublished                      there is no such file
     ├── StoreError                   exit 19  a device's store cannot be used
     │   ├── StoreLocked                       the key is missing or wrong, or another process holds it
     │   ├── StoreCorrupt                      what is in it does not hold together
@@ -210,10 +209,6 @@ class ServerBusy(ServiceError):  # noqa: N818
 
 class NotPublished(ServiceError):  # noqa: N818
     """The service, or a web server, has no such file."""
-
-
-class CampaignOver(ServiceError):  # noqa: N818 - it names what happened
-    """A training campaign has ended, or its roster takes no more devices."""
 
 
 class StoreError(FedrecError):

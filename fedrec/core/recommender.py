@@ -163,6 +163,11 @@ class Recommender(ABC):
         """What it reads beside who had which item."""
         return DataNeeds()
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages beyond numpy that an update cannot be computed without; a device without them does not train."""
+        return ()
+
     def conflicts(self, sending: Sending) -> list[str]:
         """Why it cannot be trained in this way, in words for the user; empty: it can."""
         found = []

@@ -5,10 +5,10 @@ Letters: K users, M masks, L positions, d values per position.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.compiled import jit
 from fedrec.core.compiled_randomness import absorb
 from fedrec.core.randomness import MIX_A
 
@@ -16,7 +16,7 @@ from fedrec.core.randomness import MIX_A
 _PER_HASH = 4
 
 
-@numba.njit(cache=True, nogil=True)
+@jit(cache=True, nogil=True)
 def fill(keys: NDArray[np.uint64], below: np.uint64, keep: np.float32, out: NDArray[np.float32]) -> None:
     """Fill `out` [M, K, L, d]: 0 where the draw is below `below` (of 2^16), else `keep`."""
     n_masks, n_users, length, width = out.shape

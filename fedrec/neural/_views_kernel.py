@@ -5,10 +5,10 @@ Letters: U users, S rows a user touches, n negatives, G groups of examples.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.compiled import jit
 from fedrec.core.compiled_randomness import absorb
 from fedrec.core.randomness import GAMMA
 
@@ -16,13 +16,13 @@ from fedrec.core.randomness import GAMMA
 _TRIES = 100
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@jit(cache=True, nogil=True, inline="always")
 def _below(draw: np.uint64, n: int) -> int:
     """A number in 0..n-1 from the upper 32 bits (Lemire 2019, without rejection: bias below n / 2^32)."""
     return int(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
-@numba.njit(cache=True, nogil=True)
+@jit(cache=True, nogil=True)
 def _slot_of(table: NDArray[np.int64], item: int, rows: NDArray[np.int64], count: int) -> tuple[int, int]:
     """Slot of an item in the open-addressing table (item + 1, slot), inserting it; and the new row count."""
     mask = table.shape[0] - 1
@@ -38,7 +38,7 @@ def _slot_of(table: NDArray[np.int64], item: int, rows: NDArray[np.int64], count
         at = (at + 1) & mask
 
 
-@numba.njit(cache=True, nogil=True)
+@jit(cache=True, nogil=True)
 def fill(
     indptr: NDArray[np.int64],
     item: NDArray[np.int64],

@@ -95,6 +95,11 @@ class NeuralRecommender(Recommender):
     gradient_rounds: ClassVar[bool] = True
     chunk_users: ClassVar[int] = 16
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """torch."""
+        return ("torch",)
+
     def __init__(self, config: NeuralConfig) -> None:
         self._neural = config
 

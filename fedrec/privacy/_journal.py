@@ -196,7 +196,11 @@ def _lock(folder: Path) -> int:
         raise PrivacyRefused(
             f"ledger {folder} is being written by another process: wait for it, or give every process its own folder"
         ) from error
-    sync_folder(folder)
+    try:
+        sync_folder(folder)
+    except OSError:
+        os.close(handle)
+        raise
     return handle
 
 

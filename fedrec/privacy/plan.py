@@ -236,12 +236,22 @@ class PrivacyPlan(BaseModel):
         secret = self.noise_model.claims_sampling and self.sampling != "min_separation"
         return self.turn_rate if secret else 1.0
 
+    def of_participations(self, count: int) -> PrivacyPlan:
+        """What a user is charged for `count` rounds: a plan of those with the least noise, with the same cohort."""
+        z = tuple(sorted(self.noise_multipliers)[:count])
+        return self.model_copy(update={"rounds": len(z), "noise_multipliers": z, "cycle": self.cycle and 1})
+
     def charged_multipliers(self, rounds: int) -> tuple[float, ...]:
         """z of the rounds that one user can be in, of the first `rounds`: those with the least noise."""
         z = self.noise_multipliers[:rounds]
         if self.sampling != "min_separation" or self.cycle is None:
             return z
         return tuple(sorted(z)[: math.ceil(rounds / self.cycle)])
+
+    @property
+    def separation(self) -> int:
+        """A device that took part in round r takes part again from round r plus this; 1 where nothing is asked."""
+        return self.cycle or 1 if self.sampling == "min_separation" else 1
 
     @property
     def participations(self) -> int:

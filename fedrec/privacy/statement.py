@@ -86,6 +86,7 @@ class StatementFacts(BaseModel):
         users_per_node: fewest users on a node.
         aggregator: "plain" or "sealed": the coordinator sees what every node sends; "secagg": sums over nodes.
         least_nodes: fewest nodes in a sum of secure aggregation.
+        staleness: S: up to S + 1 cohorts were at work at once; 0: one after the other.
         simulated: its integers were summed without the cryptography.
         metrics: of the evaluation, what left the nodes: "exact" sums, which only a run without a plan lets out, sums
             that were "noised" under the plan, or "none".
@@ -110,6 +111,7 @@ class StatementFacts(BaseModel):
     users_per_node: int
     aggregator: str = "plain"
     least_nodes: int = 0
+    staleness: int = 0
     simulated: bool = False
     metrics: Literal["exact", "noised", "none"] = "none"
     held_data: bool = False
@@ -151,7 +153,9 @@ def statement(plan: PrivacyPlan | None, facts: StatementFacts) -> Statement:
         ),
         "adjacency": adjacency_field(plan),
         "guarantee": guarantee_field(plan, facts.rounds),
-        "released": released_field(plan, facts.rounds, facts.metrics, facts.exact_numbers),
+        "released": _overlapping(
+            released_field(plan, facts.rounds, facts.metrics, facts.exact_numbers), facts.staleness
+        ),
         "not_covered": {
             "text": uncovered(
                 plan,
@@ -192,6 +196,18 @@ def write_statement(folder: Path, made: Statement) -> Path:
 
 
 # The fields --------------------------------------------------------------------------------------------
+
+
+def _overlapping(field: Field, staleness: int) -> Field:
+    """What is released, where rounds overlap."""
+    if not staleness:
+        return field
+    told = (
+        f"Up to {staleness + 1} cohorts were at work at once, each on the model that it was given; a sum up to "
+        f"{staleness} versions old counts with less weight. Each cohort is one release over its own members and is "
+        "charged to them alone, applied or not."
+    )
+    return field | {"text": [*field["text"], told], "staleness": staleness}
 
 
 def _budget(plan: PrivacyPlan | None, facts: StatementFacts) -> Field:

@@ -5,7 +5,7 @@ Both sides compute it from the list of adverts alone, so a server has no say in 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,7 +67,7 @@ class Cohort:
         return {}
 
     @cached_property
-    def _holders(self) -> dict[int, tuple[int, ...]]:
+    def _held(self) -> dict[int, dict[int, int]]:
         return {}
 
     def neighbours(self, place: int) -> tuple[int, ...]:
@@ -79,13 +79,22 @@ class Cohort:
 
     def holders(self, owner: int) -> tuple[int, ...]:
         """Who holds shares of an owner's secrets: its neighbours and itself, rising."""
-        if owner not in self._holders:
-            self._holders[owner] = tuple(sorted((*self.neighbours(owner), owner)))
-        return self._holders[owner]
+        return tuple(self._xs(owner))
 
     def x(self, owner: int, holder: int) -> int:
         """Where a holder's share of an owner's secret lies on the polynomial, from 1."""
-        return bisect_left(self.holders(owner), holder) + 1
+        return self._xs(owner)[holder]
+
+    def left(self, owner: int, there: Set[int]) -> int:
+        """How many of an owner's holders are among those there."""
+        return len(self._xs(owner).keys() & there)
+
+    def _xs(self, owner: int) -> dict[int, int]:
+        """Place on the polynomial by holder, rising."""
+        if owner not in self._held:
+            around = sorted((*self.neighbours(owner), owner))
+            self._held[owner] = {holder: x for x, holder in enumerate(around, start=1)}
+        return self._held[owner]
 
     def sharers_transcript(self, sharers: tuple[int, ...]) -> bytes:
         """[32] digest that also says who shared; it binds the shares on their way."""
@@ -112,7 +121,7 @@ def check_survivors(
         raise AggregationRefused(
             f"{len(survivors)} devices survived: expected at least {terms.min_nodes}", Reason.SURVIVORS
         )
-    near = len(set(cohort.holders(place)) & set(survivors))
+    near = cohort.left(place, set(survivors))
     if near < cohort.threshold:
         raise AggregationRefused(
             f"{near} devices around this one survived: expected at least {cohort.threshold}", Reason.SURVIVORS

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -32,10 +33,15 @@ class Pair:
 
     private: bytes
 
-    @property
+    @cached_property
     def public(self) -> bytes:
         """[32]."""
-        return X25519PrivateKey.from_private_bytes(self.private).public_key().public_bytes_raw()
+        return self._key.public_key().public_bytes_raw()
+
+    @cached_property
+    def _key(self) -> X25519PrivateKey:
+        # Making it costs as much as an exchange.
+        return X25519PrivateKey.from_private_bytes(self.private)
 
     def agree(self, public: bytes) -> bytes:
         """[32] the shared secret.
@@ -44,9 +50,7 @@ class Pair:
             AggregationRefused: a public key of small order, which would give everyone the same secret.
         """
         try:
-            return X25519PrivateKey.from_private_bytes(self.private).exchange(
-                X25519PublicKey.from_public_bytes(public)
-            )
+            return self._key.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise AggregationRefused(
                 "a public key of small order came: expected an honest X25519 key", Reason.ADVERT

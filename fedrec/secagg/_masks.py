@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.interruption import check
 from fedrec.core.refusal_reasons import Reason
 
 KEY_BYTES = 32
@@ -57,6 +58,7 @@ def add_masks(total: NDArray[Any], masks: Sequence[tuple[bytes, Sign]]) -> None:
         part = total[start : start + words]
         zeros, room = memoryview(_ZEROS)[: part.nbytes], scratch[: part.nbytes]
         made = np.frombuffer(scratch, dtype=total.dtype, count=len(part))
+        check()
         for stream, put in streams:
             stream.update_into(zeros, room)
             put(part, made, out=part)

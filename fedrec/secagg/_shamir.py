@@ -10,10 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.interruption import check
 from fedrec.core.refusal_reasons import Reason
 
 PRIME = 2**256 + 297
@@ -21,6 +24,8 @@ SECRET_BYTES = 32
 ELEMENT_BYTES = 33
 #: Sets of shares that are tried before they are taken to be wrong beyond repair.
 MAX_TRIES = 50
+#: Steps of Horner between two reductions, and bits of places that are multiplied as machine words.
+_STEPS, _SMALL_BITS = 16, 31
 
 
 def split(
@@ -47,7 +52,11 @@ def split(
     # 64 bytes are reduced, so that no element is favoured by more than 2^-255.
     tail = [int.from_bytes(random(64), "big") % PRIME for _ in range(threshold - 1)]
     coefficients = [*reversed(tail), int.from_bytes(secret, "big")]
-    return [_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big") for x in xs]
+    shares = []
+    for x in xs:
+        check()
+        shares.append(_evaluate(coefficients, x).to_bytes(ELEMENT_BYTES, "big"))
+    return shares
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
@@ -124,33 +133,55 @@ def _element(share: bytes) -> int:
 
 
 def _evaluate(coefficients: Sequence[int], x: int) -> int:
-    """Horner, highest coefficient first."""
+    """Horner, highest coefficient first; a small x lets several steps share one reduction."""
     value = 0
-    for coefficient in coefficients:
-        value = (value * x + coefficient) % PRIME
+    for start in range(0, len(coefficients), _STEPS):
+        for coefficient in coefficients[start : start + _STEPS]:
+            value = value * x + coefficient
+        value %= PRIME
     return value
 
 
 @lru_cache(maxsize=4096)
 def _weights(xs: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange weights at 0: product over the others of x_j / (x_j - x_i).
+    """Lagrange weights at 0: product over the others of x_j / (x_j - x_i)."""
+    above = _product(xs)
+    below = [x * each % PRIME for x, each in zip(xs, _products_of_gaps(xs), strict=True)]
+    return tuple(above * inverse % PRIME for inverse in _inverses(below))
 
-    With P the product of all places, weight i is P over x_i times the product of the differences. Places are small
-    numbers, so products of their differences are short; all inverses together cost one.
-    """
-    product = math.prod(xs)
-    below = [x * math.prod([other - x for other in xs if other != x]) % PRIME for x in xs]
-    return tuple(product * inverse % PRIME for inverse in _inverses(below))
+
+def _products_of_gaps(xs: Sequence[int]) -> list[int]:
+    """For each x the product of (x_j - x) over the others; small places are multiplied many at once."""
+    bits = max(xs).bit_length()
+    if bits > _SMALL_BITS:
+        return [_product([other - x for other in xs if other != x]) for x in xs]
+    at = np.array(xs, dtype=np.int64)
+    gaps = at[np.newaxis, :] - at[:, np.newaxis]
+    np.fill_diagonal(gaps, 1)
+    together = 62 // bits
+    padded = np.ones((len(xs), -(-len(xs) // together) * together), dtype=np.int64)
+    padded[:, : len(xs)] = gaps
+    parts = padded.reshape(len(xs), -1, together).prod(axis=2)
+    return [math.prod(row) % PRIME for row in parts.tolist()]
+
+
+def _product(values: Iterable[int]) -> int:
+    product = 1
+    for value in values:
+        product = product * value % PRIME
+    return product
 
 
 def _inverses(values: Sequence[int]) -> list[int]:
-    """The inverse of each of some values that are not 0, by one inversion (Montgomery 1987, section 10.3.1)."""
-    before = list(itertools.accumulate(values, lambda a, b: a * b % PRIME, initial=1))
-    left, out = pow(before[-1], -1, PRIME), [0] * len(values)
-    for i in range(len(values) - 1, -1, -1):
-        out[i] = left * before[i] % PRIME
-        left = left * values[i] % PRIME
-    return out
+    """Of each value, none of them 0, by one inversion for all (Montgomery 1987, section 10.3.1)."""
+    before = [1]
+    for value in values:
+        before.append(before[-1] * value % PRIME)
+    inverse, out = pow(before.pop(), -1, PRIME), list[int]()
+    for value, product in zip(reversed(values), reversed(before), strict=True):
+        out.append(inverse * product % PRIME)
+        inverse = inverse * value % PRIME
+    return out[::-1]
 
 
 # Wrong shares: a sharing is a Reed-Solomon code word --------------------------------------------------------

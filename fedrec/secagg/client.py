@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.errors import AggregationRefused
+from fedrec.core.interruption import check as check_interrupted
 from fedrec.core.refusal_reasons import Reason
 from fedrec.secagg import _shamir as shamir
 from fedrec.secagg._cohort import Cohort, check_survivors
@@ -149,6 +150,7 @@ class Client:
         )
         digests = dict(zip(cohort.members, cohort.digests, strict=True))
         for place, row in zip(near, arrays["adverts"], strict=True):
+            check_interrupted()
             advert = row.tobytes()
             if advert_digest(place, advert) != digests[place]:
                 raise AggregationRefused(
@@ -170,6 +172,7 @@ class Client:
         channel = Pair(state.c_key)
         sealed = []
         for place in near:
+            check_interrupted()
             secret = channel.agree(state.c_publics[place])
             out = derive(secret, state.context, "share", self._place, place)
             state.incoming[place] = derive(secret, state.context, "share", place, self._place)

@@ -259,7 +259,7 @@ class Server:
         """Those of whom enough holders are left, again and again until no one has to go."""
         left = set(places)
         while True:
-            lonely = {n for n in left if len(left & set(self._cohort.holders(n))) < self._cohort.threshold}
+            lonely = {n for n in left if self._cohort.left(n, left) < self._cohort.threshold}
             if not lonely:
                 return tuple(sorted(left))
             self.refused |= dict.fromkeys(lonely, "too few of its neighbours are left")
@@ -269,7 +269,7 @@ class Server:
         """Every secret that will be needed has enough holders among those left."""
         there = set(left)
         for owner in self._sharers:
-            holders = len(there & set(self._cohort.holders(owner)))
+            holders = self._cohort.left(owner, there)
             if holders < self._cohort.threshold:
                 raise self._abort(
                     f"{holders} of the holders of device {owner}'s shares are left: expected at least "

@@ -73,6 +73,11 @@ def read_roster(terms: CohortTerms, arrays: Mapping[str, Any], *, label: str, at
             f"{terms.max_nodes} of each",
             Reason.COHORT,
         )
+    if not 1 <= int(users.min()) <= int(users.max()) <= terms.max_users:
+        raise AggregationRefused(
+            f"a member of the roster speaks for {int(users.max())} users: expected 1 to {terms.max_users}",
+            Reason.USERS,
+        )
     signed = _signed(keys, users, terms.run, label, attempt)
     try:
         signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(terms.signer))

@@ -148,6 +148,7 @@ class CohortTerms(BaseModel):
         rules: the terms of every attempt, with an empty roster.
         signer: Ed25519 public key that signs rosters, in hex.
         max_nodes: devices in a cohort, at most.
+        max_users: of one member of a cohort; above 1 only for sites that the operator vouches for.
         dropout: expected part of a cohort that vanishes on the way; more neighbours make up for it.
     """
 
@@ -157,6 +158,7 @@ class CohortTerms(BaseModel):
     rules: SecaggTerms
     signer: str = Field(pattern=r"[0-9a-f]{64}")
     max_nodes: int = Field(ge=3)
+    max_users: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -185,6 +187,12 @@ class CohortTerms(BaseModel):
         """Its random name."""
         return self.rules.run
 
+    def degree(self, nodes: int) -> int:
+        """k, for a cohort of `nodes` devices."""
+        if self.rules.neighbours is not None:
+            return self.rules.degree(nodes)
+        return max(degree(nodes, drop=self.dropout, eta=LIVENESS, fraction=self.rules.threshold), 2)
+
     def of(self, roster: Roster) -> SecaggTerms:
         """The terms of an attempt among these devices.
 
@@ -196,11 +204,10 @@ class CohortTerms(BaseModel):
                 f"a roster of {len(roster)} devices: expected {self.rules.min_nodes} to {self.max_nodes}",
                 Reason.COHORT,
             )
-        near = self.rules.neighbours
-        if near is None:
-            near = degree(len(roster), drop=self.dropout, eta=LIVENESS, fraction=self.rules.threshold)
         try:
-            return SecaggTerms(**dict(self.rules) | {"roster": roster, "neighbours": max(near, 2)})
+            return SecaggTerms(
+                **dict(self.rules) | {"roster": roster, "neighbours": self.degree(len(roster))}
+            )
         except ValidationError as error:
             text = str(error.errors()[0]["msg"]).replace("Value error, ", "")
             raise AggregationRefused(text, Reason.COHORT) from error

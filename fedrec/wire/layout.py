@@ -32,9 +32,9 @@ def alias_target(population: str, alias: str) -> str:
     return f"{population}/{MODELS}/{alias}.json"
 
 
-def task_target(population: str, campaign: str) -> str:
-    """The task of a campaign."""
-    return f"{population}/{TASKS}/{campaign}.json"
+def task_target(population: str, job: str) -> str:
+    """The task of a job."""
+    return f"{population}/{TASKS}/{job}.json"
 
 
 def delegated_paths(population: str, role: str) -> list[str]:

@@ -37,6 +37,7 @@ from fedrec_client.terms.eligibility import Device, eligible
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform, store_of
+from fedrec_server.jobs.job import Job
 from films import federation
 from films.catalogue import TASTES, Catalogue, held_back
 from films.command import running
@@ -322,34 +323,62 @@ def test_every_reason_of_the_sdk_has_words_for_people() -> None:
     device.platform.is_charging = device.platform.is_idle = device.platform.is_unmetered = False  # type: ignore[attr-defined]
     device.platform.free = 0  # type: ignore[attr-defined]
     book = Book(MemoryStore())
-    book.note("charged", 0.0, epsilon=1e6, delta=1e-6, campaign="ab")
+    book.note("charged", 0.0, epsilon=1e6, delta=1e-6, job="ab", rounds=1)
     codes = eligible(device, book, Policy(), Conditions()).codes
     assert set(codes) == set(NOT_NOW)
     assert [code for _, code in not_now([f"{code}: federation.x" for code in codes])] == list(codes)
-    for reason in ("done", "stopped", "the session ended by itself with status -9", "something new"):
-        assert ended(reason) and "status" not in ended(reason)
+    for reason in ("done", "stopped", "the server could not be reached", "something new"):
+        assert ended(reason) and "server" not in ended(reason)
     said = refused([f"{code}: 3 nodes" for code in (*REFUSED, "something new")])
     assert len(said) == len(REFUSED) + 1 and not any("node" in each for each in said)
 
 
-def test_a_campaign_that_fails_speaks_of_people_and_their_devices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of three is unplugged before it enrols: enrolment over gRPC, no model, nothing spent."""
-    monkeypatch.setattr(federation, "ENROL_SECONDS", 4.0)
+def agree(page: Site, app: App) -> None:
+    for person in app.people:
+        post(page, app, f"/people/{person.number}/begin", genre="Crime")
+        post(page, app, f"/people/{person.number}/consent", what="train", on="1")
+        post(page, app, f"/people/{person.number}/look", tab="privacy")
+
+
+def test_devices_train_together_and_use_what_they_learned(tmp_path: Path) -> None:
+    """A job of two rounds over gRPC: joined, computed, summed, published, fetched."""
     with running(tmp_path, 3, 8080, start=small_start) as app:
         page = Site(app)
-        for number in (1, 2, 3):
-            post(page, app, f"/people/{number}/begin", genre="Crime")
-            post(page, app, f"/people/{number}/consent", what="train", on="1")
-            post(page, app, f"/people/{number}/look", tab="privacy")
+        agree(page, app)
+        post(page, app, "/train")
+        app.together.wait(120)
+        log = app.journal.path.read_text()
+        assert app.together.progress.stage == len(federation.STAGES), log
+        for words in (
+            "has joined; waits for the others",
+            "computes its update on its own ratings",
+            "has sent its update, encrypted",
+        ):
+            assert log.count(words) >= 6
+        assert all(f"round {number}: only the sum of 3 updates" in log for number in (1, 2))
+        for person in app.people:
+            report = person.client.privacy_report()
+            assert report.lifetime.epsilon == pytest.approx(600, rel=1e-3) and len(report.left) == 2
+            assert person.rec.model_version == 2 and not person.training
+        assert "what 3 devices learned together" in page.get("/").text
+        assert page.get("/").text.count("An encrypted training update in round 2") == 3
+
+
+def test_training_that_fails_speaks_of_users_and_their_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three is unplugged before it joins: no model, nothing spent."""
+    monkeypatch.setattr(federation, "JOIN_SECONDS", 3.0)
+    monkeypatch.setattr(federation, "SUM_SECONDS", 1.0)
+    with running(tmp_path, 3, 8080, start=small_start) as app:
+        page = Site(app)
+        agree(page, app)
         away = TrainingReport(False, 0, 0, 0.0, 0.0, "not eligible: charging: not now")
-        monkeypatch.setattr(app.people[2], "train", lambda seconds: away)
+        monkeypatch.setattr(app.people[2], "train", lambda *_: away)
         post(page, app, "/train")
         app.together.wait(60)
-        (campaign,) = [path.name for path in (tmp_path / "service" / "campaigns").iterdir()]
-        assert app.together.progress.failed
-        assert app.service._book.is_over(campaign)  # type: ignore[attr-defined]
+        (job,) = Job.all(tmp_path / "service" / "jobs")
+        assert app.together.progress.failed and job.record().state == "aborted"
         text = page.get("/").text
         assert "Only 2 of 3 devices came. There is no new model." in text
         assert text.count("Nothing was spent.") == 2
@@ -368,13 +397,18 @@ def test_an_open_tab_sees_a_charge_when_it_is_made(page: Site, app: App) -> None
     known = page.get("/live").json()["revisions"]
     assert page.get("/live", params=known).json()["pieces"] == {}
     Book(store_of(ada.client)).note(
-        "charged", time.time(), campaign="ab" * 16, epsilon=600.0, delta=1e-6, aggregator="secagg", rounds=2
+        "charged",
+        time.time(),
+        job="ab" * 16,
+        round=1,
+        epsilon=600.0,
+        delta=1e-6,
+        aggregator="secagg",
+        rounds=1,
     )
     told = page.get("/live", params=known).json()
     assert set(told["pieces"]) == {"person-1", "service"}
-    assert (
-        "ε 600 of" in told["pieces"]["person-1"] and "are leaving in campaign" in told["pieces"]["person-1"]
-    )
+    assert "ε 600 of" in told["pieces"]["person-1"] and "is leaving in job" in told["pieces"]["person-1"]
     assert "Nothing</p>" not in told["pieces"]["person-1"]
     assert page.get("/live", params=told["revisions"]).json()["pieces"] == {}
 

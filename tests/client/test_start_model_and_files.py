@@ -23,7 +23,7 @@ from fedrec_client import Client, Consent, MemoryStore
 from fedrec_client.testing import FakePlatform
 from fedrec_client.updates.folder_files import FolderFiles
 from fedrec_client.updates.https_files import HttpsFiles
-from fedrec_client.updates.transport import CheckIn, Enrolment
+from fedrec_client.updates.transport import CheckIn
 from fedrec_server.registry import Registry, write_bundle
 
 OFFLINE, KEYS = keys()
@@ -268,13 +268,9 @@ def test_addresses_without_encryption_are_refused_but_on_loopback(tmp_path: Path
 
 
 @pytest.mark.parametrize("make", [FolderFiles, lambda _: HttpsFiles("http://127.0.0.1:1")])
-def test_files_have_no_campaigns(tmp_path: Path, make: Any) -> None:
+def test_files_say_when_to_come_back_and_take_no_counters(tmp_path: Path, make: Any) -> None:
     files = make(tmp_path)
-    assert files.check_in(CheckIn("x", "0.1.0", 0, True)).campaign == ""
-    with pytest.raises(ServiceError, match="address of a model service"):
-        files.enrol(Enrolment("ab", bytes(32), "x"))
-    with pytest.raises(ServiceError, match="address of a model service"):
-        files.task("ab", bytes(32))
+    assert files.check_in(CheckIn("x", "0.1.0", 0)).retry_after_seconds and not files.takes_counters
     files.close()
 
 

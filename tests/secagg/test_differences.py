@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from properties import quick
-from secagg_helpers import enrolled
+from secagg_helpers import Here, enrolled
 
 from fedrec.core.errors import AggregationAborted, AggregationRefused, FedrecError, PrivacyRefused
 from fedrec.core.messages import Failure, Reply, Request
@@ -108,14 +108,14 @@ class Cheat:
         folder = self._folder / str(self._attempt)
         folder.mkdir(parents=True)
         collector = SecureCollector(
-            self.wire, self.terms, folder, seconds=Seconds(5, 5),
+            self.wire, Here({name: self.hosts[name] for name in who}), self.terms, folder, seconds=Seconds(5, 5),
             min_nodes=1, min_reply_fraction=0.01, private=False,
         )  # fmt: skip
         # Attempts rise over all of its collectors, or nodes would refuse them for that alone.
         collector._log.next_attempt = lambda: self._attempt  # type: ignore[method-assign]
         try:
             question = self.question(kind, phase, round_, model)
-            answers = collector.ask(question, {name: self.hosts[name] for name in who})
+            answers = collector.ask(question)
         except AggregationAborted:
             return None
         self.sums.append((kind, frozenset(set(who) - set(answers.failures))))
@@ -175,12 +175,15 @@ def test_a_device_is_not_summed_among_strangers(cheat: Cheat) -> None:
     assert {Reason(reason) for reason in cheat.wire.refused} == {Reason.DIFFERENCE}
 
 
-def collector_of(folder: Path, nodes: int) -> tuple[SecureCollector, Cheat]:
+def collector_of(folder: Path, nodes: int) -> tuple[SecureCollector, Cheat, Here]:
     """The product's own coordinator side over real nodes."""
     folders, terms, _ = lay_out(folder / "nodes", nodes)
     wire = Wire(folders)
+    cheat = Cheat(folder / "cheat", wire, terms)
+    here = Here(cheat.hosts)
     collector = SecureCollector(
         wire,
+        here,
         terms,
         folder,
         seconds=Seconds(5, 5),
@@ -188,15 +191,15 @@ def collector_of(folder: Path, nodes: int) -> tuple[SecureCollector, Cheat]:
         min_reply_fraction=0.1,
         private=False,
     )
-    return collector, Cheat(folder / "cheat", wire, terms)
+    return collector, cheat, here
 
 
 def test_an_honest_coordinator_leaves_others_out_beside_those_who_are_missing(tmp_path: Path) -> None:
     """Natural drop-outs give the same pairs: a sum without one device would tell about it."""
-    collector, cheat = collector_of(tmp_path, 15)
-    assert collector.ask(cheat.question("train", "refit", 1), cheat.hosts).nodes == 15
-    here = {name: host for name, host in cheat.hosts.items() if name != "3"}
-    answers = collector.ask(cheat.question("evaluate", "refit", 1), here)
+    collector, cheat, here = collector_of(tmp_path, 15)
+    assert collector.ask(cheat.question("train", "refit", 1)).nodes == 15
+    here.hosts = {name: host for name, host in cheat.hosts.items() if name != "3"}
+    answers = collector.ask(cheat.question("evaluate", "refit", 1))
     assert answers.nodes == 12 and not cheat.wire.refused
     assert sum("left out beside" in why for why in answers.failures.values()) == 2
 
@@ -205,11 +208,11 @@ def test_an_honest_coordinator_leaves_others_out_beside_those_who_are_missing(tm
     ("gone", "why"), [(1, "1 of the 5 devices of the last exact sum"), (2, "3 devices are to")]
 )
 def test_where_too_few_would_be_left_there_is_no_sum(tmp_path: Path, gone: int, why: str) -> None:
-    collector, cheat = collector_of(tmp_path, 5)
-    collector.ask(cheat.question("train", "refit", 1), cheat.hosts)
-    here = {name: host for name, host in cheat.hosts.items() if int(name) >= gone}
+    collector, cheat, here = collector_of(tmp_path, 5)
+    collector.ask(cheat.question("train", "refit", 1))
+    here.hosts = {name: host for name, host in cheat.hosts.items() if int(name) >= gone}
     with pytest.raises(AggregationAborted, match=why):
-        collector.ask(cheat.question("evaluate", "refit", 1), here)
+        collector.ask(cheat.question("evaluate", "refit", 1))
 
 
 # -- promises -----------------------------------------------------------------------------------------------------

@@ -9,17 +9,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cohort_helpers import ITEMS, Job, LocalCohorts, SummingCohorts
+from cohort_helpers import CONFIG, ITEMS, Job, LocalCohorts, SummingCohorts, split_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.core.errors import AggregationAborted, AggregationRefused, RoundAbandoned, RunError
+from fedrec.core.errors import (
+    AggregationAborted,
+    AggregationRefused,
+    FedrecError,
+    PrivacyRefused,
+    RoundAbandoned,
+    RunError,
+)
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.core.refusal_reasons import Reason
+from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.signed_roster import roster_of, sign_roster
 from fedrec_client.node._memory import HeldMemory
+from fedrec_client.node.local_state import LocalStore
+from fedrec_client.node.node import Node
+from fedrec_client.node.node_folder import open_node
+from fedrec_client.node.private_releases import PaidReleases, PrivateReleases
 from fedrec_server.rounds._joint_exchange import JointExchange, summed
+from fedrec_server.rounds.cohorts import Joined
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
 
 HISTORIES = ([0, 1, 2], [0, 1, 3], [0, 2, 4], [5, 0, 11])
@@ -59,7 +72,7 @@ def test_every_round_has_a_cohort_of_its_own(tmp_path: Path) -> None:
 def test_the_next_cohort_may_form_while_this_one_computes(tmp_path: Path) -> None:
     cohorts = LocalCohorts(Job.of(4, 6), [HISTORIES])
     run(tmp_path, cohorts)
-    assert [each.round for each in cohorts.prepared] == [2, 3]
+    assert [each.round for each in cohorts.prepared] == [2]  # no cohort forms after the last round
 
 
 def test_one_cohort_gives_the_same_integers_however_its_vectors_are_carried(tmp_path: Path) -> None:
@@ -87,29 +100,11 @@ class _InProcess:
         return [str(place) for place in range(len(HISTORIES))]
 
     def exchange(self, requests: Any, deadline_seconds: float) -> dict[str, Reply | Failure]:
-        from cohort_helpers import CONFIG, ITEM_IDS
-
-        from fedrec.core.interactions import Interactions
-        from fedrec.data.split import Split
-        from fedrec.evaluation.evaluate import EvaluationSettings
-        from fedrec_client.node.local_state import LocalStore
-        from fedrec_client.node.node import Node
-        from fedrec_client.node.private_releases import PaidReleases
-
         answers: dict[str, Reply | Failure] = {}
         for name, request in requests.items():
-            items = np.array(HISTORIES[int(name)], dtype=np.int64)
-            train = Interactions(
-                np.zeros(len(items), np.int64),
-                items,
-                np.ones(len(items), np.float32),
-                np.arange(len(items), dtype=np.int64),
-                np.array(["this device"]),
-                ITEM_IDS,
-            )
             user = 100 * max(request.round, 1) + int(name)
             node = Node(
-                Split(train, None, None, user_key=np.array([user], dtype=np.int64)),
+                split_of([HISTORIES[int(name)]], user),
                 CONFIG.model,
                 CONFIG.node_settings(),
                 EvaluationSettings(),
@@ -186,6 +181,84 @@ def test_a_job_without_devices_is_refused(tmp_path: Path) -> None:
         open_coordinator(tmp_path, NoSites())
 
 
+# Sites beside devices -------------------------------------------------------------------------------------------
+
+
+class Sites:
+    """Nodes with folders; every message is served by a process of its own, as under Flower."""
+
+    def __init__(self, *folders: Path) -> None:
+        self.folders = {f"flower-{k}": folder for k, folder in enumerate(folders)}
+        self.asked: list[tuple[str, str, int]] = []
+        self.memory = {node: HeldMemory() for node in self.folders}
+
+    def nodes(self) -> list[str]:
+        return sorted(self.folders)
+
+    def exchange(self, requests: Any, deadline_seconds: float) -> dict[str, Reply | Failure]:
+        out: dict[str, Reply | Failure] = {}
+        for node, request in requests.items():
+            self.asked.append((node, request.kind, request.round))
+            try:
+                out[node] = open_node(self.folders[node]).handle(request, self.memory[node])
+            except FedrecError as error:
+                out[node] = Failure(str(error))
+        return out
+
+
+@pytest.mark.parametrize("kind", [LocalCohorts, SummingCohorts])
+def test_sites_and_devices_are_in_one_sum_and_sites_keep_their_distance(
+    tmp_path: Path, kind: type[LocalCohorts]
+) -> None:
+    """Item 10 is of a site's users alone; the site has its turn in round 1, and the other in round 2."""
+    job, users = Job.of(6, 9, least=4, max_users=3), ([10, 0], [10, 1], [10, 2])
+    keys = [Identity.create() for _ in range(2)]
+    folders = [job.site(tmp_path / f"shop-{k}", users, key, 1000 * (k + 1)) for k, key in enumerate(keys)]
+    sites = Sites(*folders)
+    cohorts = kind(job, [HISTORIES])
+    vouched = [Joined(f"shop-{k}", key.public, 3) for k, key in enumerate(keys)]
+    job.write(tmp_path / "coordinator")
+    outcome = open_coordinator(tmp_path / "coordinator", sites, devices=cohorts.devices(*vouched)).run()
+    assert outcome.finished
+    assert [record["nodes"] for record in records(tmp_path / "coordinator")] == [5, 5]
+    assert [record["failures"] for record in records(tmp_path / "coordinator")] == [{}, {}]
+    assert {(node, round_) for node, what, round_ in sites.asked if what == "train"} == {
+        ("flower-0", 1),
+        ("flower-1", 2),
+    }
+    counts = np.zeros(ITEMS)
+    for history in (*HISTORIES, *users):
+        counts[history] += 1 / np.sqrt(len(history))
+    found = outcome.shared["count"]
+    np.testing.assert_allclose(found / np.linalg.norm(found), counts / np.linalg.norm(counts), atol=0.05)
+
+
+def test_a_site_refuses_a_round_that_is_too_near_to_its_last_one(tmp_path: Path) -> None:
+    privacy = Job.of(4, 6).privacy
+    assert privacy.plan.separation == 2
+    reply = Reply("train", 1, "refit", {"masked": np.ones(3, np.float32)})
+    one = PrivateReleases(privacy, tmp_path, "site")
+    one.release(Request("train", 1, "refit"), reply)
+    with pytest.raises(PrivacyRefused, match="2 apart"):
+        one.release(Request("train", 2, "refit"), reply)
+    again = PrivateReleases(privacy, tmp_path, "site")  # after a restart
+    assert again.earlier(Request("train", 1, "refit")) is not None
+    with pytest.raises(PrivacyRefused, match="took part in round 1"):
+        again.release(Request("train", 2, "refit"), reply)
+
+
+def test_a_site_with_other_users_than_the_operator_vouches_for_stays_out(tmp_path: Path) -> None:
+    job, key = Job.of(4, 9, max_users=3), Identity.create()
+    sites = Sites(job.site(tmp_path / "shop-0", ([10, 0], [10, 1]), key, 1000))
+    cohorts = LocalCohorts(job, [HISTORIES])
+    job.write(tmp_path / "coordinator")
+    vouched = Joined("shop-0", key.public, 3)
+    outcome = open_coordinator(tmp_path / "coordinator", sites, devices=cohorts.devices(vouched)).run()
+    assert outcome.finished
+    first = records(tmp_path / "coordinator")[0]
+    assert first["nodes"] == 4 and "3 users: it has 2" in first["failures"]["flower-0"]
+
+
 # A device's rules ---------------------------------------------------------------------------------------------
 
 
@@ -206,7 +279,7 @@ def advertise(job: Job, signer: Identity, identities: list[Identity], **changes:
         "secagg/kind": "train",
         "secagg/model": "ab" * 32,
         "secagg/length": 20,
-    }
+    } | changes.get("meta", {})
     return Request("advertise", 1, "refit", {f"secagg/{name}": each for name, each in arrays.items()}, meta)
 
 
@@ -257,9 +330,11 @@ def test_a_device_takes_part_in_one_cohort_under_each_identity() -> None:
     job, identities = Job.of(4, 6), [Identity.create() for _ in range(5)]
     node = job.node(HISTORIES[0], identities[0], 1)
     node.handle(advertise(job, job.signer, identities[:4]))
-    with pytest.raises(AggregationRefused, match="second roster") as refused:
+    with pytest.raises(AggregationRefused, match="second attempt") as refused:
         node.handle(advertise(job, job.signer, identities))
     assert refused.value.reason is Reason.REPLAY
+    with pytest.raises(AggregationRefused, match="second attempt"):
+        node.handle(advertise(job, job.signer, identities[:4], attempt=2, meta={"secagg/attempt": 2}))
 
 
 def test_a_device_that_hosts_one_user_refuses_to_speak_for_more() -> None:
@@ -307,7 +382,7 @@ def test_vectors_of_sites_and_devices_become_one_sum() -> None:
     devices = Vectors(
         {"c/0": ones, "c/1": np.uint32(2**32 - 1) * ones, "c/2": np.ones(4, np.uint32), "c/3": np.ones(5)}
     )
-    joint = JointExchange(sites, devices)
+    joint = JointExchange(sites, devices, ["site-a", "site-b"])
     assert joint.nodes() == ["site-a", "site-b"]
     requests = {name: Request("train", 1, "refit") for name in (*sites.answers, *devices.answers)}
     found = joint.exchange_summed(requests, 5.0, "uint32", 5)

@@ -17,22 +17,20 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from service_helpers import NODE_KEY, NOW, REPORT, Place, check_in, limits
+from service_helpers import NOW, REPORT, Place, check_in, limits
 from wire_helpers import POPULATION, factors, items, keys
 
-from fedrec.core.errors import CampaignOver, NotPublished, RegistryError, ServerBusy, ServiceError
-from fedrec.secagg.roster import Identity
+from fedrec.core.errors import NotPublished, RegistryError, ServerBusy, ServiceError
 from fedrec.wire.counters import GREATEST
 from fedrec.wire.manifest import MODEL_FILE
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec.wire.signing import OnlineKeys
 from fedrec_client import Client, Consent, MemoryStore
 from fedrec_client.testing import FakePlatform
-from fedrec_client.updates.grpc_transport import BUSY_SECONDS, GrpcTransport
-from fedrec_client.updates.transport import Enrolment
-from fedrec_server.network.certificates import make_node_key
-from fedrec_server.operations.campaign_book import CampaignBook
+from fedrec_client.updates.grpc_channel import BUSY_SECONDS
+from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.registry import Registry
+from fedrec_server.service._handlers import ModelService
 from fedrec_server.service._metric_sums import DAY, DAYS_KEPT, MetricSums
 from fedrec_server.service.renewal import Renewal
 from fedrec_server.service.server import Service
@@ -127,28 +125,6 @@ def test_check_ins_are_paced(place: Place) -> None:
         transport.close()
 
 
-def test_devices_enrol_and_get_their_task_and_no_one_elses(place: Place, tmp_path: Path) -> None:
-    book = CampaignBook(tmp_path / "campaigns")
-    campaign = book.open(POPULATION, 2)
-    identities = [Identity.create().public for _ in range(2)]
-    node_keys = [make_node_key(tmp_path / f"{k}").read_text().strip() for k in range(2)]
-    with place.start(campaigns=book) as running:
-        transport = place.connect(running)
-        assert transport.check_in(check_in()).campaign == ""
-        assert transport.check_in(check_in(trains=True)).campaign == campaign
-        for _ in range(2):
-            transport.enrol(Enrolment(campaign, identities[0], node_keys[0]))
-        assert transport.task(campaign, identities[0]) is None
-        assert len(book.close(campaign)) == 1
-        with pytest.raises(CampaignOver):
-            transport.enrol(Enrolment(campaign, identities[1], node_keys[1]))
-        (tmp_path / "campaigns" / campaign / "task.json").write_bytes(b"signed")
-        assert transport.task(campaign, identities[0]) == b"signed"
-        with pytest.raises(ServiceError, match="not possible now"):
-            transport.task(campaign, identities[1])
-        transport.close()
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -164,14 +140,6 @@ def test_devices_enrol_and_get_their_task_and_no_one_elses(place: Place, tmp_pat
         lambda t: list(t.fetch(POPULATION, "metadata/timestamp.json\0")),
         lambda t: list(t.fetch(POPULATION, "metadata/timestamp.json", 2**63)),
         lambda t: list(t.fetch(POPULATION, f"targets/{POPULATION}/models/2/model.safetensors")),
-        lambda t: t.enrol(Enrolment("not hex", bytes(32), "key")),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY)),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY + " a\nb")),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=10**6)),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=2)),
-        lambda t: t.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY, users=0)),
-        lambda t: t.task("ab" * 8, bytes(32)),
-        lambda t: t.task("ab" * 8, b"short"),
         lambda t: t.send_metrics(POPULATION, 1, {"films watched": 3.0}, REPORT),
         lambda t: t.send_metrics(POPULATION, 1, {"clicks": float("nan")}, REPORT),
         lambda t: t.send_metrics(POPULATION, 1, {"clicks": 1.0}, "not hex"),
@@ -193,26 +161,18 @@ def test_what_cannot_be_is_refused_in_one_line_without_inside_words(
     assert transport.check_in(check_in()).retry_after_seconds
 
 
-def test_a_mishap_inside_is_told_to_no_one(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        def open_for(self, population: str) -> str:
-            raise ZeroDivisionError("secret words")
+def test_a_mishap_inside_is_told_to_no_one(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: ModelService, request: object) -> None:
+        raise ZeroDivisionError("secret words at /srv/secret")
 
-        def enrol(self, *_: Any) -> None:
-            raise RegistryError("roster of someone at /srv/secret")
-
-        def task(self, *_: Any) -> bytes | None:
-            return None
-
-    with place.start(campaigns=Broken()) as running:
+    monkeypatch.setattr(ModelService, "check_in", broken)
+    with place.start() as running:
         transport = place.connect(running)
         with pytest.raises(ServiceError, match="internal error") as caught:
-            transport.check_in(check_in(trains=True))
+            transport.check_in(check_in())
         assert "secret" not in str(caught.value)
-        with pytest.raises(ServiceError, match="not possible now") as caught:
-            transport.enrol(Enrolment("ab" * 8, bytes(32), NODE_KEY))
-        assert "secret" not in str(caught.value)
-        assert transport.task("ab" * 8, bytes(32)) is None
         transport.close()
     assert "ZeroDivisionError" in caplog.text
 
@@ -227,7 +187,7 @@ def test_a_damaged_repository_is_no_answer_and_no_crash(place: Place, tmp_path: 
         with pytest.raises(ServiceError, match="not possible now"):
             list(transport.fetch(POPULATION, path))
         assert b"".join(transport.fetch(POPULATION, "metadata/timestamp.json")) == b"garbage"
-        assert transport.check_in(check_in()).campaign == ""
+        assert transport.check_in(check_in()).retry_after_seconds
         transport.close()
 
 
@@ -440,7 +400,7 @@ def test_stopping_ends_everything(place: Place) -> None:
     running.stop()
     running.wait()
     with pytest.raises(ServiceError):
-        transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
+        transport.check_in(check_in())
     transport.close()
     path = place.fetched_as(1, MODEL_FILE)
     for call in (transport.check_in, lambda _: list(transport.fetch(POPULATION, path))):

@@ -19,7 +19,7 @@ from benchmarks.service_fuzz_calls import good_messages
 from benchmarks.service_fuzz_wire import Line, good_call
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.limits import Limits
-from fedrec_server.service._relay import PIECE_BYTES, _pass, connection_limits
+from fedrec_server.network.relay import PIECE_BYTES, both_ways, connection_limits
 from fedrec_server.service.server import Service
 
 #: No connection is late here: only the rules on numbers help.
@@ -136,7 +136,7 @@ def test_limits_on_calls_hold_for_the_callers_address_behind_the_relay(place: Pl
 
 
 def test_the_port_behind_the_relay_answers_no_one(place: Place, service: Service) -> None:
-    port = service._relay._inner[1]
+    port = service._server._relay._inner[1]
     read = [(place.certificates / name).read_bytes() for name in ("ca.crt", "app.key", "app.pem")]
     with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*read)) as channel:
         with pytest.raises(grpc.RpcError) as caught:
@@ -176,7 +176,7 @@ def test_passing_on_without_a_pause_leaves_the_others_their_turn() -> None:
             with suppress(BlockingIOError):
                 while True:
                     sent += feed.send(bytes(4096))
-            passing = asyncio.create_task(_pass(source, target))
+            passing = asyncio.create_task(both_ways(source, target))
             while taken < sent:
                 await asyncio.sleep(0)
                 turns += 1

@@ -36,7 +36,7 @@ from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network._addresses import network
 from fedrec_server.network.limits import Buckets, Limits, Places
-from fedrec_server.service._watchdog import Watchdog
+from fedrec_server.network.watchdog import Watchdog
 from fedrec_server.service.server import Service
 
 #: Short, so that tests need not wait; every other limit is the usual one.

@@ -18,7 +18,8 @@ from fedrec.core.errors import ServiceError
 from fedrec.wire.proto import model_service_pb2 as messages
 from fedrec_client.updates.grpc_transport import GrpcTransport
 from fedrec_server.network.certificates import Validity, days_left, make_service_certificates
-from fedrec_server.service.server import Certificates, Service
+from fedrec_server.network.grpc_server import Certificates
+from fedrec_server.service.server import Service
 
 MONTH_AGO = Validity(1.0, dt.datetime.now(dt.UTC) - dt.timedelta(days=30))
 NEXT_MONTH = Validity(1.0, dt.datetime.now(dt.UTC) + dt.timedelta(days=30))

@@ -82,7 +82,7 @@ def test_every_command_of_the_operator_is_imported() -> None:
     code = (
         f"{BEFORE}\nfrom fedrec_server.cli.commands import PROGRAM\nfrom fedrec_server.cli.lazy import load\n"
         "commands = [load(words[-1], target) for words, target in PROGRAM.walk()]\n"
-        "import fedrec_server.federation.flower_app, fedrec_server.operations.campaigns\n"
+        "import fedrec_server.federation.flower_app, fedrec_server.jobs.work\n"
         "import fedrec_server.operations.deployment, fedrec_server.service.server\n"
         "print(len(commands))"
     )

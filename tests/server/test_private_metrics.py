@@ -15,7 +15,7 @@ from builders import write_run
 from conftest import last_out, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_helpers import PLAIN, enrolled
+from secagg_helpers import PLAIN, Here, enrolled
 
 from fedrec.core.errors import AggregationAborted, ConfigError, FedrecError, PrivacyRefused
 from fedrec.core.files import write_json, write_secret
@@ -193,7 +193,8 @@ def test_no_pair_of_evaluations_tells_a_user_apart(tmp_path: Path, how: str) -> 
     # It forgets the sum that it has, and counts its attempts from a number that is new.
     (folder / "coordinator" / "secagg-sum.safetensors").unlink(missing_ok=True)
     write_json(folder / "coordinator" / "secagg.json", {"attempt": 100, "given": []})
-    collector = make_collector(task, wire, folder / "coordinator")
+    here = Here({})
+    collector = make_collector(task, wire, here, folder / "coordinator")
     places = {k: int(k) if how == "secagg" else None for k in wire.nodes()}
     hosts = {k: Host(30, k, places[k]) for k in wire.nodes()}
     without = {k: host for k, host in hosts.items() if k != "3"}
@@ -207,8 +208,9 @@ def test_no_pair_of_evaluations_tells_a_user_apart(tmp_path: Path, how: str) -> 
         (final(plan, outcome.shared, round=plan.charges + 1), without),
     ):
         wire.replies.clear()
+        here.hosts = who
         try:
-            answers = collector.ask(Question(request, lambda reply, users, summed: reply, example, ()), who)
+            answers = collector.ask(Question(request, lambda reply, users, summed: reply, example, ()))
             assert answers.values == [] and answers.nodes == 0
         except AggregationAborted as error:
             assert not error.revealed

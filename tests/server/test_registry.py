@@ -237,8 +237,8 @@ def test_metadata_is_renewed_when_half_of_its_life_is_over(registry: Registry) -
 def test_tasks_are_signed_and_leave_when_their_time_is_over(registry: Registry) -> None:
     content = registry.sign_task("ab" * 8, {"expires": NOW + 60, "rounds": 2}, KEYS, NOW)
     assert json.loads(content) == {
-        "campaign": "ab" * 8,
         "expires": NOW + 60,
+        "job": "ab" * 8,
         "population": POPULATION,
         "rounds": 2,
     }

@@ -124,6 +124,7 @@ def running(
                 POPULATION,
                 service.root,
                 service.connect,
+                service.connect_training,
                 catalogue,
                 journal,
             )

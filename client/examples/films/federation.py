@@ -1,45 +1,48 @@
-"""Lets the devices of consenting people train together: one campaign at a time, told step by step.
+"""Lets the devices of consenting users train together: one job at a time, shown step by step.
 
-What an operator's process does; it sees public keys, encrypted updates and their sum. Out of scope: what happens on
-a device (`people`), what is computed and published (`layer`), who hands it out (`services`).
+The job is an operator's; its worker runs here in a thread, and sees public keys, encrypted updates and their sum. Out
+of scope: what happens on a device (`people`), what is computed and published (`layer`), the servers (`services`).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from fedrec.core.errors import FedrecError
-from fedrec.wire.manifest import Manifest
 from fedrec_client.terms.results import TrainingReport
-from fedrec_server.operations.campaigns import Campaign
+from fedrec_server.jobs.events import read_events
 from films.journal import Journal
 from films.people import Person
-from films.services import ModelService
-from films.words import NotNowError, step, trouble, without_a_model
+from films.services import ModelService, Training
+from films.words import NO_JOB, STEPS, NotNowError, together, trouble, without_a_model
 
 log = logging.getLogger(__name__)
 
 MIN_DEVICES = 3
 #: For all rounds; a session that takes longer ends by itself.
-DEADLINE_SECONDS = 240.0
-ENROL_SECONDS = 60.0
-STAGES = ("Enrol", "Train", "Publish", "Update")
+DEADLINE_SECONDS = 120.0
+#: For which a round waits for its devices.
+JOIN_SECONDS = 20.0
+#: For what remains to be done when all devices are done.
+SUM_SECONDS = 5.0
+STAGES = ("Join", "Train", "Publish", "Update")
 
 
 @dataclass
 class Progress:
-    """Of a campaign, for the page.
+    """For the page.
 
     Attributes:
         stage: index of `STAGES` that is under way; len(STAGES): all are done; -1: none was started.
         text: what is happening, in one line.
-        running: a campaign is under way.
-        failed: the last one was.
+        running: a job is under way.
+        failed: the last one brought no model.
     """
 
     stage: int = -1
@@ -50,12 +53,12 @@ class Progress:
 
 @dataclass
 class Together:
-    """Lets people train together, one campaign at a time, in the background.
+    """Lets users train together, one job at a time, in the background.
 
     Attributes:
-        service: that opens campaigns.
+        service: that has jobs.
         people: of the page.
-        journal: told every step.
+        journal: shows every step.
         revision: grows with everything that the page shows.
     """
 
@@ -69,32 +72,38 @@ class Together:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ends = False
+        self._steps: dict[str, str] = {}
+        self._joined: set[str] = set()
+        self._known, self._count = 0, 0
+        self._alone_since: float | None = None
 
     def willing(self) -> list[Person]:
         """Who has agreed and whose device can now."""
         return [person for person in self.people if person.eligible().ok]
 
     def start(self) -> None:
-        """Begin a campaign.
+        """Begin a job.
 
         Raises:
             NotNowError: one is under way, or too few devices are willing.
         """
         with self._lock:
             if self.progress.running:
-                raise NotNowError("a campaign is under way: wait until it is done")
+                raise NotNowError("the devices are training: wait until they are done")
             willing = self.willing()
             if len(willing) < MIN_DEVICES:
                 raise NotNowError(
                     f"{len(willing)} devices are ready: a sum over fewer than {MIN_DEVICES} would tell too much"
                 )
-            campaign = self.service.campaign(len(willing), lambda: self._ends)
-            self._at(0, "Campaign opened")
-            self._thread = threading.Thread(target=self._run, args=(campaign, willing), name="campaign")
+            training = self.service.training(len(willing), JOIN_SECONDS)
+            self._steps, self._joined = {}, set()
+            self._known, self._count, self._alone_since = 0, len(willing), None
+            self._at(0, "Devices are asked to join")
+            self._thread = threading.Thread(target=self._run, args=(training, willing), name="together")
             self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until the campaign that is under way has ended."""
+        """Until the job that is under way has ended."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -105,64 +114,87 @@ class Together:
             person.client.stop_training()
         self.wait(60)
 
-    def _run(self, campaign: Campaign, willing: list[Person]) -> None:
-        self.journal.service("Campaign", f"{campaign.id[:8]} opened for {len(willing)} devices")
-        sessions: dict[str, Future[TrainingReport]] = {}
-        reports: dict[str, TrainingReport | None] = {}
+    def _run(self, training: Training, willing: list[Person]) -> None:
+        devices = len(willing)
+        self.journal.service("Training", f"job {training.job.id[:8]} opened for {devices} devices")
         try:
-            with ThreadPoolExecutor(len(willing)) as pool:
-                sessions |= {person.name: pool.submit(person.train, DEADLINE_SECONDS) for person in willing}
+            with ThreadPoolExecutor(devices) as pool:
+                sessions = {person.name: pool.submit(self._device, training, person) for person in willing}
                 try:
-                    made = self._campaign(campaign, len(willing))
-                except BaseException:
-                    for person in willing:
-                        person.client.stop_training()
-                    raise
+                    version = training.work(partial(self._gives_up, list(sessions.values())))
                 finally:
-                    reports = {name: _report(session) for name, session in sessions.items()}
-            self._hand_out(made)
-        except FedrecError as error:
-            log.info("campaign %s ended without a model: %s", campaign.id, error)  # for who runs the service
-            left, enrolled = len(campaign.book.left(campaign.id)), len(campaign.book.roster(campaign.id))
-            text = without_a_model(len(willing), left, enrolled, reports)
-            self.journal.service("Campaign", text)
+                    training.offered.set()
+                    for person in willing:  # whose part is over in any case
+                        person.client.stop_training()
+                reports = {name: _report(session) for name, session in sessions.items()}
+            self._told(training)
+            if version:
+                return self._hand_out(version)
+            text = without_a_model(devices, len(self._joined), reports)
+            self.journal.service("Training", text)
             self._at(self.progress.stage, text, running=False, failed=True)
-        except Exception as error:  # told on the page, and the next campaign can be tried
-            self.journal.service("Campaign", "ended without a model: internal error")
+        except Exception as error:  # shown on the page, and the next job can be tried
+            log.info("job %s ended without a model: %s", training.job.id, error)  # for who runs the service
+            self.journal.service("Training", "ended without a model: internal error")
             text = "Something went wrong in this app. There is no new model; the privacy pages say what was spent."
             self._at(self.progress.stage, text, running=False, failed=True)
-            raise RuntimeError("a campaign ended in an unexpected way") from error
+            if not isinstance(error, FedrecError):
+                raise RuntimeError("a job ended in an unexpected way") from error
 
-    def _campaign(self, campaign: Campaign, devices: int) -> Manifest:
-        campaign.await_devices(devices, ENROL_SECONDS, on_step=self._step)
-        self._at(1, "Roster closed, secure sum begins")
-        made = campaign.run(on_step=self._step, on_event=self._event)
-        self._at(2, f"Version {made.version} signed and promoted")
-        return made
+    def _gives_up(self, sessions: Sequence[Future[TrainingReport]]) -> bool:
+        """Whether nothing more can come of it: the app ends, or all devices are gone."""
+        if self._ends:
+            return True
+        if not all(session.done() for session in sessions):
+            self._alone_since = None
+            return False
+        self._alone_since = self._alone_since or time.monotonic()
+        return time.monotonic() - self._alone_since > SUM_SECONDS
 
-    def _hand_out(self, made: Manifest) -> None:
-        """Every device asks by itself in a real app; here they are told to look now."""
-        self._at(3, f"Devices verify version {made.version}")
+    def _device(self, training: Training, person: Person) -> TrainingReport:
+        """One device's part; every device asks by itself in a real app, and comes back when there is no job yet."""
+        training.offered.wait(DEADLINE_SECONDS)
+        until = time.monotonic() + JOIN_SECONDS
+        while True:
+            report = person.train(DEADLINE_SECONDS, partial(self._step, training, person.name))
+            waits = report.reason == NO_JOB and not self._ends
+            if report.joined or not waits or time.monotonic() > until:
+                return report
+            time.sleep(0.2)
+
+    def _step(self, training: Training, name: str, step: str) -> None:
+        """A device has come to another step."""
+        with self._lock:
+            self._told(training)
+            self._steps[name] = step
+            if step == "joined":
+                self._joined.add(name)
+            self._at(int(len(self._joined) >= MIN_DEVICES), together(list(self._steps.values()), self._count))
+        if step in STEPS:
+            self.journal.device(name, STEPS[step])
+
+    def _told(self, training: Training) -> None:
+        """Rounds that have ended since."""
+        events = read_events(training.job.folder)
+        for event in events[self._known :]:
+            if event["what"] == "round":
+                text = f"round {event['round']}: only the sum of {event['devices']} updates was opened"
+                self.journal.service("Training", text)
+            elif event["what"] == "round failed":
+                text = f"round {event['round']}: too few devices answered, nothing was opened"
+                self.journal.service("Training", text)
+        self._known = len(events)
+
+    def _hand_out(self, version: int) -> None:
+        """Every device asks by itself in a real app; here they are to look now."""
+        self.journal.service("Training", f"version {version} signed and promoted")
+        self._at(3, f"Devices verify version {version}")
         for person in self.people:
             try:
                 person.check_for_update()
             except FedrecError as error:
                 self.journal.device(person.name, f"has no new model: {trouble(error)}")
-        self._at(len(STAGES), f"Version {made.version} is in use", running=False)
-
-    def _step(self, text: str) -> None:
-        self.journal.service("Campaign", text)
-        self._at(self.progress.stage, step(text))
-
-    def _event(self, event: dict[str, Any]) -> None:
-        """Of the coordinator: how a round ended."""
-        number = event.get("round")
-        if number is None:
-            return
-        if event.get("abandoned") or event.get("lost"):
-            self._step(f"round {number}: too few devices answered, nothing was opened")
-        else:
-            self._step(f"round {number}: only the sum of {event.get('nodes')} updates was opened")
+        self._at(len(STAGES), f"Version {version} is in use", running=False)
 
     def _at(self, stage: int, text: str, *, running: bool = True, failed: bool = False) -> None:
         self.progress = Progress(stage, text, running, failed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fedrec.core.errors import RegistryError
@@ -10,22 +12,28 @@ from fedrec.ranking.model import ServingModel
 from fedrec.ranking.popular import Selected
 from fedrec.ranking.tables import FloatTable
 from fedrec.ranking.weights import DenseWeights
-from fedrec_simulations.experiments.config import Config, parse_config
+from fedrec.wire.package import Package
+from fedrec_server.jobs.specification import JobSpecification, parse_job
 from films.catalogue import HISTORY_HALF_LIFE
 
 #: How much the layer that the devices learned weighs beside the start model.
 LAYER_WEIGHT = 0.7
+#: Of the devices: one of four may refuse or vanish, and the others' noise suffices.
+SURVIVORS = 0.7
 
 
-def campaign_config(devices: int) -> Config:
+def job_specification(devices: int, join_seconds: float) -> JobSpecification:
     """What the devices compute, and how they are protected.
 
-    The noise hides nobody among so few: epsilon is stated and charged as it is. With as many people as an app
+    The noise hides no one among so few: epsilon is stated and charged as it is. With as many users as an app
     has, the same lines with a single-digit epsilon do.
+
+    Args:
+        devices: that are to take part.
+        join_seconds: for which a cohort waits for them.
     """
-    return parse_config(
+    return parse_job(
         {
-            "name": "together",
             "model": {
                 "kind": "dp_ease",
                 "top_items": 20,
@@ -43,19 +51,28 @@ def campaign_config(devices: int) -> Config:
                 "epsilon": 600.0,
                 "delta": 1e-6,
                 "clip_norm": 1.0,
-                "survivors": 0.7,  # one of four may refuse or vanish: the others' noise suffices
+                "survivors": SURVIVORS,
                 "force": True,
             },
-            "federation": {
-                "nodes": devices,
-                "wait_seconds": 60,
-                "deadline_seconds": 60,
-                "stage_seconds": 30,
+            "federation": {"deadline_seconds": 20, "stage_seconds": 20},
+            "job": {
+                "participations": 2,  # a device is in both rounds
+                "finish": "films.layer:on_champion",
+                "cohort": {
+                    "target": devices,
+                    "least": max(3, math.ceil(SURVIVORS * devices)),
+                    "most": devices,
+                    "wait_seconds": join_seconds,
+                },
             },
         },
-        (),
         "the example app",
     )
+
+
+def on_champion(trained: ServingModel, champion: Package) -> ServingModel:
+    """What is published: the champion with what the devices learned on top."""
+    return layered(champion.model, trained)
 
 
 def layered(start: ServingModel, trained: ServingModel) -> ServingModel:

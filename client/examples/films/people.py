@@ -23,6 +23,7 @@ from fedrec_client import Client, Policy
 from fedrec_client.store.base import Receipt
 from fedrec_client.store.events import EventType
 from fedrec_client.terms.results import Eligibility, ModelInfo, Recommendation, Similar, TrainingReport
+from fedrec_client.training.device_service import DeviceService
 from fedrec_client.updates.transport import Transport
 from films.catalogue import Catalogue, Film
 from films.device import (
@@ -39,7 +40,7 @@ from films.device import (
     Screen,
 )
 from films.journal import Journal
-from films.words import ended, trouble
+from films.words import NO_JOB, ended, trouble
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Person:
     population: str
     trust: bytes
     connect: Callable[[], Transport]
+    connect_training: Callable[[], DeviceService | None]
     catalogue: Catalogue
     journal: Journal
     platform: PretendPlatform = field(default_factory=PretendPlatform)
@@ -90,6 +92,7 @@ class Person:
             population=self.population,
             trust=self.trust,
             server=self.connect(),
+            training_server=self.connect_training(),
             platform=self.platform,
             policy=self.policy,
         )
@@ -265,20 +268,21 @@ class Person:
         self._renew(f"with model version {info.version}")
         return True
 
-    def train(self, deadline_seconds: float) -> TrainingReport:
-        """Take part in the campaign that is open."""
+    def train(self, deadline_seconds: float, on_step: Callable[[str], None] | None = None) -> TrainingReport:
+        """Take part in the job that is open; `on_step`: see `Client.train_if_eligible`."""
         self.training = True
         self._shown()
         try:
             with self._noting_trouble():
-                report = self._client.train_if_eligible(CONDITIONS, deadline_seconds)
+                report = self._client.train_if_eligible(CONDITIONS, deadline_seconds, on_step=on_step)
         except FedrecError as error:
             self.journal.device(self.name, f"did not train: {trouble(error)}")
             raise
         finally:
             self.training = False
             self._shown()
-        self._tell(report)
+        if report.reason != NO_JOB:
+            self._tell(report)
         return report
 
     @property
@@ -286,7 +290,7 @@ class Person:
         """Differs whenever what the page shows may differ; a charge in the middle of training included."""
         if not self.training:
             return str(self.revision)
-        return f"{self.revision}.{self._client.privacy_report().lifetime.campaigns}"
+        return f"{self.revision}.{self._client.privacy_report().lifetime.rounds}"
 
     @contextmanager
     def _noting_trouble(self) -> Iterator[None]:
@@ -303,13 +307,13 @@ class Person:
             text = f"did not train: {how}; nothing left that tells anything, nothing was charged"
         elif not report.joined:
             text = (
-                f"began to train: shares of its keys left, epsilon {report.epsilon_spent:,.0f} charged before they "
-                f"did, no update left; {how}"
+                f"began to train: epsilon {report.epsilon_spent:,.0f} was charged when its encrypted update was to "
+                f"leave, and it did not arrive; {how}"
             )
         else:
             text = (
                 f"took part in {report.rounds} rounds: {report.bytes_up:,} encrypted bytes left, epsilon "
-                f"{report.epsilon_spent:,.0f} charged before the first of them did; {how}"
+                f"{report.epsilon_spent:,.0f} charged before each of its updates did; {how}"
             )
         self.journal.device(self.name, text)
 

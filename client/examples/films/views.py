@@ -86,7 +86,7 @@ def person_view(person: Person) -> Values:
 
 
 def service_view(service: ModelService, together: Together) -> Values:
-    """The strip on top: the model, who would train, how far a campaign is."""
+    """The strip on top: the model, who would train, how far training together is."""
     manifest, progress = service.manifest(), together.progress
     willing = together.willing()
     return {
@@ -99,7 +99,7 @@ def service_view(service: ModelService, together: Together) -> Values:
         "willing": [person.number for person in willing],
         "enough": len(willing) >= MIN_DEVICES,
         "min_devices": MIN_DEVICES,
-        "campaigns": service.campaigns,
+        "trains": service.trains,
         "progress": progress,
         "stages": [(name, _stage(k, progress.stage, progress.failed)) for k, name in enumerate(STAGES)],
         "revision": together.revision,
@@ -223,20 +223,18 @@ def _sum(left: Sequence[Values], counted: int) -> str:
 
 def _left(entry: Values) -> Values:
     """One thing that left the device, in words."""
-    campaign = str(entry.get("campaign", ""))[:8]
+    job = str(entry.get("job", ""))[:8]
     match entry["what"]:
         case "metrics":
             text = f"Counters with noise, epsilon {entry['epsilon']:g}"
         case "under way":
-            text = f"Encrypted training updates are leaving in campaign {campaign}"
+            text = f"An encrypted training update is leaving in job {job}"
         case "cut off":
             text = (
-                f"Encrypted training updates of campaign {campaign}; it was cut off, so nobody knows how many"
+                f"An encrypted training update of job {job}; it was cut off, so it is not known how much left"
             )
-        case _ if not entry["rounds"]:
-            text = f"Encrypted shares of keys in campaign {campaign}, no update"
         case _:
-            text = f"Encrypted training updates in {entry['rounds']} rounds of campaign {campaign}"
+            text = f"An encrypted training update in round {entry.get('round')} of job {job}"
     size = _bytes(entry["bytes"]) if "bytes" in entry else "not known"
     return {"time": _moment(entry["time"]), "size": size, "text": text}
 

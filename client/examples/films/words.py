@@ -7,10 +7,9 @@ settings. They are told here by what they mean for the person. Out of scope: the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedrec.core.errors import (
-    CampaignOver,
     ConsentRequired,
     DataError,
     FedrecError,
@@ -22,7 +21,6 @@ from fedrec.core.errors import (
     UpdateRejected,
 )
 from fedrec_client.terms.results import TrainingReport
-from fedrec_client.training.enrolments import CUT_OFF
 from films.device import CONDITIONS
 
 
@@ -42,7 +40,7 @@ NOT_NOW = {
     "period": "It has trained a short while ago",
     "budget": "The privacy budget that this app allows is spent",
 }
-#: Why a device refused a campaign, by the code of `fedrec_client.terms.policy`.
+#: Why a device refused a task, by the code of `fedrec_client.terms.policy`.
 REFUSED = {
     "cohort": "Too few people take part to hide among them",
     "budget": "It would cost more of the privacy budget than this app allows",
@@ -53,27 +51,36 @@ REFUSED = {
     "aggregator": "The service could read single updates",
     "noise": "The devices together would add too little noise",
 }
+#: The SDK's reason when there is nothing to take part in yet.
+NO_JOB = "there is no job now"
 #: How a session ended, by the beginning of the SDK's reason.
 ENDED = {
     "done": "all rounds were done",
     "stopped": "it was stopped",
-    "interrupted": "it was stopped",
-    "the campaign is over": "the others could not go on",
-    "the campaign's server cannot be reached": "the service could not be reached",
+    "too few devices": "the others were too few to hide among each other",
+    "the round failed": "something failed on the service",
+    "this device was too late": "the others had begun without it",
+    "the round has enough devices": "the others were enough",
+    "the job was stopped": "the service stopped it",
+    "the job is over": "the others were done",
+    "the round is over": "the others were done",
+    "this device has done its part": "it has done its part already",
+    "the server could not be reached": "the service could not be reached",
+    "the server sent something": "the service sent something that the device does not accept",
+    "this device refused": "the device refused what the service asked",
     "the deadline has passed": "it took too long",
-    "the session ended by itself": "training on the device was cut off",
-    "there is no campaign now": "there was nothing to train",
-    "enrolled": "the others have not begun yet",
+    NO_JOB: "there was nothing to train",
+    "no cohort formed": "the others did not come",
     "nothing left, because the charge cannot be kept": "the budget could not be written down on the device",
     "not eligible": "the device cannot train now",
     "refused": "the app's limits do not allow it",
-    CUT_OFF: CUT_OFF,
 }
-#: What a step of a campaign is, by its beginning; others are told as they are.
+#: What a device does, by the step of the SDK.
 STEPS = {
-    "SuperLink answers": "A place to meet is made",
-    "gateway answers": "A place to meet is made",
-    "task signed": "Everybody can see what will be computed, and how it is protected",
+    "waiting": "asks to take part",
+    "joined": "has joined; waits for the others",
+    "train": "computes its update on its own ratings",
+    "confirm": "has sent its update, encrypted: only a sum of all can be read",
 }
 
 
@@ -84,7 +91,7 @@ def not_now(reasons: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def refused(reasons: Sequence[str]) -> list[str]:
-    """Sentences for why a device refused a campaign."""
+    """Sentences for why a device refused a task."""
     codes = (reason.partition(":")[0] for reason in reasons)
     return list(dict.fromkeys(REFUSED.get(code, "It does not keep to this app's limits") for code in codes))
 
@@ -94,10 +101,22 @@ def ended(reason: str) -> str:
     return next((words for start, words in ENDED.items() if reason.startswith(start)), "it was cut off")
 
 
-def step(text: str) -> str:
-    """What a step of a campaign means."""
-    words = next((words for start, words in STEPS.items() if text.startswith(start)), text)
-    return words[:1].upper() + words[1:]
+def together(steps: Collection[str], devices: int) -> str:
+    """How far the devices of a round are, in one line.
+
+    Args:
+        steps: the last one of each device, see `Client.train_if_eligible`.
+        devices: that take part.
+    """
+    sent = sum(step in ("confirm", "unmask") for step in steps)
+    if sent:
+        return f"{sent} of {devices} encrypted updates sent"
+    if "train" in steps:
+        return "Each device computes its update"
+    if {"advertise", "share"} & set(steps):
+        return "The devices agree on how to hide their updates in the sum"
+    joined = sum(step == "joined" for step in steps)
+    return f"{joined} of {devices} devices joined; waiting for {devices - joined} others"
 
 
 def trouble(error: FedrecError) -> str:
@@ -109,8 +128,6 @@ def trouble(error: FedrecError) -> str:
             return "Switch on personal recommendations first: without it nothing is kept."
         case ServerBusy():
             return "The service is busy. Your list goes on; try again later."
-        case CampaignOver():
-            return "The others have begun without this device."
         case ServiceError():
             return "The service cannot be reached now. Your list goes on without it."
         case UpdateRejected():
@@ -125,21 +142,19 @@ def trouble(error: FedrecError) -> str:
             return "That did not work on this device."
 
 
-def without_a_model(
-    devices: int, left: int, enrolled: int, reports: Mapping[str, TrainingReport | None]
-) -> str:
-    """How a campaign ended that brought no new model.
+def without_a_model(devices: int, joined: int, reports: Mapping[str, TrainingReport | None]) -> str:
+    """How training together ended that brought no new model.
 
     Args:
         devices: that were to take part.
-        left: of them, that stopped.
-        enrolled: that came at all.
+        joined: of them, that came at all.
         reports: of the devices by the name of the person; None: the device could not say.
     """
-    if enrolled < devices:
-        why = f"Only {enrolled} of {devices} devices came"
-    elif left:
-        why = f"{left} of {devices} devices stopped, and the others are too few to hide among each other"
+    stopped = sum(report is not None and report.reason == "stopped" for report in reports.values())
+    if joined < devices:
+        why = f"Only {joined} of {devices} devices came"
+    elif stopped:
+        why = f"{stopped} of {devices} devices stopped, and the others are too few to hide among each other"
     else:
         why = "Not enough devices answered in time"
     return f"{why}. There is no new model. {_spent(reports)}"

@@ -32,7 +32,7 @@ from fedrec_client.terms.participation import Book, entry
 from fedrec_client.terms.platform import Platform, SystemPlatform
 from fedrec_client.terms.policy import Policy
 from fedrec_client.terms.results import Status
-from fedrec_client.training import enrolments
+from fedrec_client.training import participations
 from fedrec_client.updates.model_updates import PUBLIC_RECORDS, Models, Served
 
 EXPORTS = "files that export_data wrote: they are the user's own"
@@ -165,13 +165,11 @@ class ClientState:
         return served.version if served else 0
 
     def set_consent(self, consent: Consent) -> None:
-        """Write it down; without consent to training all that is queued goes."""
+        """Write it down; a training session that is under way ends without consent to training."""
         with self.lock:
             try:
                 with self.store.transaction():
                     write_consent(self.store, consent, self.setup.now())
-                    if not consent.train:
-                        enrolments.leave_all(self.store)
                     if not consent.metrics:
                         self.store.remove(PENDING)
             except StoreError:
@@ -249,9 +247,9 @@ class ClientState:
             self.last_error = str(error)
 
     def _end_what_was_cut_off(self) -> None:
-        """Keys of a training session that was cut off go as soon as the store is opened."""
+        """A training session that was cut off is noted as soon as the store is opened."""
         try:
-            enrolments.give_up_cut_off(self.store, self.setup.now())
+            participations.end_cut_off(self.store, self.setup.now())
         except (
             StoreError
         ) as error:  # a full disk must not keep an app from opening; the next session tries again

@@ -22,11 +22,11 @@ class PrivacyReport:
     Attributes:
         consent: as it is now.
         consent_history: every change.
-        left: what left the device, oldest first: rounds of training and counters, with bytes. A campaign that was
+        left: what left the device, oldest first: rounds of training and counters, with bytes. A round that was
             charged is here from the charge on: as "sent", as "cut off" (it is not known how much left), or as
             "under way".
         ended: training sessions that released nothing and cost nothing, with the reason.
-        charged: campaigns that were paid for, with unit, epsilon, delta and aggregator.
+        charged: rounds that were charged, with job, unit, epsilon, delta and aggregator.
         refused: tasks that this device would not take part in, with the reasons.
         period, lifetime: what was spent.
         limits: of the app's policy: epsilon per period and lifetime, for training and counters, days of a period.
@@ -84,7 +84,7 @@ class PrivacyReport:
             "",
             f"Privacy budget: epsilon {_number(self.period.epsilon)} of {self.limits['period']:g} in the last "
             f"{days:g} days, {_number(self.lifetime.epsilon)} of {self.limits['lifetime']:g} for life "
-            f"(delta {self.lifetime.delta:.1e}, {self.lifetime.campaigns} campaigns).",
+            f"(delta {self.lifetime.delta:.1e}, {self.lifetime.rounds} rounds).",
         ]
         if self.metrics_epsilon:
             lines.append(
@@ -125,16 +125,20 @@ def make_report(store: Store, consent: Consent, policy: Policy, now: float) -> P
 def _left(book: Book) -> Iterator[dict[str, Any]]:
     """Entries of what left; a charge without a word of its end stands for what may have left since."""
     entries = book.entries()
-    over = {entry["campaign"]: entry for entry in entries if entry["what"] in ("sent", "cut off")}
+    over = {_session(entry): entry for entry in entries if entry["what"] in ("sent", "cut off")}
     for entry in entries:
         match entry["what"]:
             case "charged":
-                end = over.get(entry["campaign"], {"what": "under way"})
+                end = over.get(_session(entry), {"what": "under way"})
                 if end["what"] != "sent":
-                    told = ("time", "campaign", "aggregator", "rounds")
-                    yield {name: entry[name] for name in told if name in entry} | {"what": end["what"]}
+                    shown = ("time", "job", "round", "aggregator")
+                    yield {name: entry[name] for name in shown if name in entry} | {"what": end["what"]}
             case "sent" | "metrics":
                 yield entry
+
+
+def _session(entry: dict[str, Any]) -> tuple[str, int]:
+    return entry["job"], entry.get("round", 0)
 
 
 def _told(entry: dict[str, Any]) -> str:
@@ -146,14 +150,8 @@ def _told(entry: dict[str, Any]) -> str:
     }.get(str(entry.get("aggregator")), "readable by the service")
     if entry["what"] != "sent":
         state = "is under way" if entry["what"] == "under way" else "was cut off"
-        return (
-            f"training in campaign {entry['campaign'][:8]} {state}: up to {entry.get('rounds', 'all')} rounds of "
-            f"updates may have left, {how}"
-        )
-    return (
-        f"{entry['bytes']:,} bytes of a training update, {entry['rounds']} rounds of campaign "
-        f"{entry['campaign'][:8]}, {how}"
-    )
+        return f"round {entry['round']} of training job {entry['job'][:8]} {state}: an update may have left, {how}"
+    return f"{entry['bytes']:,} bytes of a training update, round {entry['round']} of job {entry['job'][:8]}, {how}"
 
 
 def _date(time: float) -> str:

@@ -6,7 +6,7 @@ Waiting for a call that is cancelled ends the waiting; a training session is end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -116,12 +116,13 @@ class AsyncClient:
         self,
         conditions: Conditions | None = None,
         deadline_seconds: float = 60.0,
-        enrolment_token: str = "",
+        token: str = "",
+        on_step: Callable[[str], None] | None = None,
     ) -> TrainingReport:
         """See `Client`."""
         try:
             return await asyncio.to_thread(
-                self._client.train_if_eligible, conditions, deadline_seconds, enrolment_token
+                self._client.train_if_eligible, conditions, deadline_seconds, token, on_step
             )
         except asyncio.CancelledError:
             self._client.stop_training()

@@ -13,12 +13,12 @@ model (`model_updates`), how training is carried out (`training`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from fedrec.core.errors import ServiceError
+from fedrec.core.errors import DataError, ServiceError
 from fedrec.ranking.pipeline import RecommendationRequest
 from fedrec_client.app import _server_calls as server_calls
 from fedrec_client.app._client_state import ClientState, Setup
@@ -41,8 +41,10 @@ from fedrec_client.terms.results import (
     Status,
     TrainingReport,
 )
-from fedrec_client.training.enrolments import KEYS
 from fedrec_client.updates.transport import Transport
+
+if TYPE_CHECKING:  # loaded when a session begins
+    from fedrec_client.training.device_service import DeviceService
 
 #: So long `close` waits for a training session to note its end.
 CLOSE_SECONDS = 3.0
@@ -51,8 +53,14 @@ CLOSE_SECONDS = 3.0
 class Client:
     """See the module; build it with `open`."""
 
-    def __init__(self, setup: Setup, store: Store, transport: Transport | None) -> None:
-        self._transport = transport
+    def __init__(
+        self,
+        setup: Setup,
+        store: Store,
+        transport: Transport | None,
+        training: DeviceService | None = None,
+    ) -> None:
+        self._transport, self._training = transport, training
         self._state = ClientState(setup, store)
         self._lists = Lists(self._state)
         self._network, self._stop = threading.Lock(), threading.Event()
@@ -66,6 +74,7 @@ class Client:
         population: str,
         trust: str | Path | bytes,
         server: str | Transport | None = None,
+        training_server: str | DeviceService | None = None,
         platform: Platform | None = None,
         store: Store | None = None,
         policy: Policy | None = None,
@@ -83,6 +92,7 @@ class Client:
             trust: root metadata of the repository, as bytes or as the file `root.json`.
             server: "host:port" of a model service, "https://..." of its files on any web server, a transport, or
                 None: never ask.
+            training_server: "host:port" of a device service, a connection to one, or None: never train.
             platform: tells the state of the device.
             store: None: sealed on disk in the folder.
             policy: limits on training.
@@ -91,7 +101,7 @@ class Client:
             start_model: folder of a signed model that the app brings (`fedrec-server model bundle`), used while
                 there is no other.
             repair: recover what is sound of a damaged store.
-            connection: for a server given as text: see `GrpcTransport`, `HttpsFiles`.
+            connection: for servers given as text: see `GrpcChannel`, `HttpsFiles`.
 
         Raises:
             StoreError: the store is locked, damaged or cannot be written.
@@ -108,8 +118,10 @@ class Client:
             passphrase=passphrase,
             start_model=start_model,
         )
+        server_calls.check_connection(connection, server, training_server)
         transport = server_calls.connect(server, connection)
-        return cls(setup, store or setup.open_store(repair=repair), transport)
+        training = server_calls.connect_training(training_server, connection)
+        return cls(setup, store or setup.open_store(repair=repair), transport, training)
 
     def __enter__(self) -> Self:
         return self
@@ -123,12 +135,13 @@ class Client:
         """End a training session that is under way, let the connection go, close the store."""
         self._closed = True
         self._stop.set()
-        # Its processes are gone within 100 ms; then it notes its end and tells the service.
+        # It returns within 100 ms, when it has noted its end.
         ended = self._session.acquire(timeout=CLOSE_SECONDS)
         try:
             with self._state.lock:
-                if self._transport is not None:
-                    self._transport.close()
+                for connection in (self._transport, self._training):
+                    if connection is not None:
+                        connection.close()
                 self._store.close()
         finally:
             if ended:
@@ -274,26 +287,32 @@ class Client:
         self,
         conditions: Conditions | None = None,
         deadline_seconds: float = 60.0,
-        enrolment_token: str = "",
+        token: str = "",
+        on_step: Callable[[str], None] | None = None,
     ) -> TrainingReport:
-        """Take part in a training campaign, if there is one, this device may, and the app's policy allows it.
+        """Take part in rounds of a training job, if there is one, this device may, and the app's policy allows it.
 
-        Blocks for at most the deadline; `stop_training`, withdrawing consent and `close` end it within 100 ms. The
-        budget is charged when the first share or vector is about to leave; a session that ends before that costs
-        nothing, and says so in its report.
+        Blocks for at most the deadline; `stop_training`, withdrawing consent and `close` end it within 100 ms. A
+        round is charged when the masked vector is about to leave; a session that ends before that costs nothing, and
+        says so in its report.
 
         Args:
             conditions: under which the device trains; None: the usual ones.
             deadline_seconds: for the whole call.
-            enrolment_token: of the app's own login, where the operator asks for one to enrol; single use.
+            token: of the app's own login, where the operator asks for one to join; single use.
+            on_step: told what happens, from another thread: "waiting", "joined", and the kind of each question.
 
         Raises:
             ConsentRequired: the user has not agreed to training.
+            DataError: the client was opened without a training server.
             ServiceError: the service cannot be reached or is busy.
             UpdateRejected: the task is not genuine.
+            EnvironmentProblem: the model needs a package that is not installed here.
         """
         self.consent.need("train")
-        transport = self._service()
+        if self._training is None:
+            raise DataError("this client has no training_server: give its address to Client.open")
+        transport, service = self._service(), self._training
         verdict = self.eligible(conditions)
         if not verdict.ok:
             why = f"not eligible: {'; '.join(verdict.reasons)}"
@@ -303,9 +322,11 @@ class Client:
             return server_calls.train(
                 self._state,
                 transport,
+                service,
                 deadline_seconds,
                 lambda: self._closed or self._stop.is_set() or not self.consent.train,
-                enrolment_token,
+                token=token,
+                on_step=on_step,
             )
 
     def stop_training(self) -> None:
@@ -327,7 +348,7 @@ class Client:
             DataError: the file exists or cannot be written.
         """
         with self._state.lock:
-            lines = list(export_lines(self._store, hidden=(KEYS,)))
+            lines = list(export_lines(self._store))
         write_lines(Path(path).expanduser(), lines)
         return len(lines)
 

@@ -44,6 +44,7 @@ class CohortParty:
     ) -> None:
         self._cohort_terms, self._identity, self._folder, self._users = terms, identity, folder, users
         self._parties: dict[bytes, SecureParty] = {}
+        self._began = False
 
     @property
     def terms(self) -> SecaggTerms:
@@ -54,10 +55,17 @@ class CohortParty:
         """See `SecureParty.handle`; raises AggregationRefused for a roster that the terms do not allow, too."""
         if request.kind != "advertise":
             kept = _WithRoster(memory)
-            return self._of(kept.roster()).handle(request, kept)
+            return self._of(kept.packed()).handle(request, kept)
         roster = self._read(request)
+        packed = _packed(roster)
+        if self._folder is None and self._began:
+            raise AggregationRefused(
+                "a second attempt came under one identity: a device takes part in one cohort under each",
+                Reason.REPLAY,
+            )
+        self._began = True
         mine = {name: values for name, values in request.arrays.items() if name not in _names()}
-        return self._of(roster).handle(replace(request, arrays=mine), _WithRoster(memory, roster))
+        return self._of(packed, roster).handle(replace(request, arrays=mine), _WithRoster(memory, packed))
 
     def payload(self, request: Request) -> Request:
         """See `SecureParty.payload`."""
@@ -66,9 +74,9 @@ class CohortParty:
     def mask(self, request: Request, memory: Memory, vector: NDArray[Any]) -> Reply:
         """See `SecureParty.mask`."""
         kept = _WithRoster(memory)
-        roster = kept.roster()
-        self._expect_own_users(roster)
-        return self._of(roster).mask(request, kept, vector)
+        party = self._of(kept.packed())
+        self._expect_own_users(party.terms.roster)
+        return party.mask(request, kept, vector)
 
     def _read(self, request: Request) -> Roster:
         arrays = {name: request.arrays[PREFIX + name] for name in _ROSTER if PREFIX + name in request.arrays}
@@ -90,17 +98,12 @@ class CohortParty:
                 f"the roster says that this node has {users} users: it has {self._users}", Reason.USERS
             )
 
-    def _of(self, roster: Roster) -> SecureParty:
-        known = self._parties.get(roster.digest)
-        if known is None:
-            if self._folder is None and self._parties:
-                raise AggregationRefused(
-                    "a second roster came under one identity: a device takes part in one cohort under each",
-                    Reason.REPLAY,
-                )
-            known = SecureParty(self._cohort_terms.of(roster), self._identity, self._folder)
-            self._parties = {roster.digest: known}
-        return known
+    def _of(self, packed: bytes, read: Roster | None = None) -> SecureParty:
+        """Of a packed roster, which was read already or not; the same for every stage of an attempt."""
+        if packed not in self._parties:
+            terms = self._cohort_terms.of(_unpacked(packed) if read is None else read)
+            self._parties = {packed: SecureParty(terms, self._identity, self._folder)}
+        return self._parties[packed]
 
 
 class _WithRoster:
@@ -108,21 +111,21 @@ class _WithRoster:
 
     Args:
         memory: of the node.
-        roster: of the attempt that begins; None: the one that is held.
+        roster: packed, of the attempt that begins; None: the one that is held.
     """
 
-    def __init__(self, memory: Memory, roster: Roster | None = None) -> None:
+    def __init__(self, memory: Memory, roster: bytes | None = None) -> None:
         self._memory = memory
-        self._roster = b"" if roster is None else _packed(roster)
+        self._roster = roster or b""
 
-    def roster(self) -> Roster:
+    def packed(self) -> bytes:
         """The one that is held; raises AggregationRefused where there is none."""
         self._roster, _ = self._split()
         if not self._roster:
             raise AggregationRefused(
                 "this node holds no roster: it was restarted, or the attempt is over", Reason.FORGOTTEN
             )
-        return _unpacked(self._roster)
+        return self._roster
 
     def get(self) -> bytes | None:
         """See `Memory`."""

@@ -101,14 +101,29 @@ class PrivateReleases:
 
         Raises:
             BudgetExhausted: the account does not hold enough; nothing may be sent.
+            PrivacyRefused: these users took part in a round that is too near, for a plan of rounds apart.
         """
         if self._folder is None:
             return reply
+        self._expect_apart(request.round)
         digest = self._outbox().stage(self._terms.run, request.round, _pack(request, reply))
         with self._ledger() as ledger:
             ledger.reserve(self._account, self._terms.run, self._terms.plan)
             ledger.charge(self._account, self._terms.run, request.round, digest)
         return reply
+
+    def _expect_apart(self, round_: int) -> None:
+        separation = self._terms.plan.separation
+        if separation == 1:
+            return
+        with self._ledger() as ledger:
+            charged = ledger.charged(self._account, self._terms.run)
+        near = sorted(other for other in charged if 0 < abs(round_ - other) < separation)
+        if near:
+            raise PrivacyRefused(
+                f"round {round_}: the users here took part in round {near[-1]}, and the plan keeps their rounds "
+                f"{separation} apart; nothing was released"
+            )
 
     def _ledger(self) -> Ledger:
         assert self._folder is not None

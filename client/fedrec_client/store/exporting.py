@@ -20,19 +20,13 @@ from fedrec_client.store.base import Store
 from fedrec_client.store.events import Event
 
 
-def export_lines(store: Store, hidden: Iterable[str] = ()) -> Iterator[str]:
-    """All events, records and log entries.
-
-    Args:
-        store: whose.
-        hidden: beginnings of record names that are secrets, not data; they are named and not told.
-    """
-    secret = tuple(hidden)
+def export_lines(store: Store) -> Iterator[str]:
+    """All events, records and log entries."""
     for event in store.events():
         yield json.dumps({"kind": "event"} | event.to_json(), sort_keys=True)
     for name in store.names():
-        told = {"withheld": "a secret key"} if name.startswith(secret) else _value(store.get(name) or b"")
-        yield json.dumps({"kind": "record", "name": name} | told, sort_keys=True)
+        content = _value(store.get(name) or b"")
+        yield json.dumps({"kind": "record", "name": name} | content, sort_keys=True)
     for log in store.logs():
         for number, value in enumerate(store.entries(log), start=1):
             yield json.dumps({"kind": "entry", "log": log, "number": number} | _value(value), sort_keys=True)

@@ -1,18 +1,18 @@
 """The book of what left this device: written before anything leaves, added to, never taken from.
 
-A campaign is charged in full before its first release leaves: a device that is lost or killed in the middle has then
+A round of a job is charged before the masked vector leaves: a device that is lost or killed in the middle has then
 charged at least what was released, and one that released nothing has charged nothing.
 
-    charged   a campaign was paid for: epsilon, delta, unit, trust, aggregator, rounds
+    charged   one participation in a job: round, epsilon, delta, unit, trust, aggregator
     sent      a charged session is over: bytes, rounds, aggregator, reason
     cut off   a charged session was cut off: how much of it left is not known
-    ended     a session is over that released nothing: reason, bytes of public keys
+    ended     a session is over that released nothing: reason, bytes of public keys and sealed shares
     refused   a task was refused: reasons
     metrics   counters were sent
     carried   what a deletion does not forget
 
-Epsilons of campaigns add up (basic composition), deltas too. A book that was damaged and repaired, or put back to an
-older state, counts as exhausted: what was in it is not known.
+Epsilons of jobs add up (basic composition), deltas too; those of one job add up to what its plan says. A book that
+was damaged and repaired, or put back to an older state, counts as exhausted: what was in it is not known.
 
 A period is told by two clocks, because the device's own can be set at will. A charge leaves a period only when both
 the device's clock and the newest signature that this device has accepted (`trusted_time`) are a whole period past
@@ -47,12 +47,12 @@ class Spent:
 
     Attributes:
         epsilon, delta: charged; infinite when the book was damaged.
-        campaigns: how many.
+        rounds: how many.
     """
 
     epsilon: float
     delta: float
-    campaigns: int
+    rounds: int
 
 
 class Book:
@@ -87,13 +87,13 @@ class Book:
     def carry(self, now: float) -> Mapping[str, Any] | None:
         """What a deletion must not make the device forget: numbers, no item, no event; None: nothing was spent."""
         total = self.spent()
-        if not total.campaigns and not self.damaged:
+        if not total.rounds and not self.damaged:
             return None
         damaged = not math.isfinite(total.epsilon)
         return {
             "epsilon": 1e9 if damaged else total.epsilon,
             "delta": 1.0 if damaged else total.delta,
-            "campaigns": total.campaigns,
+            "rounds": total.rounds,
             "last": max(self.last_time, 0.0) or now,
         }
 
@@ -130,7 +130,7 @@ class Book:
         return Spent(
             sum(each["epsilon"] for each in counted),
             sum(each["delta"] for each in counted),
-            sum(each.get("campaigns", 1) for each in counted),
+            sum(each.get("rounds", 1) for each in counted),
         )
 
 

@@ -1,4 +1,4 @@
-"""What this app lets a training campaign do with its users' data; the service can ask for less, never for more.
+"""What this app lets a training job do with its users' data; the service can ask for less, never for more.
 
 Out of scope: a task against it (`task_evaluation`), and whether now is a good time (`eligibility`).
 """
@@ -20,7 +20,7 @@ class Policy:
     """The app's limits.
 
     Attributes:
-        min_cohort: devices in a campaign, at least, whatever number of users they declare; half as many in a sum.
+        min_cohort: devices in a cohort, at least, for which noise is sized; half as many in a sum.
         dishonest: part of the enrolled users that may work with the server and leave out their noise; a task is
             charged the epsilon that the noise of the others is worth.
         max_member_share: part of all users that one member of the roster may speak for, if it is more than one user.
@@ -28,7 +28,7 @@ class Policy:
         max_epsilon_lifetime: spent ever.
         max_metrics_epsilon_period, max_metrics_epsilon_lifetime: the same for reports of counters, apart from
             training; no report leaves beyond.
-        max_delta: of one campaign.
+        max_delta: of one job.
         aggregators: of "secagg", "sealed", "plain", those that may carry an update.
         units: what one contribution may be: "user", or "interaction", which promises less.
         trusts: of "local", "distributed", "central"; "central" believes that the service adds the noise.
@@ -48,7 +48,7 @@ class Policy:
     trusts: tuple[str, ...] = ("local", "distributed")
 
     def exhausted(self, book: Book, now: float) -> Iterator[str]:
-        """Reasons why no campaign at all could be joined."""
+        """Reasons why no job at all could be joined."""
         if book.damaged:
             yield "budget: the book of what was spent was damaged; nothing more is spent"
         elif book.spent().epsilon >= self.max_epsilon_lifetime:

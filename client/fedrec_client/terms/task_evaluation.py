@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fedrec.core.errors import BadContent
@@ -18,16 +19,29 @@ from fedrec_client.terms.participation import Book
 from fedrec_client.terms.policy import SLACK, Policy
 
 
+@dataclass(frozen=True)
+class Price:
+    """What one more participation costs; the prices of all of them are the cost of the plan.
+
+    Attributes:
+        epsilon, delta: to charge.
+    """
+
+    epsilon: float
+    delta: float
+
+
 def evaluate_task(
-    policy: Policy, task: Mapping[str, Any], book: Book, now: float
-) -> tuple[list[str], float, float]:
-    """All that speaks against a task, and the epsilon and delta that it would cost.
+    policy: Policy, task: Mapping[str, Any], book: Book, now: float, participations: int = 0
+) -> tuple[list[str], Price]:
+    """All that speaks against a task, and what taking part once more would cost.
 
     Args:
         policy: the app's limits.
         task: payload of a verified document, format as in `fedrec_client.training`.
         book: of this device.
         now: seconds since 1970.
+        participations: in which this device was charged for the job before.
 
     Raises:
         BadContent: the task cannot be read.
@@ -38,10 +52,16 @@ def evaluate_task(
         raise BadContent(f"a task that cannot be read ({_first_line(error)}): update the app") from error
     against = [*terms.against_carrier(policy)]
     if terms.plan is None:
-        return [*against, "privacy: the task has no privacy plan"], math.inf, 1.0
-    epsilon = terms.epsilon(policy.dishonest)
-    against += [*_against_plan(policy, terms.plan, epsilon, book, now), *terms.against_plan()]
-    return against, epsilon, terms.plan.delta
+        return [*against, "privacy: the task has no privacy plan"], Price(math.inf, 1.0)
+    if participations >= terms.plan.participations:
+        against.append(
+            f"rounds: this device took part {participations} times, which is all that the plan covers"
+        )
+    before, after = (terms.epsilon(policy.dishonest, n) for n in (participations, participations + 1))
+    # All of delta with the first one: epsilons are of the same delta.
+    price = Price(after - before if participations else after, 0.0 if participations else terms.plan.delta)
+    against += [*_against_plan(policy, terms.plan, price.epsilon, book, now), *terms.against_plan()]
+    return against, price
 
 
 def _against_plan(policy: Policy, plan: PrivacyPlan, epsilon: float, book: Book, now: float) -> Iterator[str]:

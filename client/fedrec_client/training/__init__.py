@@ -1,23 +1,21 @@
-"""Taking part in rounds: the one part of the SDK that needs torch and Flower, in processes of their own.
+"""Taking part in rounds: in the app's own process, with numpy, cryptography and grpcio; networks need torch.
 
 A *task* is the payload of a signed document of kind "task":
 
-    population, campaign    whose, and which
-    created                 seconds since 1970: by a newer signature an older charge can leave its period
-    expires                 seconds since 1970; refused afterwards
-    model_version           whose items are the model's
-    items                   SHA-256 in hex of the item ids, joined by NUL
-    node                    model, settings, evaluation, privacy, aggregation: as in a node's `node.json`
-    superlink, superlink_ca address "host:port", and the certificate that it must show (PEM)
-    bundle                  SHA-256 in hex of the app bundle that SuperLink sends; nothing of it is run
-    rounds                  how many there will be
+    population, job   whose, and which
+    created           seconds since 1970: by a newer signature an older charge can leave its period
+    expires           seconds since 1970; refused afterwards
+    model_version     whose items are the model's
+    items             SHA-256 in hex of the item ids, joined by NUL
+    rounds, cycle     how many there will be; a device takes part in one of `cycle` rounds in a row (none: in any)
+    node              model, settings, evaluation, privacy, aggregation: as in a node's `node.json`
 
-A device joins a campaign under keys made for it alone, charges its budget in full before anything leaves, keeps
-what it knows of the user in the memory of one process and forgets it at the end. A session that is cut off for
-whatever reason is over: its keys are gone, so nothing can be answered twice, and its charge stays.
+A device joins a cohort under a key made for it alone, is charged for one round before its masked vector leaves, and
+forgets what it knew of the cohort at the end. A session that is cut off is over: its key is gone, so nothing can be
+answered twice, and its charge stays.
 
-    session     one call of `train_if_eligible`: enrol, evaluate, charge, take part, report
-    run_task    starts the processes of a session and ends them within 100 ms
-    worker      the process that holds the node and runs a SuperNode
-    host        the node in that process; forward: how a message of the SuperNode reaches it
+    session          one call of `train_if_eligible`: check in, evaluate the task, join, report
+    cohort_session   one device in one cohort: questions and answers
+    participations   what a store holds of the jobs that a device took part in
+    device_service   the calls, whatever carries them
 """

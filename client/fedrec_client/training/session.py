@@ -1,36 +1,36 @@
-"""One call of `train_if_eligible`: check in, enrol, evaluate the task, take part, charge when released, report.
+"""One call of `train_if_eligible`: check in, evaluate the task, join cohorts and take part, report.
 
-A campaign runs through states that lie in the store (`enrolments`). The charge is written when the session's node
-asks for it, which is before its first release leaves (`charging`). However a session ends, its keys are removed and
-the service is told that this device has left; a session that was not charged has released nothing and cost nothing.
-Out of scope: processes (`run_task`), what is asked of a task (`policy`).
+A device may be in several rounds in one call, as far as the job goes, the plan covers and the deadline allows. What
+it was charged is in the store before the masked vector leaves (`participations`); a session that was not charged has
+released nothing and cost nothing. Out of scope: questions and answers (`cohort_session`), what is asked of a task
+(`task_evaluation`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from fedrec import __version__
 from fedrec.core.errors import (
     BadContent,
-    CampaignOver,
     Expired,
     FedrecError,
-    ProtocolError,
+    NotPublished,
     ServiceError,
     StoreError,
     WrongPopulation,
 )
+from fedrec.core.extras import require
+from fedrec.recommenders.registry import build, parse
 from fedrec.secagg.roster import Identity
-from fedrec.wire.bundle import check_named
+from fedrec.wire.device_messages import join_statement
 from fedrec_client.store.base import Store
 from fedrec_client.store.training_profile import Profile
 from fedrec_client.store.trusted_time import CLOCK_SKEW_SECONDS, TrustedTime
@@ -38,17 +38,58 @@ from fedrec_client.terms.participation import Book
 from fedrec_client.terms.platform import Platform
 from fedrec_client.terms.policy import Policy
 from fedrec_client.terms.results import TrainingReport
-from fedrec_client.terms.task_evaluation import evaluate_task
-from fedrec_client.training import enrolments
-from fedrec_client.training._run_task import Outcome, run_task
-from fedrec_client.training.enrolments import CHARGED, ENROLLED, MADE, STARTED
+from fedrec_client.terms.task_evaluation import Price, evaluate_task
+from fedrec_client.training import participations
+from fedrec_client.training._device_node import make_node
+from fedrec_client.training.cohort_session import CohortSession, Ending
+from fedrec_client.training.device_service import DeviceService, Entrance
 from fedrec_client.updates.model_updates import Served
-from fedrec_client.updates.transport import CheckInAnswer, Enrolment, Transport
 
-POLL_SECONDS = 1.0
-#: So long a device waits for a campaign that it enrolled in.
-PATIENCE_SECONDS = 7 * 86_400.0
-OVER = "the campaign is over"
+#: How soon a call that is stopped returns; the thread that computes ends at its next step.
+TICK_SECONDS = 0.02
+#: In words for the user, by the code of the service or of the session.
+ENDINGS = {
+    "done": "done",
+    "too_few": "too few devices took part; nothing was summed",
+    "failed": "the round failed on the server; try again later",
+    "late": "this device was too late for the round",
+    "full": "the round has enough devices; try again later",
+    "aborted": "the job was stopped",
+    "unknown": "the round is over",
+    "stopped": "stopped",
+    "deadline": "the deadline has passed",
+    "unreachable": "the server could not be reached",
+    "protocol": "the server sent something that this device does not accept",
+    "refused": "this device refused a step of the server",
+}
+
+
+@dataclass(frozen=True)
+class Admission:
+    """How a device shows that it may join.
+
+    Attributes:
+        verifier: name of the service's verifier; empty: none is asked for.
+        evidence: for it.
+    """
+
+    verifier: str = ""
+    evidence: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job whose task was verified and evaluated.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        task: payload.
+        price: of the next participation.
+    """
+
+    id: str
+    task: Mapping[str, Any]
+    price: Price
 
 
 @dataclass(frozen=True)
@@ -61,228 +102,294 @@ class Session:
     """
 
     store: Store
-    transport: Transport
+    service: DeviceService
     platform: Platform
     policy: Policy
     population: str
     served: Served
     profile: Profile
-    check_in: Callable[[], CheckInAnswer]
     verified_task: Callable[[str, bytes], dict[str, Any]]
     now: Callable[[], float]
     stopped: Callable[[], bool]
     lock: AbstractContextManager[Any]
-    enrolment_token: str = field(default="", repr=False)
+    on_step: Callable[[str], None] = lambda step: None
+    admission: Admission = Admission()
 
     def run(self, deadline_seconds: float) -> TrainingReport:
         """See `Client.train_if_eligible`."""
         ends = time.monotonic() + deadline_seconds
         with self.lock:
-            enrolments.give_up_cut_off(self.store, self.platform.now())
-        answer = self.check_in()
-        next_check_in = self.platform.now() + answer.retry_after_seconds[0]
-
-        def nothing_left(reason: str) -> TrainingReport:
-            return TrainingReport(False, 0, 0, 0.0, next_check_in, reason)
-
-        campaign = self._enrolled() or answer.campaign
-        if not campaign:
-            return nothing_left("there is no campaign now")
-        keys: dict[str, Any] | None = None
-        try:
-            keys = self._keys(campaign)
-            document = self._await_task(campaign, keys, ends)
-        except CampaignOver:
-            self._end(campaign, None, "ended", goodbye=False, reason=OVER, bytes=0)
-            return nothing_left(OVER)
-        except KeyboardInterrupt:
-            self._end(campaign, keys, "ended", reason="stopped", bytes=0)
-            raise
-        if self.stopped():
-            self._end(campaign, keys, "ended", reason="stopped", bytes=0)
-            return nothing_left("stopped")
-        if document is None:
-            return nothing_left("enrolled; the campaign has not started yet")
-        task = self._verified(document, campaign)
-        against, epsilon, delta = evaluate_task(self.policy, task, Book(self.store), self.platform.now())
-        if against:
-            self._end(campaign, keys, "refused", reasons=against)
-            return nothing_left(f"refused: {'; '.join(against)}")
-        outcome, charged = self._take_part(campaign, keys, task, (epsilon, delta), ends)
-        spent = epsilon if charged else 0.0
-        return TrainingReport(
-            outcome.rounds > 0, outcome.rounds, outcome.bytes_up, spent, next_check_in, outcome.reason
-        )
-
-    # Before the session --------------------------------------------------------------------------------
-
-    def _enrolled(self) -> str:
-        """The campaign whose roster this device stands on; one that has not begun for days is given up."""
-        for campaign in enrolments.campaigns(self.store):
-            keys = enrolments.read_keys(self.store, campaign) or {}
-            if abs(self.platform.now() - float(keys.get("time", 0.0))) < PATIENCE_SECONDS:
-                return campaign
-            enrolments.leave(self.store, campaign)
-        return ""
-
-    def _keys(self, campaign: str) -> dict[str, Any]:
-        """Keys for this campaign alone; made and enrolled once.
-
-        Raises:
-            CampaignOver: its roster was closed or full before this device enrolled.
-        """
-        known = enrolments.read_keys(self.store, campaign)
-        keys = _fresh_keys(self.platform.now()) if known is None else known
-        if known is None:
-            enrolments.write_keys(self.store, campaign, keys)
-        if keys["state"] == MADE:
-            loaded = serialization.load_ssh_private_key(keys["node_key"].encode(), None)
-            public = loaded.public_key().public_bytes(
-                serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-            )
-            self.transport.enrol(
-                Enrolment(campaign, _public(keys), public.decode(), token=self.enrolment_token)
-            )
-            keys["state"] = ENROLLED
-            enrolments.write_keys(self.store, campaign, keys)
-        return keys
-
-    def _await_task(self, campaign: str, keys: dict[str, Any], ends: float) -> bytes | None:
+            participations.end_cut_off(self.store, self.platform.now())
+        report = TrainingReport(False, 0, 0, 0.0, self.platform.now(), "there is no job now")
         while True:
-            document = self.transport.task(campaign, _public(keys))
-            if document is not None or self.stopped() or time.monotonic() + POLL_SECONDS >= ends:
-                return document
-            waited = time.monotonic() + POLL_SECONDS
-            while time.monotonic() < waited and not self.stopped():
-                time.sleep(0.02)
+            offer = self._waiting(
+                lambda: self.service.check_in(self.population, __version__, self.served.version)
+            )
+            if offer is None:
+                return replace(report, reason="stopped")
+            report = replace(
+                report, next_check_in=self.platform.now() + random.uniform(*offer.retry_after_seconds)
+            )
+            job = self._job(offer.job) if offer.job else None
+            if job is None or isinstance(job, str):
+                return report if report.joined else replace(report, reason=job or report.reason)
+            before, report = report.rounds, self._take_part(job, report, ends)
+            if report.rounds == before or report.reason != ENDINGS["done"] or self.stopped():
+                return report
 
-    def _verified(self, document: bytes, campaign: str) -> dict[str, Any]:
-        """The task, once it is genuine, in time, of this campaign and for the items of the model in use."""
-        task, now = self.verified_task(campaign, document), self.now()
+    # The task ------------------------------------------------------------------------------------------
+
+    def _job(self, job: str) -> Job | str:
+        """The job, or why this device does not take part in it."""
+        try:
+            document = self._waiting(lambda: self.service.task(job))
+        except NotPublished:
+            return "the job is over"
+        if document is None:
+            return "stopped"
+        task = self._verified(document, job)
+        known = participations.read(self.store, job)
+        against, price = evaluate_task(self.policy, task, Book(self.store), self.platform.now(), known.count)
+        if known.last_round and known.last_round + (task.get("cycle") or 1) > task["rounds"]:
+            return "this device has done its part in the job"
+        if against:
+            self._note("refused", job, reasons=against)
+            return f"refused: {'; '.join(against)}"
+        model = build(parse(task["node"]["model"]))
+        require(f"training a model of kind {model.kind!r}", model.packages)
+        return Job(job, task, price)
+
+    def _verified(self, document: bytes, job: str) -> dict[str, Any]:
+        """The task, once it is genuine, in time, of this job and for the items of the model in use."""
+        task, now = self.verified_task(job, document), self.now()
         try:
             if task["population"] != self.population:
                 raise WrongPopulation(f"a task of population {task['population']!r:.80}: wait for another")
             items = hashlib.sha256("\0".join(self.served.item_index.items.ids).encode()).hexdigest()
-            if task["campaign"] != campaign:
-                raise BadContent("a task of another campaign than was asked for: try again")
+            if task["job"] != job:
+                raise BadContent("a task of another job than was asked for: try again")
             if now > task["expires"]:
-                raise Expired(f"the task of campaign {campaign[:8]} has expired: wait for another")
+                raise Expired(f"the task of job {job[:8]} has expired: wait for another")
             if task["model_version"] != self.served.version or task["items"] != items:
                 raise BadContent(
                     f"the task is for the items of model version {task['model_version']}, "
                     f"{self.served.version} is in use: check for an update first"
                 )
             if now < (created := float(task.get("created", 0))) - CLOCK_SKEW_SECONDS:
-                raise BadContent(f"the task of campaign {campaign[:8]} is from the future: set the clock")
-            for name, kind in (("superlink", str), ("superlink_ca", str), ("rounds", int), ("node", dict)):
+                raise BadContent(f"the task of job {job[:8]} is from the future: set the clock")
+            for name, kind in (("rounds", int), ("node", dict)):
                 if not isinstance(task[name], kind):
                     raise TypeError(name)
-            check_named(task["bundle"])
         except (KeyError, TypeError) as error:
             raise BadContent(f"a task without what it needs ({error!s:.60}): update the app") from error
-        except ProtocolError as error:
-            raise BadContent(str(error)) from error
         if created:
             TrustedTime(self.store).accept(created)
         return task
 
-    # The session -----------------------------------------------------------------------------------------
+    # Cohorts -------------------------------------------------------------------------------------------
 
-    def _take_part(
-        self,
-        campaign: str,
-        keys: dict[str, Any],
-        task: dict[str, Any],
-        price: tuple[float, float],
-        ends: float,
-    ) -> tuple[Outcome, bool]:
-        """How it went, and whether it was charged; whatever happens, the keys are gone afterwards."""
-        charged, aggregator = False, task["node"]["aggregation"]["kind"]
+    def _take_part(self, job: Job, report: TrainingReport, ends: float) -> TrainingReport:
+        """The report after one cohort, or after the time for one has passed."""
+        identity = Identity.create()
+        session = self._join(job, identity, ends)
+        if isinstance(session, str):
+            return report if report.joined else replace(report, reason=session)
+        self.on_step("joined")
+        ending, charged = self._session(job, identity, session, ends)
+        spent = report.epsilon_spent + (job.price.epsilon if charged else 0.0)
+        again = report.next_check_in
+        if ending.retry_after_seconds:
+            again = self.platform.now() + ending.retry_after_seconds
+        reason = ENDINGS.get(ending.reason, ending.reason)
+        return TrainingReport(
+            report.joined or ending.sent,
+            report.rounds + ending.sent,
+            report.bytes_up + ending.bytes_up,
+            spent,
+            again,
+            reason,
+        )
 
-        def charge() -> None:
-            nonlocal charged
-            self._charge(campaign, task, price)
-            charged = True
+    def _join(self, job: Job, identity: Identity, ends: float) -> bytes | str:
+        """This device's session in the next cohort, or why it has none; waits until one forms."""
+        known = participations.read(self.store, job.id)
+        entrance = Entrance(
+            job.id,
+            identity.public,
+            identity.sign(join_statement(job.id)),
+            self.admission.verifier,
+            self.admission.evidence,
+            known.last_round,
+        )
+        self.on_step("waiting")
+        while True:
+            joined = self._waiting(lambda: self.service.join(entrance))
+            if joined is None:
+                return "stopped"
+            if joined.session:
+                return bytes(joined.session)
+            left = ends - time.monotonic()
+            if joined.retry_after_seconds >= left:
+                return "no cohort formed within the deadline; nothing was sent"
+            until = time.monotonic() + joined.retry_after_seconds
+            while time.monotonic() < until:
+                if self.stopped():
+                    return "stopped"
+                time.sleep(TICK_SECONDS)
 
-        outcome = Outcome(0, 0, False, "interrupted")
-        with self.lock:
-            enrolments.write_keys(self.store, campaign, keys | {"state": STARTED})
+    def _session(self, job: Job, identity: Identity, session: bytes, ends: float) -> tuple[Ending, bool]:
+        """How it went, and whether it was charged; computes and talks in a thread of its own."""
+        charge = _Charge(self, job)
+        history = [int(index) for index in self.profile.history(self.served.item_index.items).item]
+        stopping = threading.Event()
+        taking_part = CohortSession(
+            self.service,
+            session,
+            _Checked(
+                make_node(job.task["node"], self.served.item_index.items.ids, history, identity), charge
+            ),
+            charge=charge,
+            stopping=stopping,
+            deadline=ends,
+            on_step=self.on_step,
+        )
+        ending: Ending | None = None
         try:
-            history = self.profile.history(self.served.item_index.items)
-            outcome = run_task(
-                task,
-                item_ids=self.served.item_index.items.ids,
-                history=[int(place) for place in history.item],
-                identity=bytes.fromhex(keys["identity"]),
-                node_key=keys["node_key"],
-                deadline_seconds=max(ends - time.monotonic(), 0.0),
-                stopped=self.stopped,
-                charge=charge,
-                goes_on=lambda: self.transport.goes_on(campaign, _public(keys)),
-            )
+            ending = self._watched(taking_part, stopping)
         finally:
-            told: dict[str, Any] = {"bytes": outcome.bytes_up, "reason": outcome.reason}
-            if charged:
-                told |= {"rounds": outcome.rounds, "aggregator": aggregator}
-            what = "sent" if charged else "ended"
-            self._end(campaign, keys, what, goodbye=not outcome.finished, **told)
-        return outcome, charged
+            ending = ending or Ending("stopped", False, 0)
+            with self.lock:
+                charged = charge.end()
+            self._close(job, ending, charged)
+            if ending.reason in ("stopped", "deadline", "unreachable", "protocol"):
+                with suppress(FedrecError):  # the service notices at the end of the stage, too
+                    self.service.leave(session)
+        return ending, charged
 
-    def _charge(self, campaign: str, task: dict[str, Any], price: tuple[float, float]) -> None:
-        """Write the whole plan into the book; on disk when this returns.
+    def _watched(self, taking_part: CohortSession, stopping: threading.Event) -> Ending:
+        """Return when the session is over, or at once when the call is stopped."""
+        endings: list[Ending] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                endings.append(taking_part.run())
+            except BaseException as error:
+                errors.append(error)
+
+        worker = threading.Thread(target=work, name="training", daemon=True)
+        worker.start()
+        try:
+            while worker.is_alive():
+                if self.stopped():
+                    return Ending("stopped", taking_part.sent, taking_part.bytes_up)
+                worker.join(TICK_SECONDS)
+        finally:
+            stopping.set()
+        if errors:
+            raise errors[0]
+        return endings[0]
+
+    def _waiting(self, call: Callable[[], Any]) -> Any:
+        """The answer to a call, made in a thread of its own; None: the call was stopped before it came."""
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:
+                errors.append(error)
+
+        worker = threading.Thread(target=work, name="call", daemon=True)
+        worker.start()
+        while worker.is_alive():
+            if self.stopped():
+                return None
+            worker.join(TICK_SECONDS)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def _close(self, job: Job, ending: Ending, charged: bool) -> None:
+        said: dict[str, Any] = {"bytes": ending.bytes_up, "reason": ENDINGS.get(ending.reason, ending.reason)}
+        if charged:
+            said |= {"rounds": 1, "aggregator": "secagg"}
+        # A store that is closed, full or deleted: what is left is ended when it is opened again.
+        with suppress(StoreError), self.lock:
+            what = "sent" if charged else "ended"
+            participations.close(self.store, job.id, self.platform.now(), what, **said)
+
+    def _note(self, what: str, job: str, **fields: Any) -> None:
+        with self.lock:
+            Book(self.store).note(what, self.platform.now(), job=job, **fields)
+
+
+class _Charge:
+    """The charge of one session: made once, durably, before the masked vector leaves."""
+
+    def __init__(self, session: Session, job: Job) -> None:
+        self._session, self._job = session, job
+        self._round, self._made, self._ended = 0, False, False
+
+    def of_round(self, round_: int) -> None:
+        """The round that the session's cohort is in; it is the same in all of its questions.
+
+        Raises:
+            ServiceError: this device may not take part in it.
+        """
+        if self._round not in (0, round_):
+            raise ServiceError(f"round {round_} came after round {self._round}: one cohort has one")
+        known = participations.read(self._session.store, self._job.id)
+        if not self._made and not known.allows(round_, self._job.task.get("cycle")):
+            raise ServiceError(
+                f"round {round_} came after this device took part in round {known.last_round}: too early"
+            )
+        self._round = round_
+
+    def __call__(self) -> None:
+        """Write it; on disk when this returns.
 
         Raises:
             ServiceError: the user has said stop, withdrawn consent or deleted everything: nothing may leave.
             StoreError: it cannot be written: nothing may leave.
         """
-        plan = task["node"]["privacy"]["plan"]
-        with self.lock:
-            if self.stopped():
+        session, job = self._session, self._job
+        plan, price = job.task["node"]["privacy"]["plan"], job.price
+        with session.lock:
+            if self._ended or session.stopped():
                 raise ServiceError("stopped")
             try:
-                keys = enrolments.read_keys(self.store, campaign)
-                if keys is None or keys["state"] != STARTED:
-                    raise ServiceError("stopped")
-                with self.store.transaction():
-                    enrolments.write_keys(self.store, campaign, keys | {"state": CHARGED})
-                    self._note(
-                        "charged",
-                        campaign,
-                        epsilon=price[0],
-                        delta=price[1],
-                        unit=plan["unit"],
-                        trust=plan["trust"],
-                        aggregator=task["node"]["aggregation"]["kind"],
-                        rounds=task["rounds"],
-                    )
+                participations.write_charge(
+                    session.store,
+                    job.id,
+                    self._round,
+                    float(job.task["expires"]),
+                    session.platform.now(),
+                    epsilon=price.epsilon,
+                    delta=price.delta,
+                    unit=plan["unit"],
+                    trust=plan["trust"],
+                    aggregator="secagg",
+                    rounds=1,
+                )
             except StoreError as error:
                 raise StoreError(f"nothing left, because the charge cannot be kept: {error}") from error
+            self._made = True
 
-    def _end(
-        self, campaign: str, keys: dict[str, Any] | None, what: str, *, goodbye: bool = True, **fields: Any
-    ) -> None:
-        """Remove the keys, note how it ended, and tell the service that this device has left."""
-        # A store that is closed, full or deleted: what is left of the session is ended when it is opened again.
-        with suppress(StoreError), self.lock, self.store.transaction():
-            enrolments.leave(self.store, campaign, goodbye=goodbye)
-            self._note(what, campaign, **fields)
-        if goodbye and keys is not None and keys["state"] != MADE:
-            with suppress(FedrecError):  # without a network it is said at the next call
-                self.transport.leave(campaign, *enrolments.signed_goodbye(campaign, keys))
-                enrolments.forget_goodbye(self.store, campaign)
-
-    def _note(self, what: str, campaign: str, **fields: Any) -> None:
-        Book(self.store).note(what, self.platform.now(), campaign=campaign, **fields)
+    def end(self) -> bool:
+        """No charge is made any more; whether one was. Called with the lock held."""
+        self._ended = True
+        return self._made
 
 
-def _fresh_keys(now: float) -> dict[str, Any]:
-    secret = ec.generate_private_key(ec.SECP384R1())
-    pem = secret.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    identity = Identity.create().secret.hex()
-    return {"state": MADE, "time": now, "identity": identity, "node_key": pem.decode()}
+class _Checked:
+    """A node that answers questions of one round alone, one that this device may take part in."""
 
+    def __init__(self, node: Any, charge: _Charge) -> None:
+        self._node, self._charge = node, charge
 
-def _public(keys: dict[str, Any]) -> bytes:
-    return Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(keys["identity"]))).public
+    def handle(self, request: Any) -> Any:
+        """The reply of the node; raises FedrecError for a round that is not this session's."""
+        self._charge.of_round(request.round)
+        return self._node.handle(request)

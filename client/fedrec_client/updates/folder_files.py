@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedrec.core.errors import BadContent, NotPublished, ServiceError
 from fedrec.wire.layout import METADATA_FOLDER, SIGNED_AT
-from fedrec_client.updates.transport import CheckIn, CheckInAnswer, Enrolment
+from fedrec_client.updates.transport import CheckIn, CheckInAnswer
 
 PIECE_BYTES = 256 << 10
 
@@ -52,24 +52,8 @@ class FolderFiles:
             raise NotPublished(f"the start model has no {path!r:.120} ({error.strerror})") from error
 
     def check_in(self, request: CheckIn) -> CheckInAnswer:
-        """See `Transport`; a folder has no campaign."""
+        """See `Transport`; a folder has no service."""
         return CheckInAnswer((0.0, 0.0))
-
-    def enrol(self, enrolment: Enrolment) -> None:
-        """See `Transport`."""
-        raise ServiceError("a folder has no campaign: give the address of a model service")
-
-    def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """See `Transport`."""
-        raise ServiceError("a folder has no campaign: give the address of a model service")
-
-    def goes_on(self, campaign: str, identity: bytes) -> bool:
-        """See `Transport`."""
-        raise ServiceError("a folder has no campaign: give the address of a model service")
-
-    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
-        """See `Transport`."""
-        raise ServiceError("a folder has no campaign: give the address of a model service")
 
     def send_metrics(
         self, population: str, model_version: int, counters: Mapping[str, float], token: str

@@ -1,6 +1,6 @@
 """A repository on any web server: the registry's `public` folder, handed out as plain files over HTTPS.
 
-No service runs there, so there are no campaigns and no counters: devices get models and nothing else. Plain HTTP is
+No service runs there, so there are no counters: devices get models and nothing else. Plain HTTP is
 for loopback alone. Redirects are not followed. What comes is not believed here (`trusted_metadata`).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fedrec.core.errors import NotPublished, ServerBusy, ServiceError
-from fedrec_client.updates.transport import CheckIn, CheckInAnswer, Enrolment
+from fedrec_client.updates.transport import CheckIn, CheckInAnswer
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 #: A connection that breaks loses no more than so much of what came.
@@ -84,22 +84,6 @@ class HttpsFiles:
     def check_in(self, request: CheckIn) -> CheckInAnswer:
         """See `Transport`; nothing is sent."""
         return CheckInAnswer(RETRY_SECONDS)
-
-    def enrol(self, enrolment: Enrolment) -> None:
-        """See `Transport`."""
-        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
-
-    def task(self, campaign: str, identity: bytes) -> bytes | None:
-        """See `Transport`."""
-        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
-
-    def goes_on(self, campaign: str, identity: bytes) -> bool:
-        """See `Transport`."""
-        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
-
-    def leave(self, campaign: str, identity: bytes, signature: bytes) -> None:
-        """See `Transport`."""
-        raise ServiceError(f"{self._url} has files only, no campaigns: give the address of a model service")
 
     def send_metrics(
         self, population: str, model_version: int, counters: Mapping[str, float], token: str

@@ -179,19 +179,19 @@ class Models:
             self.problem = f"the app's start model is refused: {error}"
             log.warning("%s", self.problem)
 
-    def verified_task(self, transport: Transport, campaign: str, document: bytes) -> dict[str, Any]:
-        """The task of a campaign, once its hash is signed; when it ends is for the caller to evaluate.
+    def verified_task(self, transport: Transport, job: str, document: bytes) -> dict[str, Any]:
+        """The task of a job, once its hash is signed; when it ends is for the caller to evaluate.
 
         Raises:
             BadSignature: no such task is signed.
             UpdateRejected, ServiceError, StoreError: see `trusted_metadata.refreshed`.
         """
         with self._metadata(transport) as metadata:
-            target = metadata.target(task_target(self._population, campaign))
+            target = metadata.target(task_target(self._population, job))
             if target is None:
-                raise BadSignature(f"no task of campaign {campaign[:8]} is signed: it is refused")
+                raise BadSignature(f"no task of job {job[:8]} is signed: it is refused")
             if FileEntry.of(document) != FileEntry(target.length, _sha256(target)):
-                raise BadContent(f"the task of campaign {campaign[:8]} is not the signed one: it is refused")
+                raise BadContent(f"the task of job {job[:8]} is not the signed one: it is refused")
         return parse_json(document)
 
     def _metadata(self, transport: Transport) -> AbstractContextManager[TrustedMetadata]:

@@ -1,21 +1,23 @@
 """Matrix factorisation on local views, compiled: minibatch SGD for many users in one call.
 
 The arithmetic is that of `MatrixFactorisation.objective` (the generic torch path); a test compares the two. Users are
-independent: each works on copies of the rows it touches, which stay in the first-level caches.
+independent: each works on copies of the rows it touches, which stay in the first-level caches. Where numba is not
+installed the same loops run as Python, with sums in the order written here: equal up to float32 rounding.
 
 Letters: U users, S rows a user touches, B groups of a minibatch, n negatives, d embedding size.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from fedrec.core.compiled import jit
 
 BCE, BPR = 0, 1
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@jit(cache=True, nogil=True, fastmath=True)
 def train(
     row_ptr: NDArray[np.int64],
     row: NDArray[np.int64],
@@ -55,7 +57,7 @@ def train(
                 target[k] -= source[k]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@jit(cache=True, nogil=True, fastmath=True)
 def train_in_place(
     order: NDArray[np.int64],
     row_ptr: NDArray[np.int64],
@@ -93,7 +95,7 @@ def train_in_place(
         )
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@jit(cache=True, nogil=True, fastmath=True)
 def _sgd(
     table: NDArray[np.float32],
     bias: NDArray[np.float32],
@@ -128,7 +130,7 @@ def _sgd(
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@jit(cache=True, nogil=True, fastmath=True, inline="always")
 def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
     total = np.float32(0)
     for k in range(a.shape[0]):
@@ -136,13 +138,13 @@ def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@jit(cache=True, nogil=True, fastmath=True, inline="always")
 def _axpy(y: NDArray[np.float32], a: np.float32, x: NDArray[np.float32]) -> None:
     for k in range(x.shape[0]):
         y[k] += a * x[k]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@jit(cache=True, nogil=True, fastmath=True)
 def _coefficients(scores: NDArray[np.float32], loss_kind: int) -> float:
     """Turn scores [B, 1+n] into the loss's derivatives by them, in place; returns the summed loss."""
     total = 0.0
@@ -164,11 +166,11 @@ def _coefficients(scores: NDArray[np.float32], loss_kind: int) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@jit(cache=True, nogil=True, fastmath=True, inline="always")
 def _sigmoid(z: np.float32) -> np.float32:
     return np.float32(1) / (np.float32(1) + np.exp(-z))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@jit(cache=True, nogil=True, fastmath=True, inline="always")
 def _softplus(z: np.float32) -> np.float32:
     return max(z, np.float32(0)) + np.log(np.float32(1) + np.exp(-abs(z)))

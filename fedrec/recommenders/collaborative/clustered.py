@@ -100,6 +100,10 @@ class Clustered(Recommender):
     def needs(self) -> DataNeeds:  # noqa: D102
         return DataNeeds(features=self.config.features)
 
+    @property
+    def packages(self) -> tuple[str, ...]:  # noqa: D102
+        return self._base.packages
+
     def conflicts(self, sending: Sending) -> list[str]:  # noqa: D102
         found = super().conflicts(sending)
         if sending.compressed and self.gradient_rounds:

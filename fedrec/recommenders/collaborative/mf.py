@@ -83,6 +83,11 @@ class MatrixFactorisation(Recommender):
     def __init__(self, config: MfConfig) -> None:
         self.config = config
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """torch for the generic path alone."""
+        return ("torch",) if self.config.backend == "torch" else ()
+
     def layout(self, n_items: int, round_: int = 1) -> Layout:  # noqa: D102
         return Layout(
             {

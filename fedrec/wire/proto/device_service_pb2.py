@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fedrec/wire/proto/device_service.proto\x12\x11\x66\x65\x64rec.devices.v1\"e\n\x0e\x43heckInRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\npopulation\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x04\"c\n\x0c\x43heckInReply\x12\x19\n\x11retry_min_seconds\x18\x01 \x01(\x01\x12\x19\n\x11retry_max_seconds\x18\x02 \x01(\x01\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x10\n\x08joinable\x18\x04 \x01(\x08\"\x1a\n\x0bTaskRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1b\n\x08\x44ocument\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x86\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12\x11\n\tadmission\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x01(\x0c\x12\x12\n\nlast_round\x18\x07 \x01(\r\"9\n\tJoinReply\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\"a\n\x0cStageRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08\x61nswered\x18\x02 \x01(\r\x12\x0e\n\x06\x61nswer\x18\x03 \x01(\x0c\x12\x0f\n\x07refused\x18\x04 \x01(\x08\x12\r\n\x05known\x18\x05 \x01(\r\"\xbf\x01\n\nStageReply\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fedrec.devices.v1.State\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06\x63ommon\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ommon_bytes\x18\x05 \x01(\x04\x12\x0b\n\x03own\x18\x06 \x01(\x0c\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\"p\n\rUploadRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\x0c\"^\n\x0bUploadReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\"A\n\x0e\x43ontentRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x18\n\x05Piece\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\x0c\n\nLeaveReply*@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04WAIT\x10\x01\x12\x0c\n\x08QUESTION\x10\x02\x12\x08\n\x04OVER\x10\x03\x32\x92\x04\n\rDeviceService\x12M\n\x07\x43heckIn\x12!.fedrec.devices.v1.CheckInRequest\x1a\x1f.fedrec.devices.v1.CheckInReply\x12\x46\n\x07GetTask\x12\x1e.fedrec.devices.v1.TaskRequest\x1a\x1b.fedrec.devices.v1.Document\x12\x44\n\x04Join\x12\x1e.fedrec.devices.v1.JoinRequest\x1a\x1c.fedrec.devices.v1.JoinReply\x12G\n\x05Stage\x12\x1f.fedrec.devices.v1.StageRequest\x1a\x1d.fedrec.devices.v1.StageReply\x12J\n\x06Upload\x12 .fedrec.devices.v1.UploadRequest\x1a\x1e.fedrec.devices.v1.UploadReply\x12\x46\n\x07\x43ontent\x12!.fedrec.devices.v1.ContentRequest\x1a\x18.fedrec.devices.v1.Piece\x12G\n\x05Leave\x12\x1f.fedrec.devices.v1.LeaveRequest\x1a\x1d.fedrec.devices.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fedrec/wire/proto/device_service.proto\x12\x11\x66\x65\x64rec.devices.v1\"e\n\x0e\x43heckInRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\npopulation\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x04\"c\n\x0c\x43heckInReply\x12\x19\n\x11retry_min_seconds\x18\x01 \x01(\x01\x12\x19\n\x11retry_max_seconds\x18\x02 \x01(\x01\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x10\n\x08joinable\x18\x04 \x01(\x08\"\x1a\n\x0bTaskRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1b\n\x08\x44ocument\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x86\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12\x11\n\tadmission\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x01(\x0c\x12\x12\n\nlast_round\x18\x07 \x01(\r\"9\n\tJoinReply\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\"a\n\x0cStageRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08\x61nswered\x18\x02 \x01(\r\x12\x0e\n\x06\x61nswer\x18\x03 \x01(\x0c\x12\x0f\n\x07refused\x18\x04 \x01(\x08\x12\r\n\x05known\x18\x05 \x01(\r\"\xd0\x01\n\nStageReply\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fedrec.devices.v1.State\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06\x63ommon\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ommon_bytes\x18\x05 \x01(\x04\x12\x0b\n\x03own\x18\x06 \x01(\x0c\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0f\n\x07\x63ontent\x18\t \x01(\x0c\"p\n\rUploadRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\x0c\"^\n\x0bUploadReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\"U\n\x0e\x43ontentRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x12\n\nmost_bytes\x18\x04 \x01(\r\"\x18\n\x05Piece\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x1f\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\x0c\n\nLeaveReply*@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04WAIT\x10\x01\x12\x0c\n\x08QUESTION\x10\x02\x12\x08\n\x04OVER\x10\x03\x32\x92\x04\n\rDeviceService\x12M\n\x07\x43heckIn\x12!.fedrec.devices.v1.CheckInRequest\x1a\x1f.fedrec.devices.v1.CheckInReply\x12\x46\n\x07GetTask\x12\x1e.fedrec.devices.v1.TaskRequest\x1a\x1b.fedrec.devices.v1.Document\x12\x44\n\x04Join\x12\x1e.fedrec.devices.v1.JoinRequest\x1a\x1c.fedrec.devices.v1.JoinReply\x12G\n\x05Stage\x12\x1f.fedrec.devices.v1.StageRequest\x1a\x1d.fedrec.devices.v1.StageReply\x12J\n\x06Upload\x12 .fedrec.devices.v1.UploadRequest\x1a\x1e.fedrec.devices.v1.UploadReply\x12\x46\n\x07\x43ontent\x12!.fedrec.devices.v1.ContentRequest\x1a\x18.fedrec.devices.v1.Piece\x12G\n\x05Leave\x12\x1f.fedrec.devices.v1.LeaveRequest\x1a\x1d.fedrec.devices.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedrec.wire.proto.device_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1161
-  _globals['_STATE']._serialized_end=1225
+  _globals['_STATE']._serialized_start=1198
+  _globals['_STATE']._serialized_end=1262
   _globals['_CHECKINREQUEST']._serialized_start=61
   _globals['_CHECKINREQUEST']._serialized_end=162
   _globals['_CHECKINREPLY']._serialized_start=164
@@ -48,19 +48,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGEREQUEST']._serialized_start=518
   _globals['_STAGEREQUEST']._serialized_end=615
   _globals['_STAGEREPLY']._serialized_start=618
-  _globals['_STAGEREPLY']._serialized_end=809
-  _globals['_UPLOADREQUEST']._serialized_start=811
-  _globals['_UPLOADREQUEST']._serialized_end=923
-  _globals['_UPLOADREPLY']._serialized_start=925
-  _globals['_UPLOADREPLY']._serialized_end=1019
-  _globals['_CONTENTREQUEST']._serialized_start=1021
-  _globals['_CONTENTREQUEST']._serialized_end=1086
-  _globals['_PIECE']._serialized_start=1088
-  _globals['_PIECE']._serialized_end=1112
-  _globals['_LEAVEREQUEST']._serialized_start=1114
-  _globals['_LEAVEREQUEST']._serialized_end=1145
-  _globals['_LEAVEREPLY']._serialized_start=1147
-  _globals['_LEAVEREPLY']._serialized_end=1159
-  _globals['_DEVICESERVICE']._serialized_start=1228
-  _globals['_DEVICESERVICE']._serialized_end=1758
+  _globals['_STAGEREPLY']._serialized_end=826
+  _globals['_UPLOADREQUEST']._serialized_start=828
+  _globals['_UPLOADREQUEST']._serialized_end=940
+  _globals['_UPLOADREPLY']._serialized_start=942
+  _globals['_UPLOADREPLY']._serialized_end=1036
+  _globals['_CONTENTREQUEST']._serialized_start=1038
+  _globals['_CONTENTREQUEST']._serialized_end=1123
+  _globals['_PIECE']._serialized_start=1125
+  _globals['_PIECE']._serialized_end=1149
+  _globals['_LEAVEREQUEST']._serialized_start=1151
+  _globals['_LEAVEREQUEST']._serialized_end=1182
+  _globals['_LEAVEREPLY']._serialized_start=1184
+  _globals['_LEAVEREPLY']._serialized_end=1196
+  _globals['_DEVICESERVICE']._serialized_start=1265
+  _globals['_DEVICESERVICE']._serialized_end=1795
 # @@protoc_insertion_point(module_scope)

@@ -93,7 +93,7 @@ class StageRequest(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., answered: _Optional[int] = ..., answer: _Optional[bytes] = ..., refused: bool = ..., known: _Optional[int] = ...) -> None: ...
 
 class StageReply(_message.Message):
-    __slots__ = ("state", "retry_after_seconds", "number", "common", "common_bytes", "own", "deadline_seconds", "reason")
+    __slots__ = ("state", "retry_after_seconds", "number", "common", "common_bytes", "own", "deadline_seconds", "reason", "content")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class StageReply(_message.Message):
     OWN_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     state: State
     retry_after_seconds: float
     number: int
@@ -110,7 +111,8 @@ class StageReply(_message.Message):
     own: bytes
     deadline_seconds: float
     reason: str
-    def __init__(self, state: _Optional[_Union[State, str]] = ..., retry_after_seconds: _Optional[float] = ..., number: _Optional[int] = ..., common: _Optional[bytes] = ..., common_bytes: _Optional[int] = ..., own: _Optional[bytes] = ..., deadline_seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    content: bytes
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., retry_after_seconds: _Optional[float] = ..., number: _Optional[int] = ..., common: _Optional[bytes] = ..., common_bytes: _Optional[int] = ..., own: _Optional[bytes] = ..., deadline_seconds: _Optional[float] = ..., reason: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class UploadRequest(_message.Message):
     __slots__ = ("session", "number", "offset", "total", "sha256", "content")
@@ -141,14 +143,16 @@ class UploadReply(_message.Message):
     def __init__(self, received: _Optional[int] = ..., accepted: bool = ..., retry_after_seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ContentRequest(_message.Message):
-    __slots__ = ("session", "sha256", "offset")
+    __slots__ = ("session", "sha256", "offset", "most_bytes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    MOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     sha256: bytes
     offset: int
-    def __init__(self, session: _Optional[bytes] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    most_bytes: int
+    def __init__(self, session: _Optional[bytes] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ..., most_bytes: _Optional[int] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("content",)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fedrec/wire/proto/model_service.proto\x12\tfedrec.v1\"c\n\x0e\x43heckInRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\x04\x12\x0e\n\x06trains\x18\x04 \x01(\x08\"V\n\x0c\x43heckInReply\x12\x19\n\x11retry_min_seconds\x18\x01 \x01(\x01\x12\x19\n\x11retry_max_seconds\x18\x02 \x01(\x01\x12\x10\n\x08\x63\x61mpaign\x18\x03 \x01(\t\"\x1b\n\x08\x44ocument\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"@\n\x0c\x46\x65tchRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x18\n\x05Piece\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"b\n\x0c\x45nrolRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\x0c\x12\x10\n\x08node_key\x18\x03 \x01(\t\x12\r\n\x05users\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\t\"\x0c\n\nEnrolReply\"@\n\x0bTaskRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\x0c\x12\r\n\x05known\x18\x03 \x01(\x08\"E\n\x0cLeaveRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\x0c\n\nLeaveReply\"\xb6\x01\n\x0eMetricsRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x04\x12\x39\n\x08\x63ounters\x18\x03 \x03(\x0b\x32\'.fedrec.v1.MetricsRequest.CountersEntry\x12\r\n\x05token\x18\x04 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0e\n\x0cMetricsReply2\xf0\x02\n\x0cModelService\x12=\n\x07\x43heckIn\x12\x19.fedrec.v1.CheckInRequest\x1a\x17.fedrec.v1.CheckInReply\x12\x34\n\x05\x46\x65tch\x12\x17.fedrec.v1.FetchRequest\x1a\x10.fedrec.v1.Piece0\x01\x12\x37\n\x05\x45nrol\x12\x17.fedrec.v1.EnrolRequest\x1a\x15.fedrec.v1.EnrolReply\x12\x36\n\x07GetTask\x12\x16.fedrec.v1.TaskRequest\x1a\x13.fedrec.v1.Document\x12\x37\n\x05Leave\x12\x17.fedrec.v1.LeaveRequest\x1a\x15.fedrec.v1.LeaveReply\x12\x41\n\x0bSendMetrics\x12\x19.fedrec.v1.MetricsRequest\x1a\x17.fedrec.v1.MetricsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fedrec/wire/proto/model_service.proto\x12\tfedrec.v1\"Y\n\x0e\x43heckInRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\x04J\x04\x08\x04\x10\x05\"J\n\x0c\x43heckInReply\x12\x19\n\x11retry_min_seconds\x18\x01 \x01(\x01\x12\x19\n\x11retry_max_seconds\x18\x02 \x01(\x01J\x04\x08\x03\x10\x04\"@\n\x0c\x46\x65tchRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x18\n\x05Piece\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\xb6\x01\n\x0eMetricsRequest\x12\x12\n\npopulation\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x04\x12\x39\n\x08\x63ounters\x18\x03 \x03(\x0b\x32\'.fedrec.v1.MetricsRequest.CountersEntry\x12\r\n\x05token\x18\x04 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x0e\n\x0cMetricsReply2\xc6\x01\n\x0cModelService\x12=\n\x07\x43heckIn\x12\x19.fedrec.v1.CheckInRequest\x1a\x17.fedrec.v1.CheckInReply\x12\x34\n\x05\x46\x65tch\x12\x17.fedrec.v1.FetchRequest\x1a\x10.fedrec.v1.Piece0\x01\x12\x41\n\x0bSendMetrics\x12\x19.fedrec.v1.MetricsRequest\x1a\x17.fedrec.v1.MetricsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICSREQUEST_COUNTERSENTRY']._loaded_options = None
   _globals['_METRICSREQUEST_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKINREQUEST']._serialized_start=52
-  _globals['_CHECKINREQUEST']._serialized_end=151
-  _globals['_CHECKINREPLY']._serialized_start=153
-  _globals['_CHECKINREPLY']._serialized_end=239
-  _globals['_DOCUMENT']._serialized_start=241
-  _globals['_DOCUMENT']._serialized_end=268
-  _globals['_FETCHREQUEST']._serialized_start=270
-  _globals['_FETCHREQUEST']._serialized_end=334
-  _globals['_PIECE']._serialized_start=336
-  _globals['_PIECE']._serialized_end=360
-  _globals['_ENROLREQUEST']._serialized_start=362
-  _globals['_ENROLREQUEST']._serialized_end=460
-  _globals['_ENROLREPLY']._serialized_start=462
-  _globals['_ENROLREPLY']._serialized_end=474
-  _globals['_TASKREQUEST']._serialized_start=476
-  _globals['_TASKREQUEST']._serialized_end=540
-  _globals['_LEAVEREQUEST']._serialized_start=542
-  _globals['_LEAVEREQUEST']._serialized_end=611
-  _globals['_LEAVEREPLY']._serialized_start=613
-  _globals['_LEAVEREPLY']._serialized_end=625
-  _globals['_METRICSREQUEST']._serialized_start=628
-  _globals['_METRICSREQUEST']._serialized_end=810
-  _globals['_METRICSREQUEST_COUNTERSENTRY']._serialized_start=763
-  _globals['_METRICSREQUEST_COUNTERSENTRY']._serialized_end=810
-  _globals['_METRICSREPLY']._serialized_start=812
-  _globals['_METRICSREPLY']._serialized_end=826
-  _globals['_MODELSERVICE']._serialized_start=829
-  _globals['_MODELSERVICE']._serialized_end=1197
+  _globals['_CHECKINREQUEST']._serialized_end=141
+  _globals['_CHECKINREPLY']._serialized_start=143
+  _globals['_CHECKINREPLY']._serialized_end=217
+  _globals['_FETCHREQUEST']._serialized_start=219
+  _globals['_FETCHREQUEST']._serialized_end=283
+  _globals['_PIECE']._serialized_start=285
+  _globals['_PIECE']._serialized_end=309
+  _globals['_METRICSREQUEST']._serialized_start=312
+  _globals['_METRICSREQUEST']._serialized_end=494
+  _globals['_METRICSREQUEST_COUNTERSENTRY']._serialized_start=447
+  _globals['_METRICSREQUEST_COUNTERSENTRY']._serialized_end=494
+  _globals['_METRICSREPLY']._serialized_start=496
+  _globals['_METRICSREPLY']._serialized_end=510
+  _globals['_MODELSERVICE']._serialized_start=513
+  _globals['_MODELSERVICE']._serialized_end=711
 # @@protoc_insertion_point(module_scope)

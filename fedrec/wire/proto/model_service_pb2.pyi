@@ -7,32 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckInRequest(_message.Message):
-    __slots__ = ("population", "client_version", "model_version", "trains")
+    __slots__ = ("population", "client_version", "model_version")
     POPULATION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
-    TRAINS_FIELD_NUMBER: _ClassVar[int]
     population: str
     client_version: str
     model_version: int
-    trains: bool
-    def __init__(self, population: _Optional[str] = ..., client_version: _Optional[str] = ..., model_version: _Optional[int] = ..., trains: bool = ...) -> None: ...
+    def __init__(self, population: _Optional[str] = ..., client_version: _Optional[str] = ..., model_version: _Optional[int] = ...) -> None: ...
 
 class CheckInReply(_message.Message):
-    __slots__ = ("retry_min_seconds", "retry_max_seconds", "campaign")
+    __slots__ = ("retry_min_seconds", "retry_max_seconds")
     RETRY_MIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     RETRY_MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
     retry_min_seconds: float
     retry_max_seconds: float
-    campaign: str
-    def __init__(self, retry_min_seconds: _Optional[float] = ..., retry_max_seconds: _Optional[float] = ..., campaign: _Optional[str] = ...) -> None: ...
-
-class Document(_message.Message):
-    __slots__ = ("content",)
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
-    content: bytes
-    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, retry_min_seconds: _Optional[float] = ..., retry_max_seconds: _Optional[float] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("population", "path", "offset")
@@ -49,48 +39,6 @@ class Piece(_message.Message):
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     content: bytes
     def __init__(self, content: _Optional[bytes] = ...) -> None: ...
-
-class EnrolRequest(_message.Message):
-    __slots__ = ("campaign", "identity", "node_key", "users", "token")
-    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
-    IDENTITY_FIELD_NUMBER: _ClassVar[int]
-    NODE_KEY_FIELD_NUMBER: _ClassVar[int]
-    USERS_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    campaign: str
-    identity: bytes
-    node_key: str
-    users: int
-    token: str
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., node_key: _Optional[str] = ..., users: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
-
-class EnrolReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class TaskRequest(_message.Message):
-    __slots__ = ("campaign", "identity", "known")
-    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
-    IDENTITY_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_FIELD_NUMBER: _ClassVar[int]
-    campaign: str
-    identity: bytes
-    known: bool
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., known: bool = ...) -> None: ...
-
-class LeaveRequest(_message.Message):
-    __slots__ = ("campaign", "identity", "signature")
-    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
-    IDENTITY_FIELD_NUMBER: _ClassVar[int]
-    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
-    campaign: str
-    identity: bytes
-    signature: bytes
-    def __init__(self, campaign: _Optional[str] = ..., identity: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
-
-class LeaveReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ("population", "model_version", "counters", "token")

@@ -1,4 +1,4 @@
-"""Every command of `fedrec-server`: keys, models, the model service, a federation, campaigns, the ledger."""
+"""Every command of `fedrec-server`: keys, models, services, training jobs, a federation, the ledger."""
 
 from __future__ import annotations
 
@@ -37,9 +37,27 @@ PROGRAM = Group(
             "The model service: hands signed models to devices over gRPC.",
             {"start": "fedrec_server.cli.service:start"},
         ),
-        "campaign": Group(
-            "Training campaigns: devices enrol, train together, get the new model.",
-            {"run": "fedrec_server.cli.campaign:run", "list": "fedrec_server.cli.campaign:list_"},
+        "devices": Group(
+            "The device service: front ends that devices train through.",
+            {"start": "fedrec_server.cli.devices:start"},
+        ),
+        "job": Group(
+            "Training jobs: devices that are here train together, round by round.",
+            {
+                "create": "fedrec_server.cli.job:create",
+                "list": "fedrec_server.cli.job:list_",
+                "start": "fedrec_server.cli.job:start",
+                "status": "fedrec_server.cli.job:status",
+                "pause": "fedrec_server.cli.job:pause",
+                "resume": "fedrec_server.cli.job:resume",
+                "abort": "fedrec_server.cli.job:abort",
+                "publish": "fedrec_server.cli.job:publish",
+                "work": "fedrec_server.cli.job:work",
+            },
+        ),
+        "jobs": Group(
+            "The process that keeps all jobs going.",
+            {"run": "fedrec_server.cli.job:run"},
         ),
         "federation": Group(
             "A federation on this machine: SuperLink, gateway, nodes, over TLS.",

@@ -25,22 +25,12 @@ def start(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8443,
     devices: Annotated[int, typer.Option(min=1, help="About how many devices check in; paces them.")] = 1000,
-    campaigns: Annotated[
-        Path | None, typer.Option(help="Folder of training campaigns; none: no training.")
-    ] = None,
     keys: Annotated[
         Path | None,
         typer.Option(
             help="Folder of all keys: signs timestamp and snapshot anew; none: `fedrec-server model refresh`."
         ),
     ] = None,
-    enrolment_key: Annotated[
-        Path | None,
-        typer.Option(help="Key shared with the app's login: devices enrol only with a token of it."),
-    ] = None,
-    enrolments_per_address: Annotated[
-        int, typer.Option(min=1, help="Devices that one address may enrol in a day.")
-    ] = 16,
     reports_per_address: Annotated[
         int, typer.Option(min=1, help="Reports of counters of one address that count in a day.")
     ] = 1,
@@ -51,13 +41,12 @@ def start(
     # gRPC writes a line for every refused handshake: anyone who reaches the port could fill the disk.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fedrec.core.errors import ConfigError
+    from fedrec_server.network.grpc_server import Certificates
     from fedrec_server.network.limits import Limits
-    from fedrec_server.operations.campaign_book import CampaignBook
     from fedrec_server.operations.key_folder import KeyFolder
     from fedrec_server.registry import Registry
-    from fedrec_server.service.enrolments import EnrolmentTokens, read_key
     from fedrec_server.service.renewal import Renewal
-    from fedrec_server.service.server import Certificates, Service
+    from fedrec_server.service.server import Service
 
     if (certificates is None) != insecure:
         raise ConfigError("give either --certs FOLDER or, for trying it out on loopback, --insecure")
@@ -65,25 +54,16 @@ def start(
     if certificates is not None:
         names = (certificates / name for name in ("server.pem", "server.key", "apps.crt"))
         files = Certificates(*names)
-    tokens = None
-    if enrolment_key is not None:
-        if campaigns is None:
-            raise ConfigError("--enrolment-key is for training campaigns: use it with --campaigns FOLDER")
-        tokens = EnrolmentTokens(read_key(enrolment_key), campaigns)
     registries = [Registry(registry, name) for name in population]
-    book = None if campaigns is None else CampaignBook(campaigns)
     limits = Limits(
         expected_devices=devices,
-        enrolments_per_address=enrolments_per_address,
         reports_per_address=reports_per_address,
     )
     signing = [] if keys is None else [(r, KeyFolder(keys, r.population).online()) for r in registries]
     with (
         StopRequest("stopping") as stop,
         Renewal(signing),
-        Service.start(
-            registries, files, host=host, port=port, limits=limits, campaigns=book, tokens=tokens
-        ) as service,
+        Service.start(registries, files, host=host, port=port, limits=limits) as service,
     ):
         notice(f"serving {', '.join(population)} on {host}:{service.port}; Ctrl-C ends it")
         if keys is None:

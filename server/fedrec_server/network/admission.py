@@ -56,6 +56,7 @@ class Entry:
         in_call: a whole request has come and is not answered.
         forwarded: the service behind is working on it.
         held: bytes of the request that has not come whole.
+        app: which app's certificate it has shown; empty: not known yet.
     """
 
     address: str
@@ -66,6 +67,7 @@ class Entry:
     in_call: bool = False
     forwarded: bool = False
     held: int = 0
+    app: str = ""
 
     @property
     def busy(self) -> bool:

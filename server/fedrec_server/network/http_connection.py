@@ -154,13 +154,13 @@ class HttpServer:
 
     Args:
         handler: answers.
-        context: of TLS.
+        context: of TLS; None: none, on loopback only.
         admission: of the connections.
         limits: of time.
     """
 
     def __init__(
-        self, handler: Handler, context: ssl.SSLContext, admission: Admission, limits: TimeLimits
+        self, handler: Handler, context: ssl.SSLContext | None, admission: Admission, limits: TimeLimits
     ) -> None:
         self._handler, self._context, self._admission, self._limits = handler, context, admission, limits
 
@@ -178,8 +178,8 @@ class HttpServer:
             lambda: protocol,
             connection,
             ssl=self._context,
-            ssl_handshake_timeout=self._limits.handshake_seconds,
-            ssl_shutdown_timeout=LINGER_SECONDS,
+            ssl_handshake_timeout=self._limits.handshake_seconds if self._context else None,
+            ssl_shutdown_timeout=LINGER_SECONDS if self._context else None,
         )
         try:
             transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS stalls at high=0

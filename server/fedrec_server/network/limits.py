@@ -38,7 +38,6 @@ class Limits:
         max_connection_seconds: a connection is closed after so long, whoever holds it.
         reports_per_address, reports_per_day: of counters that are counted a day, for one population; by as many
             reports one liar can move a sum.
-        enrolments_per_address, enrolments_per_day: of devices in training campaigns.
     """
 
     calls_per_second: float = 20.0
@@ -66,8 +65,6 @@ class Limits:
     max_connection_seconds: float = 900.0
     reports_per_address: int = 1
     reports_per_day: int = 100_000
-    enrolments_per_address: int = 16
-    enrolments_per_day: int = 10_000
 
     @property
     def retry_seconds(self) -> tuple[float, float]:

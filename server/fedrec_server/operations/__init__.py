@@ -1,1 +1,1 @@
-"""What an operator does: campaigns and their participation records."""
+"""What an operator does: configurations, plans, terms, publications."""

@@ -150,7 +150,7 @@ def _flower(*, with_ray: bool) -> Check:
     except (subprocess.TimeoutExpired, FedrecError, OSError) as error:
         ok, found = False, _first_line(error)
     extra = "sim" if with_ray else "server"
-    return Check("Flower", ok, found, f"federations and campaigns need it: pip install 'fedrec[{extra}]'")
+    return Check("Flower", ok, found, f"federations need it: pip install 'fedrec[{extra}]'")
 
 
 def _bundled() -> Check:

@@ -101,7 +101,7 @@ def federation_down(folder: Path) -> None:
 
 
 def _refuse(run_dir: Path) -> None:
-    """What nodes would refuse one by one; a run of a campaign has no configuration, and nothing to refuse."""
+    """What nodes would refuse one by one; a run without a configuration has nothing to refuse."""
     if not (run_dir / "config.json").exists():
         return
     run = RunArtifacts(run_dir)

@@ -143,6 +143,7 @@ def cohort_terms(
     signer: Identity,
     *,
     dropout: float = 0.1,
+    max_users: int = 1,
 ) -> CohortTerms:
     """Terms of a job, whose devices come and go.
 
@@ -155,6 +156,7 @@ def cohort_terms(
         schedule: the sums of the job.
         signer: signs rosters.
         dropout: expected part of a cohort that vanishes on the way.
+        max_users: of one site that takes part beside devices.
     """
     rules = secagg_terms(config, (), run, privacy, schedule)
     room = {
@@ -165,6 +167,7 @@ def cohort_terms(
         rules=SecaggTerms(**dict(rules) | room),
         signer=signer.public.hex(),
         max_nodes=most,
+        max_users=max_users,
         dropout=dropout,
     )
 

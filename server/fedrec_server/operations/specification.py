@@ -1,8 +1,8 @@
 """What nodes and coordinator need of a configuration: model, rounds, evaluation, privacy, aggregation.
 
-An experiment is this and the data that its researcher holds (`fedrec_simulations`). A campaign is this alone: its
-data are the devices'. Private facts (numbers of users, file contents) are not part of it. Read with neither torch nor
-numba. Out of scope: carrying it out.
+An experiment is this and the data that its researcher holds (`fedrec_simulations`). A job is this and
+how its devices come together (`fedrec_server.jobs`). Private facts (numbers of users, file contents) are not part of
+it. Read with neither torch nor numba. Out of scope: carrying it out.
 """
 
 from __future__ import annotations

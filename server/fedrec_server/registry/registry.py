@@ -266,12 +266,12 @@ class Registry:
             return version
 
     def sign_task(
-        self, campaign: str, payload: Mapping[str, Any], keys: OnlineKeys, now: float | None = None
+        self, job: str, payload: Mapping[str, Any], keys: OnlineKeys, now: float | None = None
     ) -> bytes:
-        """Sign the task of a campaign; the bytes that its devices get. Tasks past their time are no longer listed.
+        """Sign the task of a job; the bytes that its devices get. Tasks past their time are no longer listed.
 
         Args:
-            campaign: id.
+            job: id.
             payload: plain values; `expires` in seconds since 1970; `population` is put in.
             keys: with the key of tasks.
             now: seconds since 1970; None: the clock.
@@ -280,15 +280,15 @@ class Registry:
             RegistryError, BadContent: it cannot be written, or the payload cannot be JSON.
         """
         at = _time(now)
-        content = canonical(dict(payload) | {"population": self.population, "campaign": campaign})
+        content = canonical(dict(payload) | {"population": self.population, "job": job})
         with self._writing():
             current = [t for t in self.state().tasks.values() if (t.custom or {}).get("expires", 0) > at]
-            path = task_target(self.population, campaign)
+            path = task_target(self.population, job)
             task = target_of(path, content, expires=int(payload["expires"]))
             self.repository.change(
                 self.pinned, keys, at, tasks=[*(t for t in current if t.path != path), task]
             )
-            append_history(self.folder / HISTORY, "task", campaign=campaign)
+            append_history(self.folder / HISTORY, "task", job=job)
         return content
 
     def history(self) -> list[dict[str, Any]]:

@@ -77,14 +77,14 @@ class Steps:
     """What a collector does between the stages; the next one begins when it returns. Here: nothing."""
 
     def joined(self, sharers: tuple[int, ...]) -> Group | None:
-        """Told who shared, before vectors are asked for; the group of a guarded sum."""
+        """Learns who shared, before vectors are asked for; the group of a guarded sum."""
         return None
 
     def computing(self) -> None:
         """Nodes compute from now on."""
 
     def opening(self, survivors: tuple[int, ...]) -> None:
-        """Told who survived, before shares are asked for."""
+        """Learns who survived, before shares are asked for."""
 
 
 def run_attempt(exchange: Exchange, attempt: Attempt, steps: Steps) -> Total:

@@ -30,6 +30,7 @@ from fedrec_server.rounds.task import FEATURES_FILE, SEALED_KEY, Progress, Stand
 Event = dict[str, Any]
 STAGED = "staged.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+RECORDS = "rounds.jsonl"
 
 
 class Checkpoints:
@@ -51,7 +52,7 @@ class Checkpoints:
     ) -> None:
         self._path = folder / CHECKPOINT
         self._staged = folder / STAGED
-        self._records = folder / "rounds.jsonl"
+        self._records = folder / RECORDS
         self._folder = folder
         self._private = private
         self._on_event = on_event

@@ -15,42 +15,23 @@ Out of scope: forming cohorts (`cohorts`), the protocol (`fedrec.secagg.server`)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from fedrec.core.errors import AggregationAborted, AggregationRefused
 from fedrec.core.messages import Exchange, Request
-from fedrec.secagg.roster import Identity
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.secagg.signed_roster import roster_of, sign_roster
 from fedrec.secagg.sums import label_of
 from fedrec.secagg.terms import CohortTerms
 from fedrec_server.rounds._attempt import Attempt, Seconds, Steps, Total, kept_answers, run_attempt
-from fedrec_server.rounds._collectors import Answers, Question, format_of
+from fedrec_server.rounds._collectors import Answers, Members, Question, format_of
 from fedrec_server.rounds._joint_exchange import JointExchange
 from fedrec_server.rounds._protocol_log import ProtocolLog
-from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortSettings, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohorts, CohortWanted, Devices, Ending, Joined
 from fedrec_server.rounds.kept_sum import KeptSum
 from fedrec_server.rounds.replies import Host
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What reaches the devices of a job, and signs their rosters.
-
-    Attributes:
-        exchange: to devices of a cohort.
-        cohorts: forms them.
-        signer: its public key is in the terms.
-        settings: of cohorts.
-        sites: Ed25519 public keys of the sites that take part beside devices, by node.
-    """
-
-    exchange: Exchange
-    cohorts: Cohorts
-    signer: Identity
-    settings: CohortSettings
-    sites: Mapping[str, bytes]
 
 
 class CohortCollector:
@@ -58,11 +39,12 @@ class CohortCollector:
 
     Args:
         exchange: to the sites.
+        members: the sites that are there.
         devices: of the job.
         terms: of the run.
         folder: the coordinator's.
         seconds: of the stages.
-        private: the run has a privacy plan: only what a question's `release` made is written to the disk.
+        plan: of the run; only what a question's `release` made is written to the disk where there is one.
         stop: asked while a cohort forms; when true, none is.
     """
 
@@ -72,22 +54,21 @@ class CohortCollector:
     def __init__(
         self,
         exchange: Exchange,
+        members: Members,
         devices: Devices,
         terms: CohortTerms,
         folder: Path,
         *,
         seconds: Seconds,
-        private: bool,
+        plan: PrivacyPlan | None,
         stop: Callable[[], bool],
     ) -> None:
         self._devices, self._terms, self._seconds = devices, terms, seconds
-        self._exchange: Exchange = (
-            JointExchange(exchange, devices.exchange) if devices.sites else devices.exchange
-        )
+        self._exchange, self._members = exchange, members
         self._log, self._kept = ProtocolLog(folder), KeptSum(folder)
-        self._private, self._stop = private, stop
+        self._plan, self._stop = plan, stop
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """The sum over the devices of a cohort, and over the sites that are here, read as one reply.
 
         Raises:
@@ -97,13 +78,23 @@ class CohortCollector:
         form = format_of(self._terms, question)
 
         def attempt() -> Total:
-            return self._attempt(question.request, form.encoding.length, hosts)
+            return self._attempt(question.request, form.encoding.length, self._members.meet())
 
-        return kept_answers(self._kept, question, form, attempt, private=self._private)
+        return kept_answers(self._kept, question, form, attempt, private=self._plan is not None)
+
+    def present(self) -> list[str]:
+        """See `Collector`."""
+        return self._members.present()
+
+    def keeps(self, question: Question) -> bool:
+        """Whether the sum of a question came before a kill, and is kept."""
+        request = question.request
+        label = label_of(request.kind, request.phase, request.round)
+        return self._kept.get(label, noised=question.release is not None) is not None
 
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`."""
-        self._kept.forget(but, noised_only=self._private)
+        self._kept.forget(but, noised_only=self._plan is not None)
 
     def _attempt(self, request: Request, length: int, hosts: Mapping[str, Host]) -> Total:
         cohorts, wanted = self._devices.cohorts, self._wanted(request)
@@ -111,8 +102,10 @@ class CohortCollector:
         cohort = cohorts.form(wanted, self._stop)
         ending: Ending = "failed"
         try:
-            attempt = self._of(request, number, length, cohort, hosts)
-            total = run_attempt(self._exchange, attempt, _Overlap(cohorts, self._wanted(request, 1)))
+            sites = self._sites(request, hosts)
+            attempt = self._of(request, number, length, (*sites, *cohort.members))
+            overlap = _Overlap(cohorts, self._following(request))
+            total = run_attempt(self._to([site.node for site in sites]), attempt, overlap)
             ending = "done"
             return total
         except AggregationAborted as error:
@@ -122,16 +115,12 @@ class CohortCollector:
         finally:
             cohorts.close(cohort, "aborted" if self._stop() and ending != "done" else ending)
 
-    def _of(
-        self, request: Request, number: int, length: int, cohort: Cohort, hosts: Mapping[str, Host]
-    ) -> Attempt:
-        """The attempt with its signed roster: sites first, in the order of their names."""
-        sites = [
-            Joined(node, key, hosts[node].users)
-            for node, key in sorted(self._devices.sites.items())
-            if node in hosts
-        ]
-        members = (*sites, *cohort.members)
+    def _to(self, sites: list[str]) -> Exchange:
+        devices = self._devices.exchange
+        return JointExchange(self._exchange, devices, sites) if sites else devices
+
+    def _of(self, request: Request, number: int, length: int, members: tuple[Joined, ...]) -> Attempt:
+        """The attempt among these, with its signed roster."""
         try:
             roster = roster_of((each.identity, each.users) for each in members)
             terms = self._terms.of(roster)
@@ -150,25 +139,42 @@ class CohortCollector:
             sign_roster(self._devices.signer, roster, run=terms.run, label=label, attempt=number),
         )
 
-    def _wanted(self, request: Request, later: int = 0) -> CohortWanted:
-        settings = self._devices.settings
+    def _sites(self, request: Request, hosts: Mapping[str, Host]) -> list[Joined]:
+        """Sites that are here and whose turn it is: their users keep the distance that devices keep."""
+        apart = 1 if self._plan is None else self._plan.separation
+        here = {host.name: node for node, host in hosts.items()}
+        return [
+            replace(site, node=here[site.node])
+            for k, site in enumerate(self._devices.sites)
+            if site.node in here and k % apart == (request.round - 1) % apart
+        ]
+
+    def _wanted(self, request: Request) -> CohortWanted:
+        settings, most = self._devices.settings, self._terms.max_nodes
         return CohortWanted(
             request.kind,
             request.phase,
-            request.round + later,
+            request.round,
             settings.target,
             settings.least,
-            self._terms.max_nodes,
+            most - len(self._devices.sites),
             settings.wait_seconds,
         )
+
+    def _following(self, request: Request) -> CohortWanted | None:
+        """What the next round wants; None after the last one, and after an evaluation."""
+        if request.kind != "train" or request.round >= self._terms.rules.schedule.refit_rounds:
+            return None
+        return self._wanted(replace(request, round=request.round + 1))
 
 
 class _Overlap(Steps):
     """Lets the next cohort form while this one computes and uploads."""
 
-    def __init__(self, cohorts: Cohorts, following: CohortWanted) -> None:
+    def __init__(self, cohorts: Cohorts, following: CohortWanted | None) -> None:
         self._cohorts, self._following = cohorts, following
 
     def computing(self) -> None:
         """See `Steps`."""
-        self._cohorts.prepare(self._following)
+        if self._following is not None:
+            self._cohorts.prepare(self._following)

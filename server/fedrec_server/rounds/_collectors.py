@@ -62,6 +62,16 @@ class Answers:
     released: NDArray[Any] | None = None
 
 
+class Members(Protocol):
+    """Nodes that stay for a whole run (`_membership.Attendance`)."""
+
+    def meet(self) -> dict[str, Host]:
+        """Those that are there; waits for as many as a round needs; raises FederationError when too few come."""
+
+    def present(self) -> list[str]:
+        """Those that are there, however few."""
+
+
 class Collector(Protocol):
     """See the module's text."""
 
@@ -70,13 +80,17 @@ class Collector(Protocol):
     #: Whether the coordinator sees sums alone.
     hides_replies: ClassVar[bool]
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
-        """Ask these nodes.
+    def ask(self, question: Question) -> Answers:
+        """Ask the nodes that are there.
 
         Raises:
+            FederationError: too few are.
             AggregationAborted: there is no sum.
             PrivacyRefused: `Question.release` refused the sum.
         """
+
+    def present(self) -> list[str]:
+        """Nodes that stay and can be asked now, however few."""
 
     def forget(self, but: Collection[str] = ()) -> None:
         """Remove what is kept of sums from the disk, apart from those with these labels."""
@@ -90,11 +104,13 @@ class OpenCollector:
     hides_replies: ClassVar[bool] = False
 
     exchange: Exchange
+    members: Members
     deadline_seconds: float
     unwrap: Callable[[Reply, str], Reply] = lambda reply, node: reply
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """See `Collector`."""
+        hosts = self.members.meet()
         requests = dict.fromkeys(hosts, question.request)
         answers = self.exchange.exchange(requests, self.deadline_seconds)
         good, bad = sift(
@@ -103,6 +119,10 @@ class OpenCollector:
             lambda node, reply: question.read(self.unwrap(reply, hosts[node].name), hosts[node].users, False),
         )
         return Answers(list(good.values()), len(good), bad)
+
+    def present(self) -> list[str]:
+        """See `Collector`."""
+        return self.members.present()
 
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`; nothing is kept."""
@@ -116,12 +136,13 @@ class IntegerCollector:
     hides_replies: ClassVar[bool] = True
 
     exchange: Exchange
+    members: Members
     deadline_seconds: float
     terms: SecaggTerms | CohortTerms
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """See `Collector`."""
-        request = question.request
+        request, hosts = question.request, self.members.meet()
         form = format_of(self.terms, question)
         requests = dict.fromkeys(hosts, request)
         total = np.zeros(form.encoding.length, dtype=form.encoding.dtype)
@@ -130,6 +151,10 @@ class IntegerCollector:
             np.add(total, reply.arrays["integers"], out=total)
         users = sum(hosts[node].users for node in good)
         return Answers([read_sum(question, form, total, users)] if good else [], len(good), bad)
+
+    def present(self) -> list[str]:
+        """See `Collector`."""
+        return self.members.present()
 
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`; nothing is kept."""

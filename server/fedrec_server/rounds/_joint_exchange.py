@@ -6,7 +6,7 @@ become one sum. Out of scope: what is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,19 +18,17 @@ class JointExchange:
     """See the module's text.
 
     Args:
-        sites: nodes that stay.
-        devices: nodes of the cohort at work; asked for every node that is not a site.
+        sites: to nodes that stay.
+        devices: to nodes of the cohort at work.
+        of_sites: the nodes that `sites` is asked for; all others are devices.
     """
 
-    def __init__(self, sites: Exchange, devices: Exchange) -> None:
-        self._sites, self._devices = sites, devices
-        self._known: set[str] = set()
+    def __init__(self, sites: Exchange, devices: Exchange, of_sites: Collection[str]) -> None:
+        self._sites, self._devices, self._of_sites = sites, devices, frozenset(of_sites)
 
     def nodes(self) -> list[str]:
         """The sites that can be asked now."""
-        here = self._sites.nodes()
-        self._known.update(here)
-        return here
+        return [node for node in self._sites.nodes() if node in self._of_sites]
 
     def exchange(
         self, requests: Mapping[str, Request], deadline_seconds: float
@@ -59,7 +57,7 @@ class JointExchange:
         )
 
     def _split(self, requests: Mapping[str, Request]) -> tuple[dict[str, Request], dict[str, Request]]:
-        sites = {node: request for node, request in requests.items() if node in self._known}
+        sites = {node: request for node, request in requests.items() if node in self._of_sites}
         return sites, {node: request for node, request in requests.items() if node not in sites}
 
 

@@ -12,15 +12,17 @@ from fedrec.core.messages import Exchange, Reply
 from fedrec.secagg.sealed import open_, sealed_context, unpack
 from fedrec.secagg.terms import CohortTerms, SealedTerms, SecaggTerms
 from fedrec_server.rounds._attempt import Seconds
-from fedrec_server.rounds._cohort_collector import CohortCollector, Devices
-from fedrec_server.rounds._collectors import Collector, IntegerCollector, OpenCollector
+from fedrec_server.rounds._cohort_collector import CohortCollector
+from fedrec_server.rounds._collectors import Collector, IntegerCollector, Members, OpenCollector
 from fedrec_server.rounds._secure_collector import SecureCollector
+from fedrec_server.rounds.cohorts import Devices
 from fedrec_server.rounds.task import SEALED_KEY, Task
 
 
 def make_collector(
     task: Task,
     exchange: Exchange,
+    members: Members,
     folder: Path,
     *,
     integers: bool = False,
@@ -32,6 +34,7 @@ def make_collector(
     Args:
         task: of the run.
         exchange: to the nodes.
+        members: who of them is there.
         folder: the coordinator's.
         integers: nodes hand in the integers of secure aggregation without masks (in one process only).
         devices: of a job, whose cohorts are formed for each round.
@@ -44,19 +47,23 @@ def make_collector(
     seconds = Seconds(rounds.deadline_seconds, min(rounds.stage_seconds, rounds.deadline_seconds))
     private = task.privacy is not None
     if isinstance(terms, SealedTerms):
-        return OpenCollector(exchange, rounds.deadline_seconds, _Opener(terms, folder))
+        return OpenCollector(exchange, members, rounds.deadline_seconds, _Opener(terms, folder))
     if not isinstance(terms, SecaggTerms | CohortTerms):
-        return OpenCollector(exchange, rounds.deadline_seconds)
+        return OpenCollector(exchange, members, rounds.deadline_seconds)
     if integers:
-        return IntegerCollector(exchange, rounds.deadline_seconds, terms)
+        return IntegerCollector(exchange, members, rounds.deadline_seconds, terms)
     if isinstance(terms, CohortTerms):
         if devices is None:
             raise RunError(
                 "this run is a job, whose devices come and go: run it by its job (`fedrec-server job`)"
             )
-        return CohortCollector(exchange, devices, terms, folder, seconds=seconds, private=private, stop=stop)
+        plan = task.privacy.plan if task.privacy is not None else None
+        return CohortCollector(
+            exchange, members, devices, terms, folder, seconds=seconds, plan=plan, stop=stop
+        )
     return SecureCollector(
         exchange,
+        members,
         terms,
         folder,
         seconds=seconds,

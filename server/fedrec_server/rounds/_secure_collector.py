@@ -30,7 +30,7 @@ from fedrec_server.rounds._attempt import (
     least_of,
     run_attempt,
 )
-from fedrec_server.rounds._collectors import Answers, Question, format_of
+from fedrec_server.rounds._collectors import Answers, Members, Question, format_of
 from fedrec_server.rounds._protocol_log import ProtocolLog
 from fedrec_server.rounds.kept_sum import KeptSum
 from fedrec_server.rounds.replies import Host
@@ -41,6 +41,7 @@ class SecureCollector:
 
     Args:
         exchange: to the nodes.
+        members: who is there.
         terms: of the run.
         folder: the coordinator's.
         seconds: of the stages.
@@ -54,6 +55,7 @@ class SecureCollector:
     def __init__(
         self,
         exchange: Exchange,
+        members: Members,
         terms: SecaggTerms,
         folder: Path,
         *,
@@ -62,7 +64,7 @@ class SecureCollector:
         min_reply_fraction: float,
         private: bool,
     ) -> None:
-        self._exchange = exchange
+        self._exchange, self._members = exchange, members
         self._terms = terms
         self._log = ProtocolLog(folder)
         self._kept = KeptSum(folder)
@@ -71,10 +73,11 @@ class SecureCollector:
         self._min_nodes = min_nodes
         self._min_reply_fraction = min_reply_fraction
 
-    def ask(self, question: Question, hosts: Mapping[str, Host]) -> Answers:
+    def ask(self, question: Question) -> Answers:
         """The sum over the nodes that survived, read as one reply.
 
         Raises:
+            FederationError: too few nodes are there.
             AggregationAborted: there is no sum.
             PrivacyRefused: `Question.release` refused the sum, which is gone then.
         """
@@ -87,9 +90,13 @@ class SecureCollector:
                     f"sum {label} was lost when the coordinator stopped, after nodes had given their shares away",
                     revealed=True,
                 )
-            return self._attempt(request, label, form.encoding.length, hosts)
+            return self._attempt(request, label, form.encoding.length, self._members.meet())
 
         return kept_answers(self._kept, question, form, attempt, private=self._private)
+
+    def present(self) -> list[str]:
+        """See `Collector`."""
+        return self._members.present()
 
     def forget(self, but: Collection[str] = ()) -> None:
         """See `Collector`; what an earlier version kept without noise under a plan is removed in any case."""

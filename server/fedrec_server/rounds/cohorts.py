@@ -1,7 +1,7 @@
 """Cohorts: the devices of one attempt at one sum, formed of those that are here now.
 
 A coordinator wants a cohort; what forms it (the device service) lets devices join under keys of their own and says
-who came. A cohort is closed when its attempt is over, and its devices are told why and when to come back. Out of
+who came. A cohort is closed when its attempt is over, and its devices learn why and when to come back. Out of
 scope: how devices join (`fedrec_server.devices`), and what is summed (`_cohort_collector`).
 """
 
@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-#: How a cohort ended, as its devices are told: its sum was made; it has too few members for one; the attempt failed
+from fedrec.core.messages import Exchange
+from fedrec.secagg.roster import Identity
+
+#: How a cohort ended, as its devices learn it: its sum was made; it has too few members for one; the attempt failed
 #: for another reason; the job was ended or paused.
 Ending = Literal["done", "too_few", "failed", "aborted"]
 
@@ -86,16 +89,38 @@ class Cohorts(Protocol):
     def form(self, wanted: CohortWanted, stop: Callable[[], bool]) -> Cohort:
         """A complete cohort, the one that was prepared where there is one; waits until devices have joined.
 
+        A prepared cohort serves whatever is wanted next: its devices learn the round from the first request.
+
         Args:
             wanted: of the coordinator.
             stop: asked many times a second; when true, no cohort is formed any more.
 
         Raises:
-            AggregationAborted: too few joined in time, or it was stopped; those that had joined are told.
+            AggregationAborted: too few joined in time, or it was stopped; those that had joined are notified.
         """
 
     def prepare(self, wanted: CohortWanted) -> None:
         """Let devices join the next cohort, while another is at work."""
 
     def close(self, cohort: Cohort, ending: Ending) -> None:
-        """The attempt is over; devices that ask are told so, and when to come back. Again is free."""
+        """The attempt is over; devices that ask learn it, and when to come back. Again is free."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What reaches the devices of a job, and signs their rosters.
+
+    Attributes:
+        exchange: to devices of a cohort.
+        cohorts: forms them.
+        signer: its public key is in the terms.
+        settings: of cohorts.
+        sites: that take part beside devices, by the names under which they say hello, with the users for whom the
+            operator vouches.
+    """
+
+    exchange: Exchange
+    cohorts: Cohorts
+    signer: Identity
+    settings: CohortSettings
+    sites: tuple[Joined, ...] = ()

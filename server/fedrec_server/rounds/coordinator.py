@@ -42,12 +42,12 @@ from fedrec.rounds.chain import ServerRound
 from fedrec.rounds.shards import keep_outside
 from fedrec.secagg.sums import label_of
 from fedrec_server.rounds._checkpoints import Checkpoints
-from fedrec_server.rounds._cohort_collector import Devices
 from fedrec_server.rounds._collectors import Answers, Collector, OpenCollector, Question
 from fedrec_server.rounds._make_collector import make_collector
 from fedrec_server.rounds._membership import Attendance
 from fedrec_server.rounds._private_metrics import MetricsRound
 from fedrec_server.rounds.charges import Charges
+from fedrec_server.rounds.cohorts import Devices
 from fedrec_server.rounds.storage import MemoryStorage, Storage
 from fedrec_server.rounds.task import Progress, Standing, Task
 
@@ -76,7 +76,6 @@ class Coordinator:
         *,
         private: Charges | None = None,
         metrics: MetricsRound | None = None,
-        on_event: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task = task
@@ -93,7 +92,6 @@ class Coordinator:
         self._noise = None if plan is None else NoiseSource(plan.noise_seed).derive("server")
         self._private = private
         self._metrics = metrics
-        self._attendance = Attendance(task, exchange, on_event)
         self._checkpoints = storage
         standing = self._checkpoints.load() or self._beginning()
         self._shared, self._server, self._stages = standing.shared, standing.server, standing.stages
@@ -132,7 +130,7 @@ class Coordinator:
         request = Request("train", number, progress.phase, self._shared, {"persist": keep} | turn.announced)
         record: Event = {"phase": progress.phase, "round": number, "nodes": 0, "failures": {}}
         try:
-            answers = self._collector.ask(_question(request, turn), self._attendance.meet())
+            answers = self._collector.ask(question_of(request, turn))
             record |= {"nodes": answers.nodes, "failures": answers.failures} | answers.facts
             if not self._enough(answers) and not self._is_hidden:
                 self._abandon(record)
@@ -177,6 +175,16 @@ class Coordinator:
     def _enough(self, answers: Answers) -> bool:
         rounds, asked = self.task.rounds, answers.nodes + len(answers.failures)
         return answers.nodes >= max(rounds.min_nodes, int(np.ceil(rounds.min_reply_fraction * asked)))
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether rounds are steps along gradients, of which each may miss."""
+        return self._recommender.gradient_rounds and self._recommender.fixed_rounds is None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a stage of the chain carries something from round to round."""
+        return bool(self._chain.init())
 
     @property
     def _is_hidden(self) -> bool:
@@ -295,7 +303,7 @@ class Coordinator:
     def _ask_evaluation(self, question: Question) -> Answers:
         """Enough answers to an evaluation; one that is lost is not abandoned."""
         try:
-            answers = self._collector.ask(question, self._attendance.meet())
+            answers = self._collector.ask(question)
         except AggregationAborted as error:
             if error.revealed:
                 raise
@@ -358,12 +366,12 @@ class Coordinator:
     def _checkpoint(self, *, persist: bool = False) -> None:
         if persist and not self._progress.done:
             request = Request("persist", self._progress.round, self._progress.phase)
-            here = dict.fromkeys(self._attendance.present(), request)
+            here = dict.fromkeys(self._collector.present(), request)
             self._exchange.exchange(here, self.task.rounds.deadline_seconds)
         self._checkpoints.save(self._standing)
 
 
-def _question(request: Request, turn: ServerRound) -> Question:
+def question_of(request: Request, turn: ServerRound) -> Question:
     """What every node is asked, and how its answer, or the sum of all answers, is read."""
 
     def noised(summed: UpdateSum) -> NDArray[Any]:
@@ -392,7 +400,7 @@ def open_coordinator(
     Args:
         folder: the coordinator's.
         exchange: to nodes that stay.
-        on_event: told what happens.
+        on_event: gets what happens.
         stop: asked between rounds and while a cohort forms; when true, the run ends there, to be resumed.
         integers: nodes hand in the integers of secure aggregation without masks (in one process only).
         devices: of a job, whose cohorts are formed for each round.
@@ -405,11 +413,10 @@ def open_coordinator(
     private = Charges(task.privacy, folder) if task.privacy else None
     releases = private is not None and private.plan.metrics is not None
     metrics = MetricsRound(private, folder) if private is not None and releases else None
-    collector = make_collector(task, exchange, folder, integers=integers, devices=devices, stop=stop)
+    members = Attendance(task, exchange, on_event)
+    collector = make_collector(task, exchange, members, folder, integers=integers, devices=devices, stop=stop)
     storage = Checkpoints(folder, private, on_event, collector.forget)
-    return Coordinator(
-        task, exchange, collector, storage, private=private, metrics=metrics, on_event=on_event, stop=stop
-    )
+    return Coordinator(task, exchange, collector, storage, private=private, metrics=metrics, stop=stop)
 
 
 def coordinator_in_memory(
@@ -430,5 +437,5 @@ def coordinator_in_memory(
             f"a run with a privacy plan or aggregation {task.aggregation.kind!r} keeps a ledger or keys: give it a "
             "folder"
         )
-    collector = OpenCollector(exchange, task.rounds.deadline_seconds)
-    return Coordinator(task, exchange, collector, storage, on_event=on_event, stop=stop)
+    collector = OpenCollector(exchange, Attendance(task, exchange, on_event), task.rounds.deadline_seconds)
+    return Coordinator(task, exchange, collector, storage, stop=stop)

@@ -12,19 +12,14 @@ from pathlib import Path
 import grpc
 
 from fedrec.wire.counters import checked
-from fedrec.wire.leaving import SIGNATURE_BYTES
 from fedrec.wire.proto import model_service_pb2 as messages
+from fedrec_server.network.refusals import Refused
 from fedrec_server.registry import PublicFiles, Registry
-from fedrec_server.service._campaigns import Campaigns
 from fedrec_server.service._metric_sums import MetricSums
 from fedrec_server.service._quotas import Quotas
-from fedrec_server.service._refusals import Refused
-from fedrec_server.service.enrolments import EnrolmentGate, EnrolmentTokens
 
 _REPORT = re.compile(r"[0-9a-f]{32}")
 _CLIENT = re.compile(r"[0-9.]{1,23}")
-_CAMPAIGN = re.compile(r"[0-9a-f]{8,64}")
-_NODE_KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}( [ -~]{0,60})?")
 
 
 @dataclass(frozen=True)
@@ -49,36 +44,27 @@ class ModelService:
     Args:
         registries: one per population.
         retry_seconds: between which devices are to come back.
-        campaigns: of training.
         quotas: of what may be added in a day.
-        tokens: without which no device enrols; None: none are asked for.
     """
 
     def __init__(
         self,
         registries: list[Registry],
         retry_seconds: tuple[float, float],
-        campaigns: Campaigns,
         quotas: Quotas,
-        tokens: EnrolmentTokens | None = None,
     ) -> None:
         self._by_population = {
             each.population: PopulationFiles(PublicFiles(each), MetricSums(each.folder))
             for each in registries
         }
-        self._retry_seconds, self._campaigns = retry_seconds, campaigns
-        self._quotas, self._gate = quotas, EnrolmentGate(campaigns, quotas.enrolments, tokens)
+        self._retry_seconds, self._quotas = retry_seconds, quotas
 
     def check_in(self, request: messages.CheckInRequest) -> messages.CheckInReply:
         """What there is, and when to come back."""
         self._population(request.population)
         _expect(bool(_CLIENT.fullmatch(request.client_version)), "client_version: expected e.g. 0.1.0")
         first, last = self._retry_seconds
-        return messages.CheckInReply(
-            retry_min_seconds=first,
-            retry_max_seconds=last,
-            campaign=self._campaigns.open_for(request.population) if request.trains else "",
-        )
+        return messages.CheckInReply(retry_min_seconds=first, retry_max_seconds=last)
 
     def fetch(self, request: messages.FetchRequest) -> FilePiece:
         """A public file of a repository: signed metadata, or a target that is signed now."""
@@ -91,30 +77,6 @@ class ModelService:
             raise Refused(grpc.StatusCode.NOT_FOUND, "no such file") from error
         _expect(request.offset <= size, "offset: beyond the end of the file")
         return FilePiece(path, request.offset)
-
-    def enrol(self, request: messages.EnrolRequest, address: str) -> messages.EnrolReply:
-        """Put a device on a roster; who hosts several users is vouched for by the operator, not here."""
-        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
-        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
-        _expect(bool(_NODE_KEY.fullmatch(request.node_key)), "node_key: expected a P-384 key in one line")
-        _expect(request.users == 1, "users: expected 1, the user of the device")
-        self._gate.enrol(request.campaign, request.identity, request.node_key, request.token, address)
-        return messages.EnrolReply()
-
-    def task(self, request: messages.TaskRequest) -> messages.Document:
-        """The signed task of a campaign; empty while its roster is open."""
-        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
-        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
-        task = self._campaigns.task(request.campaign, request.identity)
-        return messages.Document(content=b"" if request.known else task or b"")
-
-    def leave(self, request: messages.LeaveRequest) -> messages.LeaveReply:
-        """Note that a device has left a campaign."""
-        _expect(bool(_CAMPAIGN.fullmatch(request.campaign)), "campaign: expected 8 to 64 hexadecimal digits")
-        _expect(len(request.identity) == 32, "identity: expected 32 bytes")
-        _expect(len(request.signature) == SIGNATURE_BYTES, "signature: expected 64 bytes")
-        self._campaigns.leave(request.campaign, request.identity, request.signature)
-        return messages.LeaveReply()
 
     def send_metrics(self, request: messages.MetricsRequest, address: str) -> messages.MetricsReply:
         """Add counters to the sums, within the quota of an address; a report that was counted is not again."""

@@ -94,12 +94,10 @@ class Quotas:
     Attributes:
         reports: of counters, by population and address.
         tokens: of reports that were counted.
-        enrolments: in campaigns, by address.
     """
 
     reports: DailyQuota
     tokens: SeenTokens
-    enrolments: DailyQuota
 
     @classmethod
     def of(cls, limits: Limits) -> Quotas:
@@ -107,5 +105,4 @@ class Quotas:
         return cls(
             DailyQuota(limits.reports_per_address, limits.reports_per_day, limits.reports_per_day),
             SeenTokens(limits.reports_per_day * (DAYS_TRIED + 2)),
-            DailyQuota(limits.enrolments_per_address, limits.enrolments_per_day, limits.enrolments_per_day),
         )

@@ -24,7 +24,7 @@ def show(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = 
 
 
 def task(config: ConfigArgument, overrides: Overrides = None, json_: JsonFlag = False) -> Answer:
-    """The task of an experiment for `fedrec-server campaign run`: without its data, as TOML."""
+    """The task of an experiment for `fedrec-server job create`: without its data, as TOML."""
     values = load_config(find_config(config), overrides or ()).task().model_dump(mode="json")
     return Answer({"task": values}, [_literal(to_toml(values, lambda where: ""))])
 

@@ -2,7 +2,7 @@
 
 A simulation has all the data on one machine, so its researcher may measure a private model as exactly as any other.
 That is not a release of the run: nothing of it goes through a node, an exchange or a coordinator, it is not charged,
-epsilon does not cover it, and it lies in a file of its own, `held_data.json`. A deployment, a campaign and a device
+epsilon does not cover it, and it lies in a file of its own, `held_data.json`. A deployment, a job and a device
 have no such data and refuse the key that asks for it (`evaluation.held_data`).
 
 Out of scope: what a private run releases of its metrics (`fedrec.privacy.metrics_release`).

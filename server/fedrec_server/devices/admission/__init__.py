@@ -1,0 +1,1 @@
+"""Who may join a cohort: verifiers, registered by name."""

@@ -1,0 +1,1 @@
+"""What front ends and jobs share: jobs, cohorts, stages and answers, in SQLite or PostgreSQL."""
