@@ -30,8 +30,11 @@ PROGRAM = Group(
             },
         ),
         "certs": Group(
-            "Certificates for the model service and its apps.",
-            {"init": "fedrec_server.cli.certificates:init"},
+            "Certificates of the server and its apps: make them, renew them.",
+            {
+                "init": "fedrec_server.cli.certificates:init",
+                "renew": "fedrec_server.cli.certificates:renew",
+            },
         ),
         "service": Group(
             "The model service: hands signed models to devices over gRPC.",
