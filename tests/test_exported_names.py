@@ -85,7 +85,11 @@ def test_importing_fedrec_costs_nothing() -> None:
             "fedrec.train(fedrec.from_arrays([1, 1, 1], [1, 2, 3]), 'popularity').to_frame()",
             "frames",
         ),
-        ("dp_accounting", "fedrec.plan_privacy(1.0, population=100, rounds=2, parameters=1, cohort=50)", "train"),
+        (
+            "dp_accounting",
+            "fedrec.plan_privacy(1.0, population=100, rounds=2, parameters=1, cohort=50)",
+            "train",
+        ),
     ],
 )
 def test_a_missing_extra_is_one_line_that_names_it(missing: str, code: str, extra: str) -> None:

@@ -62,6 +62,26 @@ PROGRAM = Group(
             "The process that keeps all jobs going.",
             {"run": "fedrec_server.cli.job:run"},
         ),
+        "sites": Group(
+            "A federation of sites on any host: SuperLink, gateway, terms, runs.",
+            {
+                "init": "fedrec_server.cli.sites:init",
+                "task": "fedrec_server.cli.sites:task",
+                "superlink": "fedrec_server.cli.sites:superlink",
+                "gateway": "fedrec_server.cli.sites:gateway",
+                "run": "fedrec_server.cli.sites:run",
+            },
+        ),
+        "node": Group(
+            "Sites: enrol and start on the site; admit, list, remove at the server.",
+            {
+                "enrol": "fedrec_server.cli.node:enrol",
+                "start": "fedrec_server.cli.node:start",
+                "admit": "fedrec_server.cli.node:admit",
+                "list": "fedrec_server.cli.node:list_",
+                "remove": "fedrec_server.cli.node:remove",
+            },
+        ),
         "federation": Group(
             "A federation on this machine: SuperLink, gateway, nodes, over TLS.",
             {

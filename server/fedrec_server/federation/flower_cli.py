@@ -80,6 +80,10 @@ class FlowerCli:
         answer = self.call("supernode", "register", str(public_key), CONNECTION, "--name", name)
         return str(answer["node-id"])
 
+    def unregister(self, node_id: str) -> None:
+        """Refuse a node from now on."""
+        self.call("supernode", "unregister", node_id, CONNECTION)
+
     def node_status(self) -> dict[str, NodeStatus]:
         """Status of each registered node by its id at Flower."""
         nodes = self.call("supernode", "ls", CONNECTION)["nodes"]
