@@ -157,18 +157,59 @@ def test_nor_do_those_of_many_addresses_that_are_never_late(place: Place, kind) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("headers", [False, True], ids=["silent", "one byte at a time"])
-def test_540_connections_from_the_nodes_own_address_change_nothing(place: Place, headers: bool) -> None:
+def test_600_connections_from_the_nodes_own_address_change_nothing(place: Place, headers: bool) -> None:
     """With the limits as they are shipped."""
     with running(place.served(GatewayLimits())) as port, contextlib.ExitStack() as stack:
         known = stack.enter_context(place.node(port))
         assert works(known)
-        held = [stack.enter_context(connect(port, trust=place.trust)) for _ in range(540)]
+        held = [stack.enter_context(connect(port, trust=place.trust)) for _ in range(600)]
         for byte in b"POST" if headers else b"":
             for each in held[-60:]:
                 each.sendall(bytes([byte]))
             assert works(known) and work_of_a_new_node(place, port)
         assert works(known) and work_of_a_new_node(place, port)
         assert sum(map(is_open, held)) <= GatewayLimits().connections.unauthenticated_per_address
+
+
+def test_connections_of_one_node_are_bounded_and_those_of_others_stay(place: Place) -> None:
+    connections = replace(FEW, per_node=3, unauthenticated_per_address=40)
+    with (
+        running(place.served(GatewayLimits(times=LONG, connections=connections))) as port,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def call(node: str) -> socket.socket:
+            made = stack.enter_context(connect(port, trust=place.trust))
+            head = f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nflwr-public-key: {node}\r\n\r\n"
+            made.sendall(head.encode())
+            assert made.recv(1 << 16).startswith(b"HTTP/1.1 201")
+            return made
+
+        other, own = call("other"), [call("greedy") for _ in range(10)]
+        until(lambda: sum(map(is_open, own)) == 3)
+        assert is_open(other) and [is_open(each) for each in own] == [False] * 7 + [True] * 3
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(place: Place, tmp_path: Path) -> None:
+    for name in ("gateway.pem", "gateway.key"):
+        (tmp_path / name).write_bytes((place.folder / name).read_bytes())
+    files = {"certificate": tmp_path / "gateway.pem", "key": tmp_path / "gateway.key"}
+    with running(replace(place.served(GatewayLimits()), **files)) as port, place.node(port) as known:
+        assert works(known)
+        new = make_certificates(tmp_path / "new", ("gateway",))
+        for name in ("gateway.pem", "gateway.key"):
+            (tmp_path / "new" / name).replace(tmp_path / name)
+        trust = ssl.create_default_context(cafile=str(new))
+
+        def is_shown() -> bool:
+            try:
+                connect(port, trust=trust).close()
+            except ssl.SSLError:
+                return False
+            return True
+
+        until(is_shown)
+        assert works(known)
 
 
 @pytest.mark.parametrize(

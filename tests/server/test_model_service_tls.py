@@ -40,7 +40,7 @@ def refused(transport: GrpcTransport) -> None:
     """One try, a typed error, and no word of a certificate's inside."""
     try:
         with pytest.raises(ServiceError, match="check the address, the certificates"):
-            transport._call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
+            transport._line.call("CheckIn", messages.CheckInRequest(), messages.CheckInReply, tries=1)
     finally:
         transport.close()
 

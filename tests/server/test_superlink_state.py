@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedrec.core.errors import FederationError
-from fedrec_server.federation._superlink_state import database_of, drop_deleted
+from fedrec_server.federation.superlink_state import database_of, drop_deleted
 
 SECRET = b"a masked vector and its shares " * 200
 
@@ -39,7 +39,7 @@ def test_deleted_messages_are_gone_beside_a_superlink_that_works(tmp_path: Path)
 
 
 def test_a_database_that_stays_busy_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedrec_server.federation._superlink_state.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("fedrec_server.federation.superlink_state.BUSY_SECONDS", 0.2)
     database = database_of(tmp_path)
     superlink = as_superlink(database)
     superlink.execute("CREATE TABLE object (content BLOB)")

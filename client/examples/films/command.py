@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def told_to_end() -> Iterator[None]:
-    """SIGINT and SIGTERM end what is inside, once and alike; from then on further ones change nothing.
+    """SIGINT and SIGTERM end what is inside, once and alike; further ones change nothing, until the process is over.
 
     Uvicorn puts its own handlers in the place of these and, when it has ended, raises the signal again for them.
 
@@ -77,10 +77,7 @@ def told_to_end() -> Iterator[None]:
         KeyboardInterrupt: a signal came.
     """
 
-    came: list[int] = []
-
     def end(number: int, frame: FrameType | None) -> None:
-        came.append(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -90,7 +87,7 @@ def told_to_end() -> Iterator[None]:
         yield
     finally:
         for each, handler in zip(SIGNALS, before, strict=True):
-            if not came:  # otherwise the process is about to exit
+            if signal.getsignal(each) != signal.SIG_IGN:
                 signal.signal(each, handler)
 
 

@@ -7,6 +7,10 @@ from fedrec_server.cli.lazy import Group
 PROGRAM = Group(
     "The operator's program: sign and serve models, train with devices, keep account of privacy.",
     {
+        "up": "fedrec_server.cli.server:up",
+        "status": "fedrec_server.cli.server:status",
+        "restart": "fedrec_server.cli.server:restart",
+        "down": "fedrec_server.cli.server:down",
         "keys": Group(
             "Keys that sign models: make them, replace them, renew what they signed.",
             {
@@ -30,8 +34,11 @@ PROGRAM = Group(
             },
         ),
         "certs": Group(
-            "Certificates for the model service and its apps.",
-            {"init": "fedrec_server.cli.certificates:init"},
+            "Certificates of the server and its apps: make them, renew them.",
+            {
+                "init": "fedrec_server.cli.certificates:init",
+                "renew": "fedrec_server.cli.certificates:renew",
+            },
         ),
         "service": Group(
             "The model service: hands signed models to devices over gRPC.",
@@ -58,6 +65,26 @@ PROGRAM = Group(
         "jobs": Group(
             "The process that keeps all jobs going.",
             {"run": "fedrec_server.cli.job:run"},
+        ),
+        "sites": Group(
+            "A federation of sites on any host: SuperLink, gateway, terms, runs.",
+            {
+                "init": "fedrec_server.cli.sites:init",
+                "task": "fedrec_server.cli.sites:task",
+                "superlink": "fedrec_server.cli.sites:superlink",
+                "gateway": "fedrec_server.cli.sites:gateway",
+                "run": "fedrec_server.cli.sites:run",
+            },
+        ),
+        "node": Group(
+            "Sites: enrol and start on the site; admit, list, remove at the server.",
+            {
+                "enrol": "fedrec_server.cli.node:enrol",
+                "start": "fedrec_server.cli.node:start",
+                "admit": "fedrec_server.cli.node:admit",
+                "list": "fedrec_server.cli.node:list_",
+                "remove": "fedrec_server.cli.node:remove",
+            },
         ),
         "federation": Group(
             "A federation on this machine: SuperLink, gateway, nodes, over TLS.",

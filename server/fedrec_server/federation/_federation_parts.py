@@ -12,7 +12,7 @@ from typing import ClassVar
 from fedrec.core.errors import FederationError
 from fedrec.core.files import write_json
 from fedrec.core.processes import free_ports, program
-from fedrec_server.federation._superlink_state import database_of
+from fedrec_server.federation.superlink_state import database_of
 
 
 @dataclass

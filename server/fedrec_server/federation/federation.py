@@ -30,9 +30,9 @@ from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.processes import cut, end, flower_environment, is_alive, kill, marked, start
 from fedrec.privacy.private_files import make_private
 from fedrec_server.federation._federation_parts import Parts, Record
-from fedrec_server.federation._superlink_state import database_of, drop_deleted
-from fedrec_server.federation.flower_cli import FlowerCli, NodeStatus, last_words
+from fedrec_server.federation.flower_cli import FINISHED, FlowerCli, NodeStatus, last_words
 from fedrec_server.federation.flower_run import FlowerRun, check_nodes
+from fedrec_server.federation.superlink_state import database_of, drop_deleted
 from fedrec_server.network.certificates import make_certificates, make_node_key
 
 MAX_NODES = 64
@@ -278,7 +278,7 @@ class Federation:
         """
         self._await_leaving()
         for run_id, status in self.cli.run_status().items():
-            if not status.startswith("finished"):
+            if not status.startswith(FINISHED):
                 self.cli.stop_run(run_id)
 
         drop_deleted(database_of(self.parts.home("superlink")))

@@ -29,6 +29,7 @@ from fedrec.core.refusals import REFUSED, sentence_of
 from fedrec.wire.messages import decode, encode
 from fedrec.wire.packed import pack, unpack
 from fedrec_server.federation.launch import Launch
+from fedrec_server.federation.site_cohorts import sites_only
 from fedrec_server.rounds.coordinator import open_coordinator
 
 MESSAGE_TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
@@ -247,7 +248,11 @@ def main(grid: Grid, context: Context) -> None:
             exchange = GridExchange(grid, left=launch.left)
             exchange.wait_for(int(config["nodes"]), float(config["wait-seconds"]))
             coordinator = open_coordinator(
-                folder, exchange, on_event=launch.report, stop=launch.stop_requested
+                folder,
+                exchange,
+                on_event=launch.report,
+                stop=launch.stop_requested,
+                devices=sites_only(folder),
             )
             launch.end(finished=coordinator.run().finished)
         except Exception as error:

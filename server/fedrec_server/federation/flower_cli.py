@@ -17,6 +17,8 @@ from fedrec.core.processes import flower_environment, program, start
 
 CONNECTION = "fedrec"
 COMMAND_SECONDS = 120.0
+#: How the status of a run that is over begins.
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class FlowerCli:
         answer = self.call("supernode", "register", str(public_key), CONNECTION, "--name", name)
         return str(answer["node-id"])
 
+    def unregister(self, node_id: str) -> None:
+        """Refuse a node from now on."""
+        self.call("supernode", "unregister", node_id, CONNECTION)
+
     def node_status(self) -> dict[str, NodeStatus]:
         """Status of each registered node by its id at Flower."""
         nodes = self.call("supernode", "ls", CONNECTION)["nodes"]
@@ -88,8 +94,17 @@ class FlowerCli:
         return {str(run["run-id"]): str(run["status"]) for run in self.call("ls", CONNECTION)["runs"]}
 
     def stop_run(self, run_id: str) -> None:
-        """End a run at Flower."""
-        self.call("stop", run_id, CONNECTION)
+        """End a run at Flower; one that ends by itself meanwhile is as good as stopped.
+
+        Raises:
+            FederationError: it is still not finished.
+        """
+        try:
+            self.call("stop", run_id, CONNECTION)
+        except FederationError:
+            # The list that named it may be older than its end, and Flower refuses to stop what is over.
+            if not self.run_status().get(run_id, FINISHED).startswith(FINISHED):
+                raise
 
     def run(
         self,

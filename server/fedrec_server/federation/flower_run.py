@@ -50,11 +50,7 @@ class FlowerRun:
             mark: of the processes started.
             wait_seconds: see `nodes`; then it goes on with those that came, if they are enough.
             federation: size of a simulation, in Flower's words.
-
-        Raises:
-            RunError: the folder holds no run for that many nodes.
         """
-        check_nodes(run_dir, nodes)
         launch, log = Launch(run_dir / "coordinator"), run_dir / "logs" / "flower-run.log"
         launch.prepare()
         config: dict[str, str | int | float] = {

@@ -29,7 +29,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -45,15 +45,23 @@ HEALTH_PATH = b"/health"
 PULL_PATH = b"/v1/fleet/pull-messages"
 #: Open to keys that are not registered, where SuperLink allows it: success there does not authenticate.
 REGISTER_PATH = b"/v1/fleet/register-node"
+#: In which a node names its public key; Flower refuses a call whose signature does not fit it.
+NODE_HEADER = b"flwr-public-key"
 #: Flower cuts arrays into pieces of 5 MiB.
 MAX_BODY_BYTES = 16 << 20
 UPSTREAM_SECONDS = 60.0
+RENEWAL_LOOK_SECONDS = 1.0
 UPSTREAM_CONNECTIONS = 128
+#: Limits on connections that are options.
+LIMIT_OPTIONS = ("connections", "per_address", "unauthenticated_per_address", "per_node")
 #: Headers that speak about one connection (RFC 9110, section 7.6.1), or that the next hop sets itself.
 HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade expect host content-length".split()
 )
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ class Gateway:
             with caller.forwarding():
                 answer = await self._forward(head, body)
         if answer.status // 100 == 2 and head.target not in (HEALTH_PATH, REGISTER_PATH):
-            caller.accept()
+            caller.accept(_node_of(head))
         elif answer.status >= 400 and not known:
             return Answer(answer.status, answer.headers, answer.body, close=True)
         return answer
@@ -178,6 +186,11 @@ class Gateway:
             return Answer(502)
         kept = [(name.lower(), value) for name, value in upstream.headers.raw if name.lower() not in HOP]
         return Answer(upstream.status_code, kept, content)
+
+
+def _node_of(head: Head) -> bytes:
+    """The public key that signed a call; SuperLink has verified it when the call was accepted."""
+    return next((value for name, value in head.headers if name.lower() == NODE_HEADER), b"")
 
 
 def _has_message(answer: Answer) -> bool:
@@ -235,7 +248,34 @@ async def serve(served: Served, listener: socket.socket, stop: asyncio.Event) ->
         gateway = Gateway(client, limits, Patience(served.hold_seconds))
         admission = Admission(limits.connections)
         server = HttpServer(gateway, context, admission, limits.times)
-        await Front(listener, admission, server.serve).run(stop)
+        renewing = asyncio.create_task(_take_renewed(context, served.certificate, served.key))
+        try:
+            await Front(listener, admission, server.serve).run(stop)
+        finally:
+            renewing.cancel()
+
+
+async def _take_renewed(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Show a certificate that was renewed on the disk to new connections; those that are open stay."""
+    seen = _changed(certificate), _changed(key)
+    while True:
+        await asyncio.sleep(RENEWAL_LOOK_SECONDS)
+        now = _changed(certificate), _changed(key)
+        if now == seen or None in now:
+            continue
+        try:
+            tls(certificate, key)  # a pair of which only one half is written is not taken over
+            context.load_cert_chain(certificate, key)
+            seen = now
+        except (ServiceError, OSError, ssl.SSLError) as error:
+            log.warning("the renewed certificate is not in use yet: %s", error)
+
+
+def _changed(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 async def _until_signal(served: Served, listener: socket.socket) -> None:
@@ -257,9 +297,18 @@ def main() -> None:
     parser.add_argument(
         "--hold-seconds", type=float, default=HOLD_SECONDS, help="how long a node waits for messages"
     )
+    usual = ConnectionLimits()
+    for name in LIMIT_OPTIONS:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=int, default=getattr(usual, name), help=f"usually {getattr(usual, name)}"
+        )
     given = parser.parse_args()
+    connections = replace(usual, **{name: getattr(given, name) for name in LIMIT_OPTIONS})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    served = Served(given.upstream, given.ca, given.certificate, given.key, given.hold_seconds)
+    served = Served(
+        given.upstream, given.ca, given.certificate, given.key, given.hold_seconds, GatewayLimits(connections)
+    )
     try:
         asyncio.run(_until_signal(served, listen(given.host, given.port)))
     except ServiceError as error:

@@ -177,7 +177,10 @@ def follow(
         elif reason is None:
             reason, deadline = gone(), time.monotonic() + grace_seconds
         elif time.monotonic() > deadline:
-            raise FederationError(f"{reason} before the run was finished: go on with --resume")
+            raise FederationError(
+                f"{reason} before the run was finished: resume it with the command that started it, or with "
+                "`fedrec train --resume RUN`"
+            )
         lived = lived or alive
         time.sleep(POLL_SECONDS)
 

@@ -19,8 +19,8 @@ from fedrec.core.files import read_arrays
 from fedrec.core.processes import marked
 from fedrec.privacy.private_files import make_private, remove_durably
 from fedrec_server.federation._federation_parts import Parts
-from fedrec_server.federation._superlink_state import database_of
 from fedrec_server.federation.launch import Launch
+from fedrec_server.federation.superlink_state import database_of
 from fedrec_server.rounds.kept_sum import SUM_FILE
 from fedrec_server.rounds.task import SEALED_KEY
 

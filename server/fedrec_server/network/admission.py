@@ -29,16 +29,18 @@ class ConnectionLimits:
         opened_per_second, burst: new connections from one address; more are closed at once.
         addresses: whose rate is remembered.
         held_bytes_per_address, held_bytes: of unfinished requests on unauthenticated connections.
+        per_node: connections authenticated by one node's key; the oldest that is idle gives way to a new one.
     """
 
-    connections: int = 512
-    per_address: int = 384
+    connections: int = 4096
+    per_address: int = 1024
     unauthenticated_per_address: int = 64
     opened_per_second: float = 50.0
     burst: int = 600
     addresses: int = 10_000
     held_bytes_per_address: int = 96 << 20
     held_bytes: int = 256 << 20
+    per_node: int = 16
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class Entry:
         end: closes it; must not block.
         used: order of its admission; of authenticated ones, of its last call.
         authenticated: one of its calls was accepted.
+        node: whose key authenticated it, where it is known.
         in_call: a whole request has come and is not answered.
         forwarded: the service behind is working on it.
         held: bytes of the request that has not come whole.
@@ -60,6 +63,7 @@ class Entry:
     end: Callable[[], object]
     used: int
     authenticated: bool = False
+    node: bytes = b""
     in_call: bool = False
     forwarded: bool = False
     held: int = 0
@@ -104,10 +108,15 @@ class Admission:
         """The connection is over; again is free."""
         self._entries.pop(entry, None)
 
-    def accept(self, entry: Entry) -> None:
-        """A call of this connection was accepted by the service behind."""
-        entry.authenticated = True
-        entry.used = next(self._order)
+    def accept(self, entry: Entry, node: bytes = b"") -> None:
+        """A call of this connection was accepted by the service behind, for a node where that is known."""
+        entry.authenticated, entry.used, known = True, next(self._order), entry.node
+        if not node or node == known:
+            return
+        entry.node = node
+        own = [each for each in self._entries if each.node == node]
+        if len(own) > self.limits.per_node:
+            self._end(each for each in own if each is not entry)
 
     @contextmanager
     def calling(self, entry: Entry) -> Iterator[None]:

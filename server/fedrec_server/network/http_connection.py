@@ -93,9 +93,9 @@ class Caller:
         """Whether a call of it was accepted by the service behind."""
         return self._entry.authenticated
 
-    def accept(self) -> None:
-        """The service behind has accepted its call."""
-        self._admission.accept(self._entry)
+    def accept(self, node: bytes = b"") -> None:
+        """The service behind has accepted its call, of a node where that is known."""
+        self._admission.accept(self._entry, node)
 
     def calling(self) -> AbstractContextManager[None]:
         """While its request is answered."""
