@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import write_run
+from cohort_helpers import Job, LocalCohorts
 from conftest import planted
-from training_helpers import write_task
 
 from fedrec.core.errors import ConfigError, RoundAbandoned
 from fedrec.core.messages import Failure, Reply, Request
@@ -19,7 +19,6 @@ from fedrec.evaluation.evaluate import EvaluationSettings
 from fedrec.recommenders.collaborative.mf import MfConfig
 from fedrec.rounds.aggregation import RuleSettings
 from fedrec.rounds.settings import RoundSettings
-from fedrec.secagg.roster import Identity
 from fedrec_client.node.node_folder import open_node
 from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_simulations.experiments.config import parse_config
@@ -111,12 +110,15 @@ def test_too_few_replies_abandon_the_round(tmp_path: Path, wide: Split) -> None:
 def test_a_coordinator_refuses_a_rule_that_cannot_see_replies(tmp_path: Path) -> None:
     """Under secure aggregation and a privacy plan, whatever the configuration let pass."""
     folder = tmp_path / "coordinator"
-    identities = [Identity.create() for _ in range(4)]
-    write_task(folder, 4, identities, RoundSettings(aggregation_rule=rule("median")))
+    job = Job.of(4, 6)
+    changed = {"aggregation_rule": rule("median")}
+    job.config = job.config.model_copy(
+        update={"federation": job.config.federation.model_copy(update=changed)}
+    )
+    job.write(folder)
+    sites = PoisonedExchange(prepare(tmp_path / "nodes", planted_split(), rule("sum")), 0)
     with pytest.raises(ConfigError, match=r"secure aggregation shows their sum alone.*one user changes"):
-        open_coordinator(
-            folder, PoisonedExchange(prepare(tmp_path / "nodes", planted_split(), rule("sum")), 0)
-        )
+        open_coordinator(folder, sites, devices=LocalCohorts(job, []).devices())
 
 
 @pytest.mark.parametrize(
