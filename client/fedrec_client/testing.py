@@ -208,7 +208,7 @@ class FakeService:
 
     def give_task(self, job: str, payload: Mapping[str, Any], *, clock: float = NOW) -> bytes:
         """Sign the task of a job; a device service hands it out."""
-        content = canonical(dict(payload) | {"population": self.population, "job": job})
+        content = canonical({"population": self.population, "job": job} | dict(payload))
         task = target_of(task_target(self.population, job), content)
         self.repository.change(self.trust, self.online_keys, clock, tasks=[task])
         self.tasks[job] = content

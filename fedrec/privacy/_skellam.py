@@ -32,6 +32,9 @@ SKELLAM_TABLE_ERROR = 2.0**-44
 #: From this variance on the asymptotic series is exact in double precision with four terms.
 _SERIES_FROM = 4096.0
 
+#: Where the recurrence begins beyond the last weight that is wanted.
+_BEYOND = 200
+
 Words = Callable[[int], NDArray[np.uint64]]
 
 
@@ -80,25 +83,23 @@ def cumulative(variance: float) -> NDArray[np.uint64]:
 def probabilities(variance: float) -> NDArray[np.float64]:
     """[K+1] P(X = k) for k = 0..K, where P(X > K) < 2^-64."""
     k = np.arange(math.ceil(9.6 * math.sqrt(variance)) + 40, dtype=np.float64)
-    return _recurrence(len(k), variance) if variance < _SERIES_FROM else _series(k, variance)
+    return _series(k, variance) if variance >= _SERIES_FROM else _recurrence(len(k), variance)
 
 
-def _recurrence(size: int, v: float) -> NDArray[np.float64]:
-    """[size] exp(-v) I_k(v) by I_(k-1) = I_(k+1) + (2k / v) I_k, downwards, where it is stable (Miller's algorithm).
+def _recurrence(size: int, variance: float) -> NDArray[np.float64]:
+    """[size] exp(-v) I_k(v) by Miller's backward recurrence, normalised by their sum (NIST DLMF 3.6(iii), 10.35.5).
 
-    Normalised by I_0 + 2 (I_1 + I_2 + ...) = exp(v) (NIST DLMF 10.35.5): the probabilities of both signs add up to 1.
+    In whole numbers, each step of which is right to 2^-128: correctly rounded, and the same on every machine.
     """
-    start = size + 64
-    values, above, here = [0.0] * start, 0.0, 1e-280
-    for k in range(start - 1, 0, -1):
-        values[k] = here
-        above, here = here, above + (2.0 * k / v) * here
-        if here > 1e250:
-            above, here = above * 1e-250, here * 1e-250
-            values[k:] = [each * 1e-250 for each in values[k:]]
-    values[0] = here
-    found = np.array(values)
-    return np.asarray((found / (found[0] + 2.0 * found[1:].sum()))[:size])
+    above, below = variance.as_integer_ratio()
+    later, this = 0, 1 << 128
+    found = [this]
+    for k in range(size + _BEYOND, 0, -1):
+        later, this = this, later + 2 * k * below * this // above
+        found.append(this)
+    found.reverse()
+    total = 2 * sum(found) - found[0]
+    return np.array([each / total for each in found[:size]])
 
 
 def _series(k: NDArray[np.float64], v: float) -> NDArray[np.float64]:

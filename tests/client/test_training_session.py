@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training_helpers import ANYTIME, HISTORIES, ITEMS, JOB, World, wait_until, world
 
-from fedrec.core.errors import DataError
+from fedrec.core.errors import DataError, ServiceError
 from fedrec_client.app.client import Client
 from fedrec_client.terms.consent import Consent
 from fedrec_client.terms.results import TrainingReport
@@ -120,6 +120,36 @@ def test_without_a_job_nothing_is_sent(tmp_path: Path) -> None:
         device = job.device("0", HISTORIES[0], service=_NoJob(job.connection()))
         report = train(device)
         assert (report.joined, report.reason) == (False, "there is no job now")
+
+
+def test_what_was_done_is_reported_when_the_service_is_gone_afterwards(tmp_path: Path) -> None:
+    with world(tmp_path, most=4, separation=None) as job:
+        lonely = _GoneAfterTheFirst(job.connection())
+        services = [lonely, *(job.connection() for _ in HISTORIES[1:])]
+        devices = [job.device(str(k), history, service=services[k]) for k, history in enumerate(HISTORIES)]
+        running = job.coordinate()
+        with ThreadPoolExecutor(4) as pool:
+            reports = list(pool.map(train, devices))
+        assert (reports[0].rounds, reports[0].reason) == (1, "the server could not be reached")
+        (charged,) = devices[0].privacy_report().charged
+        assert reports[0].epsilon_spent == charged["epsilon"] > 0
+        running.end()
+
+
+class _GoneAfterTheFirst:
+    """A connection that breaks for good after one check-in."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner, self._count = inner, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def check_in(self, *given: object) -> object:
+        self._count += 1
+        if self._count > 1:
+            raise ServiceError("gone")
+        return self._inner.check_in(*given)  # type: ignore[attr-defined]
 
 
 class _NoJob:

@@ -30,6 +30,7 @@ from fedrec.core.interactions import Interactions
 from fedrec.core.messages import Request
 from fedrec.data.split import Split
 from fedrec.evaluation.settings import EvaluationSettings
+from fedrec.privacy.noise import NoiseSource
 from fedrec.recommenders.registry import build, parse
 from fedrec.rounds.settings import NodeSettings
 from fedrec.secagg.terms import PlainTerms
@@ -55,6 +56,8 @@ for kind in {kinds!r}:
     update = node.handle(Request("train", 1, "refit", shared)).arrays["update"]
     assert np.abs(update).sum() > 0, kind
     print(kind, update.astype(np.float64).tobytes().hex())
+noise = [NoiseSource(7).derive(k).skellam(50, variance) for k, variance in enumerate((0.3, 900.0, 1e6))]
+print("noise", np.concatenate(noise).astype(np.float64).tobytes().hex())
 """
 NOISE = """
 import sys
@@ -90,7 +93,7 @@ def updates(refused: tuple[str, ...]) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_a_device_trains_without_what_programs_bring_and_gets_the_same_updates() -> None:
     alone, compiled = updates((*HEAVY, "numba")), updates(("grpc",))
-    assert set(alone) == set(KINDS)
+    assert set(alone) == {*KINDS, "noise"}
     for kind, update in compiled.items():
         if kind == "mf":  # sums of a compiled dot product are taken in another order
             np.testing.assert_allclose(alone[kind], update, rtol=0, atol=1e-5)

@@ -127,7 +127,7 @@ class Together:
                     for person in willing:  # whose part is over in any case
                         person.client.stop_training()
                 reports = {name: _report(session) for name, session in sessions.items()}
-            self._told(training)
+            self._note_rounds(training)
             if version:
                 return self._hand_out(version)
             text = without_a_model(devices, len(self._joined), reports)
@@ -170,7 +170,7 @@ class Together:
     def _step(self, training: Training, name: str, step: str) -> None:
         """A device has come to another step."""
         with self._lock:
-            self._told(training)
+            self._note_rounds(training)
             self._steps[name] = step
             if step == "joined":
                 self._joined.add(name)
@@ -180,7 +180,7 @@ class Together:
         if step in STEPS:
             self.journal.device(name, STEPS[step])
 
-    def _told(self, training: Training) -> None:
+    def _note_rounds(self, training: Training) -> None:
         """Rounds that have ended since."""
         events = read_events(training.job.folder)
         for event in events[self._known :]:

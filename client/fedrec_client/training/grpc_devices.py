@@ -53,7 +53,7 @@ class GrpcDeviceService:
         return bytes(self._line.call("GetTask", messages.TaskRequest(job=job), messages.Document).content)
 
     def join(self, entrance: Entrance) -> Joined:
-        """See `DeviceService`; tried once: a second try would be another device."""
+        """See `DeviceService`; asked again, the same key keeps its place."""
         request = messages.JoinRequest(
             protocol=PROTOCOL,
             job=entrance.job,
@@ -63,7 +63,7 @@ class GrpcDeviceService:
             evidence=entrance.evidence,
             last_round=entrance.last_round,
         )
-        reply = self._line.call("Join", request, messages.JoinReply, tries=1)
+        reply = self._line.call("Join", request, messages.JoinReply)
         return Joined(bytes(reply.session), reply.retry_after_seconds)
 
     def stage(

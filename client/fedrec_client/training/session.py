@@ -12,7 +12,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,8 +38,9 @@ from fedrec_client.terms.participation import Book
 from fedrec_client.terms.platform import Platform
 from fedrec_client.terms.policy import Policy
 from fedrec_client.terms.results import TrainingReport
-from fedrec_client.terms.task_evaluation import Price, evaluate_task
+from fedrec_client.terms.task_evaluation import evaluate_task
 from fedrec_client.training import participations
+from fedrec_client.training._charge import Charge, Checked, Job
 from fedrec_client.training._device_node import make_node
 from fedrec_client.training.cohort_session import CohortSession, Ending
 from fedrec_client.training.device_service import DeviceService, Entrance
@@ -78,21 +79,6 @@ class Admission:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job whose task was verified and evaluated.
-
-    Attributes:
-        id: 32 hexadecimal digits.
-        task: payload.
-        price: of the next participation.
-    """
-
-    id: str
-    task: Mapping[str, Any]
-    price: Price
-
-
-@dataclass(frozen=True)
 class Session:
     """What one call needs; see `Client.train_if_eligible`.
 
@@ -122,20 +108,30 @@ class Session:
             participations.end_cut_off(self.store, self.platform.now())
         report = TrainingReport(False, 0, 0, 0.0, self.platform.now(), "there is no job now")
         while True:
-            offer = self._waiting(
-                lambda: self.service.check_in(self.population, __version__, self.served.version)
-            )
-            if offer is None:
-                return replace(report, reason="stopped")
-            report = replace(
-                report, next_check_in=self.platform.now() + random.uniform(*offer.retry_after_seconds)
-            )
-            job = self._job(offer.job) if offer.job else None
-            if job is None or isinstance(job, str):
-                return report if report.joined else replace(report, reason=job or report.reason)
-            before, report = report.rounds, self._take_part(job, report, ends)
-            if report.rounds == before or report.reason != ENDINGS["done"] or self.stopped():
+            before = report.rounds
+            try:
+                report, again = self._once(report, ends)
+            except ServiceError:
+                if not before:
+                    raise
+                return replace(report, reason=ENDINGS["unreachable"])  # of what was done, the caller hears
+            if not again or report.rounds == before or self.stopped():
                 return report
+
+    def _once(self, report: TrainingReport, ends: float) -> tuple[TrainingReport, bool]:
+        """The report after one more check-in, and whether there may be another round."""
+        offer = self._waiting(
+            lambda: self.service.check_in(self.population, __version__, self.served.version)
+        )
+        if offer is None:
+            return replace(report, reason="stopped"), False
+        retry = self.platform.now() + random.uniform(*offer.retry_after_seconds)
+        report = replace(report, next_check_in=retry)
+        job = self._job(offer.job) if offer.job else None
+        if job is None or isinstance(job, str):
+            return report if report.joined else replace(report, reason=job or report.reason), False
+        report = self._take_part(job, report, ends)
+        return report, report.reason == ENDINGS["done"]
 
     # The task ------------------------------------------------------------------------------------------
 
@@ -239,15 +235,13 @@ class Session:
 
     def _session(self, job: Job, identity: Identity, session: bytes, ends: float) -> tuple[Ending, bool]:
         """How it went, and whether it was charged; computes and talks in a thread of its own."""
-        charge = _Charge(self, job)
+        charge = Charge(job, self.store, self.lock, self.platform.now, self.stopped)
         history = [int(index) for index in self.profile.history(self.served.item_index.items).item]
         stopping = threading.Event()
         taking_part = CohortSession(
             self.service,
             session,
-            _Checked(
-                make_node(job.task["node"], self.served.item_index.items.ids, history, identity), charge
-            ),
+            Checked(make_node(job.task["node"], self.served.item_index.items.ids, history, identity), charge),
             charge=charge,
             stopping=stopping,
             deadline=ends,
@@ -323,73 +317,3 @@ class Session:
     def _note(self, what: str, job: str, **fields: Any) -> None:
         with self.lock:
             Book(self.store).note(what, self.platform.now(), job=job, **fields)
-
-
-class _Charge:
-    """The charge of one session: made once, durably, before the masked vector leaves."""
-
-    def __init__(self, session: Session, job: Job) -> None:
-        self._session, self._job = session, job
-        self._round, self._made, self._ended = 0, False, False
-
-    def of_round(self, round_: int) -> None:
-        """The round that the session's cohort is in; it is the same in all of its questions.
-
-        Raises:
-            ServiceError: this device may not take part in it.
-        """
-        if self._round not in (0, round_):
-            raise ServiceError(f"round {round_} came after round {self._round}: one cohort has one")
-        known = participations.read(self._session.store, self._job.id)
-        if not self._made and not known.allows(round_, self._job.task.get("cycle")):
-            raise ServiceError(
-                f"round {round_} came after this device took part in round {known.last_round}: too early"
-            )
-        self._round = round_
-
-    def __call__(self) -> None:
-        """Write it; on disk when this returns.
-
-        Raises:
-            ServiceError: the user has said stop, withdrawn consent or deleted everything: nothing may leave.
-            StoreError: it cannot be written: nothing may leave.
-        """
-        session, job = self._session, self._job
-        plan, price = job.task["node"]["privacy"]["plan"], job.price
-        with session.lock:
-            if self._ended or session.stopped():
-                raise ServiceError("stopped")
-            try:
-                participations.write_charge(
-                    session.store,
-                    job.id,
-                    self._round,
-                    float(job.task["expires"]),
-                    session.platform.now(),
-                    epsilon=price.epsilon,
-                    delta=price.delta,
-                    unit=plan["unit"],
-                    trust=plan["trust"],
-                    aggregator="secagg",
-                    rounds=1,
-                )
-            except StoreError as error:
-                raise StoreError(f"nothing left, because the charge cannot be kept: {error}") from error
-            self._made = True
-
-    def end(self) -> bool:
-        """No charge is made any more; whether one was. Called with the lock held."""
-        self._ended = True
-        return self._made
-
-
-class _Checked:
-    """A node that answers questions of one round alone, one that this device may take part in."""
-
-    def __init__(self, node: Any, charge: _Charge) -> None:
-        self._node, self._charge = node, charge
-
-    def handle(self, request: Any) -> Any:
-        """The reply of the node; raises FedrecError for a round that is not this session's."""
-        self._charge.of_round(request.round)
-        return self._node.handle(request)

@@ -54,6 +54,7 @@ class GrpcChannel:
         self.target, self._service = target, service
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, not that of another client
             ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0),
             ("grpc.initial_reconnect_backoff_ms", 200),
