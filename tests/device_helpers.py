@@ -126,6 +126,14 @@ class Device:
         self.session = reply.session or self.session
         return reply
 
+    def joined(self) -> Device:
+        """In a cohort that forms now, or is about to."""
+        until = time.monotonic() + 30
+        while not self.join().session:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return self
+
     def stage(self, **fields: Any) -> messages.StageReply:
         return self.call("Stage", messages.StageRequest(session=self.session, known=self.known, **fields))
 
@@ -175,11 +183,7 @@ class Device:
 
     def take_part(self, answer: Answer, small: int = 64 << 10) -> messages.StageReply:
         """Join, answer all questions, and return the end."""
-        until = time.monotonic() + 60
-        while not self.session and time.monotonic() < until:
-            if not self.join().session:
-                time.sleep(0.05)
-        reply = self.next()
+        reply = self.joined().next()
         while reply.state == messages.QUESTION:
             self.known = reply.number
             content = dump(answer(self.question(reply)))

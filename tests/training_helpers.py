@@ -51,7 +51,13 @@ POLICY = Policy(
 )
 ANYTIME = Conditions(min_events=1, min_period_seconds=0)
 #: Noise of its own, as a device asks for.
-UNSEEDED = CONFIG.model_copy(update={"privacy": CONFIG.privacy.model_copy(update={"noise_seed": None})})
+UNSEEDED = CONFIG.model_copy(
+    update={
+        "privacy": CONFIG.privacy.model_copy(update={"noise_seed": None}),
+        # No device of a busy machine is late for a stage.
+        "federation": CONFIG.federation.model_copy(update={"deadline_seconds": 60.0}),
+    }
+)
 HISTORIES = ([0, 1, 2], [0, 1, 3], [0, 2, 4], [5, 0, 11])
 
 
@@ -170,12 +176,14 @@ def world(
     most: int = 6,
     least: int = 3,
     separation: int | None = 2,
+    wait_seconds: float = 60.0,
     **changes: Any,
 ) -> Iterator[World]:
     """A published model, a signed task and a running front end."""
     models = FakeService()
     models.publish(small_model(ITEMS), small_items(ITEMS))
     job = Job.of(target, most, least=least, config=UNSEEDED, separation=separation)
+    job.settings = replace(job.settings, wait_seconds=wait_seconds)
     document = models.give_task(JOB, task_of(job) | changes)
     state = open_state(f"sqlite:///{folder / 'devices.db'}")
     with state.write() as connection:

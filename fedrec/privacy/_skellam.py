@@ -80,11 +80,25 @@ def cumulative(variance: float) -> NDArray[np.uint64]:
 def probabilities(variance: float) -> NDArray[np.float64]:
     """[K+1] P(X = k) for k = 0..K, where P(X > K) < 2^-64."""
     k = np.arange(math.ceil(9.6 * math.sqrt(variance)) + 40, dtype=np.float64)
-    if variance < _SERIES_FROM:
-        from scipy.special import ive
+    return _recurrence(len(k), variance) if variance < _SERIES_FROM else _series(k, variance)
 
-        return np.asarray(ive(k, variance))
-    return _series(k, variance)
+
+def _recurrence(size: int, v: float) -> NDArray[np.float64]:
+    """[size] exp(-v) I_k(v) by I_(k-1) = I_(k+1) + (2k / v) I_k, downwards, where it is stable (Miller's algorithm).
+
+    Normalised by I_0 + 2 (I_1 + I_2 + ...) = exp(v) (NIST DLMF 10.35.5): the probabilities of both signs add up to 1.
+    """
+    start = size + 64
+    values, above, here = [0.0] * start, 0.0, 1e-280
+    for k in range(start - 1, 0, -1):
+        values[k] = here
+        above, here = here, above + (2.0 * k / v) * here
+        if here > 1e250:
+            above, here = above * 1e-250, here * 1e-250
+            values[k:] = [each * 1e-250 for each in values[k:]]
+    values[0] = here
+    found = np.array(values)
+    return np.asarray((found / (found[0] + 2.0 * found[1:].sum()))[:size])
 
 
 def _series(k: NDArray[np.float64], v: float) -> NDArray[np.float64]:

@@ -89,7 +89,8 @@ def test_the_asynchronous_baseline(tmp_path: Path, service: FakeService) -> None
             rec, _ = await asyncio.gather(client.recommend(n=3), client.status())
             await client.log_event("like", item=rec.items[0].item, rec=rec.id)
             assert (await client.eligible()).codes == ("data",)
-            assert not (await client.train_if_eligible()).joined
+            with pytest.raises(DataError, match="training_server"):
+                await client.train_if_eligible()
             assert len((await client.explain(rec.items[1].item)).because) == 1
             assert await client.similar("film-1", 2)
             assert (await client.privacy_report()).events == 1
@@ -224,15 +225,6 @@ def test_consent_outlives_a_restart(tmp_path: Path, service: FakeService) -> Non
             assert client.consent == wanted
 
 
-def test_withdrawing_deletes_what_is_queued(client: Client) -> None:
-    client.set_consent(Consent(train=True))
-    store_of(client).put("training/abc", b'{"state": "enrolled"}')
-    client.set_consent(Consent(train=True, metrics=True))
-    assert store_of(client).names("training/")
-    client.set_consent(Consent(metrics=True))
-    assert not store_of(client).names("training/")
-
-
 def test_counters_leave_once_a_day_with_noise_and_only_with_consent(
     tmp_path: Path, service: FakeService
 ) -> None:
@@ -315,7 +307,7 @@ def test_the_spent_budget_survives_a_deletion(client: Client) -> None:
     receipt = client.delete_data()
     assert "cannot be recalled" in receipt.remaining[1]
     report = client.privacy_report()
-    assert report.lifetime.epsilon == 2.5 and report.period.epsilon == 2.5 and report.lifetime.campaigns == 1
+    assert report.lifetime.epsilon == 2.5 and report.period.epsilon == 2.5 and report.lifetime.rounds == 1
     client.delete_data()
     assert client.privacy_report().lifetime.epsilon == 2.5
 

@@ -37,6 +37,7 @@ from fedrec_client.terms.eligibility import Device, eligible
 from fedrec_client.terms.participation import Book
 from fedrec_client.terms.results import TrainingReport
 from fedrec_client.testing import FakePlatform, store_of
+from fedrec_client.training.session import ENDINGS
 from fedrec_server.jobs.job import Job
 from films import federation
 from films.catalogue import TASTES, Catalogue, held_back
@@ -329,6 +330,7 @@ def test_every_reason_of_the_sdk_has_words_for_people() -> None:
     assert [code for _, code in not_now([f"{code}: federation.x" for code in codes])] == list(codes)
     for reason in ("done", "stopped", "the server could not be reached", "something new"):
         assert ended(reason) and "server" not in ended(reason)
+    assert all(ended(reason) != ended("something new") for reason in ENDINGS.values())
     said = refused([f"{code}: 3 nodes" for code in (*REFUSED, "something new")])
     assert len(said) == len(REFUSED) + 1 and not any("node" in each for each in said)
 
@@ -340,8 +342,11 @@ def agree(page: Site, app: App) -> None:
         post(page, app, f"/people/{person.number}/look", tab="privacy")
 
 
-def test_devices_train_together_and_use_what_they_learned(tmp_path: Path) -> None:
+def test_devices_train_together_and_use_what_they_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job of two rounds over gRPC: joined, computed, summed, published, fetched."""
+    monkeypatch.setattr(federation, "JOIN_SECONDS", 60.0)  # a busy computer must not part the devices
     with running(tmp_path, 3, 8080, start=small_start) as app:
         page = Site(app)
         agree(page, app)
@@ -360,7 +365,7 @@ def test_devices_train_together_and_use_what_they_learned(tmp_path: Path) -> Non
             report = person.client.privacy_report()
             assert report.lifetime.epsilon == pytest.approx(600, rel=1e-3) and len(report.left) == 2
             assert person.rec.model_version == 2 and not person.training
-        assert "what 3 devices learned together" in page.get("/").text
+        assert "what up to 3 devices learned together" in page.get("/").text
         assert page.get("/").text.count("An encrypted training update in round 2") == 3
 
 
@@ -387,6 +392,25 @@ def test_training_that_fails_speaks_of_users_and_their_devices(
             report = person.client.privacy_report()
             assert report.lifetime.epsilon == 0 and not report.left and not person.training
         assert app.journal.path.read_text().count("nothing was charged") == 2
+
+
+def test_the_others_train_without_a_device_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of four has the limits of a real app: it says why it refuses, and is charged nothing."""
+    monkeypatch.setattr(federation, "JOIN_SECONDS", 3.0)
+    with running(tmp_path, 4, 8080, start=small_start) as app:
+        page = Site(app)
+        agree(page, app)
+        post(page, app, "/people/4/limits", on="1")
+        post(page, app, "/train")
+        app.together.wait(120)
+        log = app.journal.path.read_text()
+        assert app.together.progress.stage == len(federation.STAGES), log
+        assert all(f"round {number}: only the sum of 3 updates" in log for number in (1, 2))
+        assert "Refused to train" in page.get("/").text
+        spent = [person.client.privacy_report().lifetime.epsilon for person in app.people]
+        assert min(spent[:3]) > 0 and spent[3] == 0
 
 
 def test_an_open_tab_sees_a_charge_when_it_is_made(page: Site, app: App) -> None:

@@ -49,7 +49,7 @@ def history(folder: Path) -> Rows:
         client.set_consent(Consent(train=True))
     old = rows(folder / DATABASE)
     with Client.open(folder, **HERE) as client:
-        Book(store_of(client)).note("charged", NOW, campaign="ab", epsilon=15.9, delta=1e-6)
+        Book(store_of(client)).note("charged", NOW, job="ab", round=1, epsilon=15.9, delta=1e-6)
         client.set_consent(Consent(train=False))
         client.log_event("play", item="after", event_id="after")
     return old

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from store_helpers import DATABASE, TRUST, contents, left, opened, opens, ran, rows, told
 
 from fedrec.core.errors import StoreError, StoreFull, StoreLocked
-from fedrec_client import Client, Consent, Retention
+from fedrec_client import Client, Retention
 from fedrec_client.store import FileVault, SqliteStore
 from fedrec_client.store import sqlite as sqlite_module
 from fedrec_client.store._database import MAKING, STAGED
-from fedrec_client.testing import DAY, NOW, FakePlatform, store_of
+from fedrec_client.testing import DAY, NOW, FakePlatform
 
 IDS = [f"event-{k}" for k in range(40)]
 
@@ -84,15 +84,6 @@ def test_what_was_removed_is_gone_like_events(tmp_path: Path) -> None:
             sealer.open("records", key, sealed)
     assert len(store.events()) == 40 and store.names() == []
     store.close()
-
-
-def test_withdrawn_consent_takes_the_keys_of_campaigns_with_it(tmp_path: Path) -> None:
-    with Client.open(tmp_path, population="a", trust=TRUST, platform=FakePlatform()) as client:
-        client.set_consent(Consent(train=True))
-        store_of(client).put("training/abc", b'{"state": "made", "identity": "secret"}')
-        key = FileVault(tmp_path).key()
-        client.set_consent(Consent())
-        assert FileVault(tmp_path).key() != key and not store_of(client).names("training/")
 
 
 def test_no_other_connection_can_hold_an_earlier_state_open(tmp_path: Path) -> None:

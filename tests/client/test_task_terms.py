@@ -25,9 +25,9 @@ from fedrec.privacy.threat_model import local_epsilon
 from fedrec.recommenders.private.dp_ease import DpEaseConfig
 from fedrec.recommenders.registry import build
 from fedrec.secagg.graph import log2_exposure
-from fedrec.secagg.roster import Identity, Member, Roster
+from fedrec.secagg.roster import Identity, Roster
 from fedrec.secagg.schedule import Schedule
-from fedrec.secagg.terms import SecaggTerms
+from fedrec.secagg.terms import CohortTerms, SecaggTerms
 from fedrec_client.store.in_memory import MemoryStore
 from fedrec_client.terms._task_terms import SIGMA, least_devices
 from fedrec_client.terms.participation import Book
@@ -39,25 +39,25 @@ DEVICES, ITEMS, EPSILON = 500, 300, 3.0
 
 @lru_cache(maxsize=1)
 def honest_task() -> dict[str, Any]:
-    """What the project's own campaign would sign for 500 devices of one user each."""
+    """What the project's own job would sign for cohorts of 500 devices, each in both rounds."""
     model = build(DpEaseConfig(top_items=40))
     settings = PrivacySettings(unit="user", trust="distributed", epsilon=EPSILON, delta=9e-6, force=True)
     sizes = [model.layout(ITEMS, round_).size for round_ in (1, 2)]
     plan = make_plan(
         settings, population=DEVICES, rounds=2, schedule=model.noise_schedule(2), parameters=max(sizes)
     )
-    members = tuple(Member(name=str(k), key=Identity.create().public.hex()) for k in range(DEVICES))
-    secagg = SecaggTerms(
-        run="run", roster=Roster(members=members), range_users=DEVICES, clip_norm=plan.clip_norm,
+    rules = SecaggTerms(
+        run="run", roster=Roster(members=()), range_users=2 * DEVICES, clip_norm=plan.clip_norm,
         min_users=0.8 * DEVICES, plan="00", schedule=Schedule(refit_rounds=2, guarded=()),
     )  # fmt: skip
+    terms = CohortTerms(rules=rules, signer=Identity.create().public.hex(), max_nodes=DEVICES)
     privacy = PrivacyTerms(plan=plan, run="run", dataset="d", limit_epsilon=EPSILON)
     node = {
         "privacy": privacy.model_dump(mode="json"),
-        "aggregation": secagg.model_dump(mode="json"),
+        "aggregation": terms.model_dump(mode="json"),
         "evaluation": {},
     }
-    return bound({"node": node, "rounds": 2})
+    return bound({"node": node, "rounds": 2, "cycle": None})
 
 
 def bound(task: dict[str, Any]) -> dict[str, Any]:
@@ -67,12 +67,17 @@ def bound(task: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         return task
     digest = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-    task["node"]["aggregation"]["plan"] = digest
+    task["node"]["aggregation"]["rules"]["plan"] = digest
     return task
 
 
 def evaluated(task: dict[str, Any], policy: Policy | None = None) -> tuple[list[str], float]:
-    against, epsilon, _ = evaluate_task(policy or Policy(), task, Book(MemoryStore()), 1.7e9)
+    """What speaks against it, and the epsilon of both participations."""
+    against, epsilon = list[str](), 0.0
+    for times in range(2):
+        found, price = evaluate_task(policy or Policy(), task, Book(MemoryStore()), 1.7e9, times)
+        against += found
+        epsilon += price.epsilon
     return against, epsilon
 
 
@@ -98,34 +103,28 @@ def put(path: str, value: Any) -> Change:
     return change
 
 
-def members(count: int, **fields: Any) -> Change:
-    def change(task: dict[str, Any]) -> None:
-        roster = task["node"]["aggregation"]["roster"]["members"]
-        roster[:] = [each | fields for each in roster[:count]]
-
-    return change
-
-
 #: field -> changes to its weakest legal values, and beyond.
 WEAKER: dict[str, list[Change]] = {
     "aggregation.kind": [
         put("aggregation", {"kind": "plain", "insecure": True}),
         put("aggregation", {"kind": "sealed", "run": "run", "public": "00" * 32}),
     ],
-    "aggregation.run": [put("aggregation.run", "another")],
-    "aggregation.roster": [members(3), members(99)],
-    "aggregation.bits": [put("aggregation.bits", 16)],
-    "aggregation.range_users": [put("aggregation.range_users", 1), put("aggregation.range_users", 2**40)],
-    "aggregation.clip_norm": [put("aggregation.clip_norm", value) for value in (None, 1e-9, 1e9)],
-    "aggregation.min_users": [put("aggregation.min_users", value) for value in (0, 1, 399)],
-    "aggregation.threshold": [put("aggregation.threshold", 0.5000001)],
-    "aggregation.neighbours": [put("aggregation.neighbours", value) for value in (2, 4, 20)],
-    "aggregation.exact_sums": [put("aggregation.exact_sums", True)],
-    "aggregation.schedule.tuning_rounds": [put("aggregation.schedule.tuning_rounds", 1)],
-    "aggregation.schedule.refit_rounds": [put("aggregation.schedule.refit_rounds", 3)],
-    "aggregation.schedule.evaluate_every": [put("aggregation.schedule.evaluate_every", 1)],
-    "aggregation.schedule.refit_evaluation": [put("aggregation.schedule.refit_evaluation", True)],
-    "member.users": [members(DEVICES, users=2), members(3, users=1000, vouched=True)],
+    "cohort.max_nodes": [put("aggregation.max_nodes", value) for value in (750, 5000)],
+    "cohort.max_users": [put("aggregation.max_users", value) for value in (2, 1000)],
+    "rules.run": [put("aggregation.rules.run", "another")],
+    "rules.roster": [put("aggregation.rules.roster", {"members": [{"name": "x", "key": "00" * 32}]})],
+    "rules.bits": [put("aggregation.rules.bits", 16)],
+    "rules.range_users": [put("aggregation.rules.range_users", value) for value in (1, 2**40)],
+    "rules.clip_norm": [put("aggregation.rules.clip_norm", value) for value in (None, 1e-9, 1e9)],
+    "rules.min_users": [put("aggregation.rules.min_users", value) for value in (0, 1, 399)],
+    "rules.threshold": [put("aggregation.rules.threshold", 0.5000001)],
+    "rules.neighbours": [put("aggregation.rules.neighbours", value) for value in (2, 4, 20)],
+    "rules.exact_sums": [put("aggregation.rules.exact_sums", True)],
+    "schedule.tuning_rounds": [put("aggregation.rules.schedule.tuning_rounds", 1)],
+    "schedule.refit_rounds": [put("aggregation.rules.schedule.refit_rounds", 3)],
+    "schedule.evaluate_every": [put("aggregation.rules.schedule.evaluate_every", 1)],
+    "schedule.refit_evaluation": [put("aggregation.rules.schedule.refit_evaluation", True)],
+    "schedule.guarded": [put("aggregation.rules.schedule.guarded", ["train"])],
     "privacy.run": [put("privacy.run", "another")],
     "privacy.ledger": [put("privacy.ledger", "/tmp/of-another")],
     "privacy.plan.unit": [put("privacy.plan.unit", "interaction")],
@@ -159,16 +158,17 @@ WEAKER: dict[str, list[Change]] = {
 }
 #: field -> why no value of it takes anything from a device.
 HARMLESS = {
-    "aggregation.rotate": "spreads real values before rounding; integers of a plan are rotated by the plan",
-    "aggregation.noise_std": "room for noise that is added elsewhere",
-    "aggregation.min_nodes": "the fewest devices follow from min_users too, and the larger of both counts",
-    "aggregation.corrupted": "zero is its weakest value and the default; the chance of exposure is computed here",
-    "aggregation.plan": "set by `bound` after every change; another one is refused (test below)",
-    "aggregation.schedule": "field by field above",
-    "aggregation.schedule.guarded": "every sum carries the plan's noise",
-    "member.name": "a label",
-    "member.key": "a key of no device makes one that never answers",
-    "member.vouched": "with users, above",
+    "cohort.kind": "names the terms; another kind is above",
+    "cohort.rules": "field by field",
+    "cohort.signer": "signs rosters, which hold keys that devices made themselves",
+    "cohort.dropout": "a smaller one makes fewer neighbours, whose chance of exposure is computed here",
+    "rules.kind": "one value",
+    "rules.rotate": "spreads real values before rounding; integers of a plan are rotated by the plan",
+    "rules.noise_std": "room for noise that is added elsewhere",
+    "rules.min_nodes": "the fewest devices follow from min_users too, and the larger of both counts",
+    "rules.corrupted": "zero is its weakest value and the default; the chance of exposure is computed here",
+    "rules.plan": "set by `bound` after every change; another one is refused (test below)",
+    "rules.schedule": "field by field above",
     "privacy.plan": "field by field",
     "privacy.dataset": "a label of the ledger, which a device keeps by itself",
     "privacy.limit_epsilon": "a device has limits of its own",
@@ -187,10 +187,10 @@ def fields(model: type[Any], prefix: str) -> set[str]:
 
 def test_no_field_of_a_task_is_forgotten() -> None:
     everything = (
-        fields(SecaggTerms, "aggregation") | fields(Schedule, "aggregation.schedule") | fields(Member, "member")
+        fields(CohortTerms, "cohort") | fields(SecaggTerms, "rules") | fields(Schedule, "schedule")
         | fields(PrivacyTerms, "privacy") | fields(PrivacyPlan, "privacy.plan") | fields(Integers, "integers")
     )  # fmt: skip
-    assert set(WEAKER) | set(HARMLESS) == everything
+    assert (set(WEAKER) - {"aggregation.kind"}) | set(HARMLESS) == everything
     assert not set(WEAKER) & set(HARMLESS)
 
 
@@ -229,33 +229,35 @@ def test_weaker_fields_do_not_make_up_for_each_other(changes: list[str], data: s
 
 def test_a_task_bound_to_another_plan_is_refused() -> None:
     task = copy.deepcopy(honest_task())
-    task["node"]["aggregation"]["plan"] = "00" * 32
+    task["node"]["aggregation"]["rules"]["plan"] = "00" * 32
     assert any("another privacy plan" in line for line in evaluated(task)[0])
 
 
-# -- users are counted ----------------------------------------------------------------------------------------------
+# -- rounds and cohorts ----------------------------------------------------------------------------------------------
 
 
-def test_made_up_devices_that_declare_many_users() -> None:
-    """One real device beside two of a thousand users each: the noise would be theirs, and they leave it out."""
-    for vouched in (False, True):
-        task = copy.deepcopy(honest_task())
-        roster = task["node"]["aggregation"]["roster"]["members"]
-        del roster[3:]
-        for member in roster[1:]:
-            member |= {"users": 1000, "vouched": vouched}
-        task["node"]["aggregation"] |= {"min_users": 1601, "range_users": 2001}
-        task["node"]["privacy"]["plan"]["population"] = 2001
-        try:
-            against, _ = evaluated(bound(task))
-        except BadContent as error:
-            assert not vouched and "users and vouched is false" in str(error)
-            continue
-        kinds = {line.partition(":")[0] for line in against}
-        assert vouched and "cohort" in kinds
-        assert any("speaks for 1000" in line for line in against) and any(
-            "3 devices" in line for line in against
-        )
+def test_participations_beyond_the_plan_are_refused() -> None:
+    against, price = evaluate_task(Policy(), honest_task(), Book(MemoryStore()), 1.7e9, 2)
+    assert any("took part 2 times" in line for line in against) and price.epsilon == 0
+
+
+@pytest.mark.parametrize(("cycle", "rounds"), [(2, 2), (1, 2), (None, 3)])
+def test_rounds_that_the_plan_does_not_cover_are_refused(cycle: int | None, rounds: int) -> None:
+    against, _ = evaluated(honest_task() | {"cycle": cycle, "rounds": rounds})
+    assert any(line.startswith("rounds: ") for line in against)
+
+
+def test_a_cohort_that_is_smaller_than_the_app_wants_is_refused() -> None:
+    assert not evaluated(honest_task(), Policy(min_cohort=DEVICES))[0]
+    against, _ = evaluated(honest_task(), Policy(min_cohort=DEVICES + 1))
+    assert any(f"cohort: {DEVICES} devices" in line for line in against)
+
+
+def test_over_selection_of_made_up_devices_costs() -> None:
+    """A made-up part of the largest cohort adds no noise, whatever the target is."""
+    task = copy.deepcopy(honest_task())
+    task["node"]["aggregation"]["max_nodes"] = round(1.3 * DEVICES)
+    assert evaluated(task)[1] > evaluated(honest_task())[1]
 
 
 @pytest.mark.parametrize("dishonest", [0.0, 0.1, 0.2, 0.5, 0.9])
@@ -269,25 +271,25 @@ def test_the_charge_is_what_the_honest_part_is_worth(dishonest: float) -> None:
 
 
 def test_the_default_graph_hides_a_device_and_a_thin_one_does_not() -> None:
-    terms = SecaggTerms.model_validate(honest_task()["node"]["aggregation"])
+    terms = CohortTerms.model_validate(honest_task()["node"]["aggregation"])
     degree = terms.degree(DEVICES)
-    assert log2_exposure(DEVICES, degree, terms.shares_needed(degree), 0.1) <= -SIGMA
+    assert log2_exposure(DEVICES, degree, terms.rules.shares_needed(degree), 0.1) <= -SIGMA
     assert log2_exposure(DEVICES, 2, 2, 0.1) > -SIGMA
 
 
-@given(st.lists(st.integers(1, 50), min_size=3, max_size=40), st.floats(0, 1))
+@given(st.integers(1, 50), st.floats(0, 1))
 @quick
-def test_the_fewest_devices_are_the_largest_members(users: list[int], part: float) -> None:
-    roster = Roster(
-        members=tuple(
-            Member(name=str(k), key=f"{k:064x}", users=n, vouched=n > 1) for k, n in enumerate(users)
-        )
+def test_the_fewest_devices_are_the_largest_members(users: int, part: float) -> None:
+    rules = SecaggTerms(
+        run="r",
+        roster=Roster(members=()),
+        range_users=2000,
+        min_users=part * 40 * users,
+        schedule=Schedule(guarded=()),
     )
-    wanted = part * sum(users)
-    terms = SecaggTerms(run="r", roster=roster, range_users=sum(users), clip_norm=1.0, min_users=wanted)
-    found = least_devices(terms)
-    assert found == 3 or sum(sorted(users)[-found:]) >= wanted * (1 - 1e-9)
-    assert found == 3 or sum(sorted(users)[-(found - 1) :]) < wanted
+    found = least_devices(CohortTerms(rules=rules, signer="00" * 32, max_nodes=40, max_users=users))
+    assert found == 3 or found * users >= rules.min_users * (1 - 1e-9)
+    assert found == 3 or (found - 1) * users < rules.min_users
 
 
 def test_a_task_survives_json() -> None:

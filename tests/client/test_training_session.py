@@ -106,7 +106,7 @@ def test_withdrawing_consent_ends_a_session(job: World) -> None:
 
 
 def test_a_device_is_told_soon_when_its_cohort_is_too_small(tmp_path: Path) -> None:
-    with world(tmp_path) as job:
+    with world(tmp_path, wait_seconds=2.0) as job:
         device = job.device("0", HISTORIES[0])
         running = job.coordinate()
         report = train(device)

@@ -56,6 +56,24 @@ for kind in {kinds!r}:
     assert np.abs(update).sum() > 0, kind
     print(kind, update.astype(np.float64).tobytes().hex())
 """
+NOISE = """
+import sys
+
+REFUSED = {refused!r}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in REFUSED:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Refuse())
+from fedrec.privacy.noise import NoiseSource
+
+for variance in (0.01, 3.0, 500.0, 1e6):
+    print("noise", NoiseSource(5).skellam(1000, variance).astype("<f8").tobytes().hex())
+"""
 KINDS = ("dp_ease", "dp_ials", "dp_item_graph", "ease", "ials", "item_graph", "item_knn", "mf", "popularity")
 HEAVY = ("torch", "scipy", "flwr", "opacus", "dp_accounting", "grpc")
 
@@ -78,3 +96,13 @@ def test_a_device_trains_without_what_programs_bring_and_gets_the_same_updates()
             np.testing.assert_allclose(alone[kind], update, rtol=0, atol=1e-5)
         else:
             np.testing.assert_array_equal(alone[kind], update, err_msg=kind)
+
+
+def test_shares_of_noise_need_numpy_alone() -> None:
+    command = [sys.executable, "-c", NOISE.format(refused=(*HEAVY, "numba"))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    drawn = [np.frombuffer(bytes.fromhex(line.split()[1])) for line in done.stdout.splitlines()]
+    for noise, variance in zip(drawn, (0.01, 3.0, 500.0, 1e6), strict=True):
+        # A mean of squares of a thousand draws; its deviation is below 6 % where draws are not rare.
+        assert abs(np.mean(noise**2) - variance) < 0.5 * max(variance, 0.05)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,23 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
-from session_helpers import Sessions, own_sessions
+
+from fedrec_server.jobs.job import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 APP = Path(__file__).parents[2] / "client" / "examples" / "films" / "app.py"
-#: The sessions of the app make their folders where this module can see them.
-START = """
-import sys; sys.argv = {argv!r}; sys.path[:0] = {path!r}
-from pathlib import Path
-from fedrec_client.training import _run_task as run_task
-run_task.RAM = Path({ram!r})
-from films.command import main
-sys.exit(main())
-"""
 #: A store whose key lies in a file says so when it is opened.
 OWN_LINES = ("films: ", "WARNING the key of store ")
 
@@ -38,12 +30,11 @@ class Running:
         url: of its page.
     """
 
-    def __init__(self, folder: Path, sessions: Sessions, *options: str) -> None:
-        argv = ["films", "--people", "3", "--port", "0", "--folder", str(folder), *options]
-        code = START.format(argv=argv, path=sys.path, ram=str(sessions.ram))
-        self._sessions, self.lines = sessions, []
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._journal, self.lines = folder / "journal.log", []
+        argv = ["--people", "3", "--port", "0", "--folder", str(folder), *options]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, str(APP), *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,21 +76,23 @@ class Running:
 
     def said(self, text: str) -> None:
         """Wait until the log says something."""
-        path = Path(self.process.args[-1].split("'--folder', '")[1].split("'")[0]) / "journal.log"  # type: ignore[index,union-attr]
-        deadline = time.monotonic() + 300
+        path = self._journal
+        deadline = time.monotonic() + 120
         while text not in path.read_text():
             assert time.monotonic() < deadline and self.process.poll() is None, path.read_text()
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     def ends(self, number: signal.Signals, times: int = 1) -> int:
         """The exit status; nothing but the app's own lines was printed, and nothing runs on."""
         for _ in range(times):
-            os.killpg(self.process.pid, number)
+            with suppress(ProcessLookupError):  # it has ended already
+                os.killpg(self.process.pid, number)
             time.sleep(0.3)
         rest, _ = self.process.communicate(timeout=60)
         printed = "".join(self.lines) + rest
         assert all(line.startswith(OWN_LINES) for line in printed.splitlines()), printed
-        assert not self._sessions.processes() and not self._sessions.folders()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
         return self.process.returncode
 
 
@@ -107,12 +100,12 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture
-def start(tmp_path: Path, sessions: Sessions) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Starts the app in the test's folder; what a failed test leaves running is told to end."""
     started: list[Running] = []
 
     def begin(*options: str) -> Running:
-        started.append(Running(tmp_path, sessions, *options))
+        started.append(Running(tmp_path, *options))
         return started[-1]
 
     yield begin
@@ -120,12 +113,6 @@ def start(tmp_path: Path, sessions: Sessions) -> Iterator[Start]:
         if app.process.poll() is None:
             app.process.terminate()
             app.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with own_sessions() as made:
-        yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -142,30 +129,28 @@ def test_while_it_starts(start: Start) -> None:
     assert app.ends(signal.SIGINT) == 130
 
 
-MOMENTS: dict[str, Callable[[Running], None]] = {
-    "enrolment": lambda app: app.said("opened for 3 devices"),
-    "the servers start": lambda app: app.said("3 of 3 devices enrolled"),
-    "training": lambda app: app.said("task signed"),
-    "a round": lambda app: app.said("round 1: only the sum"),
+MOMENTS = {
+    "opened": "opened for 3 devices",
+    "joined": "has joined",
+    "computes": "computes its update",
+    "a round": "round 1: only the sum",
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_people_train(start: Start, tmp_path: Path, moment: str, number: signal.Signals) -> None:
-    """Silent, even when somebody is impatient; and the next start shows what was spent, and who never was asked."""
+def test_while_devices_train(start: Start, tmp_path: Path, moment: str, number: signal.Signals) -> None:
+    """Silent, also when the signal comes again; and the next start shows what was spent, or that nothing was."""
     app = start()
     app.serves()
     app.trains()
-    MOMENTS[moment](app)
+    app.said(MOMENTS[moment])
     assert app.ends(number, times=2) == 0
     log = (tmp_path / "journal.log").read_text()
-    assert "federation." not in log and "Traceback" not in log
-    (state,) = [json.loads(path.read_text()) for path in tmp_path.glob("service/campaigns/*/campaign.json")]
-    assert state["closed"] and state["ended"] == "stopped"
-    released = moment == "a round"
-    assert ("what they cost stays spent" in log) == released
-    assert ("nothing was spent" in log) == (not released)
+    assert "federation." not in log and "Traceback" not in log and "internal error" not in log
+    (job,) = Job.all(tmp_path / "service" / "jobs")
+    published = "version 2 signed and promoted" in log
+    assert job.record().state == ("published" if published else "aborted")
     again = start()
     again.serves()
     with httpx.Client(base_url=again.url, trust_env=False, timeout=60) as page:
@@ -174,6 +159,9 @@ def test_while_people_train(start: Start, tmp_path: Path, moment: str, number: s
         for number_ in (1, 2, 3):
             page.post(f"/people/{number_}/look", data={"token": found[1], "tab": "privacy"})
         text = page.get("/").text
-    assert text.count("ε 600 of") == (6 if released else 0)
-    assert text.count("Nothing was spent.") == (0 if released else 3)
     assert again.ends(number) == 0
+    charged = len(re.findall(r"epsilon [1-9]", log))
+    assert len(re.findall(r"ε [1-9][\d,.]* of", text)) == 2 * charged, log
+    assert text.count('<p class="big">Nothing') == 3 - charged, log
+    if moment == "a round":
+        assert charged == 3

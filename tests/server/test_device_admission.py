@@ -135,8 +135,7 @@ def test_late_devices_come_soon_as_long_as_they_fill_the_next_cohort(small: Stat
     with front_end(small, given=limits(soon_seconds=3.0)) as running:
         exchange.prepare(wanted(1))
         device = Device(channel(running.port))
-        while not device.join().session:
-            time.sleep(0.05)
+        device.joined()
         exchange.form(wanted(1), lambda: False)
         until, late = time.monotonic() + 20, Device(channel(running.port))
         while late.check_in().joinable and time.monotonic() < until:

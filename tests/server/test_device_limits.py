@@ -51,9 +51,7 @@ def running(state: State) -> Iterator[FrontEnd]:
 @pytest.fixture
 def device(running: FrontEnd) -> Iterator[Device]:
     made = Device(channel(running.port))
-    until = time.monotonic() + 20
-    while not made.join().session and time.monotonic() < until:
-        time.sleep(0.05)
+    made.joined()
     yield made
     assert made.stage().state == messages.WAIT
     made.channel.close()
@@ -139,8 +137,7 @@ def test_more_calls_than_can_be_held_are_answered_at_once(state: State) -> None:
     with front_end(state, given=limits(network=QUICK, held_calls=2, hold_seconds=300.0)) as running:
         devices = [Device(channel(running.port)) for _ in range(3)]
         for device in devices:
-            while not device.join().session:
-                time.sleep(0.05)
+            device.joined()
         with ThreadPoolExecutor(2) as pool:
             held = [pool.submit(device.stage) for device in devices[:2]]
             until = time.monotonic() + 20
@@ -159,8 +156,7 @@ def test_one_session_cannot_call_without_end(state: State) -> None:
     with front_end(state, given=given) as running:
         device, other = Device(channel(running.port)), Device(channel(running.port))
         for each in (device, other):
-            while not each.join().session:
-                time.sleep(0.05)
+            each.joined()
         with pytest.raises(grpc.RpcError) as caught:
             for _ in range(20):
                 device.stage()

@@ -77,10 +77,7 @@ def cohort_of(exchange: DeviceExchange, devices: list[Device]) -> tuple[Cohort, 
     """Devices as a complete cohort, in their order."""
     exchange.prepare(wanted(len(devices)))
     for device in devices:
-        until = time.monotonic() + 20
-        while not device.join().session:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        device.joined()
     cohort = exchange.form(wanted(len(devices)), never)
     assert [each.identity for each in cohort.members] == [each.identity for each in devices]
     return cohort, [each.node for each in cohort.members]
@@ -145,10 +142,9 @@ def test_the_next_cohort_forms_while_one_is_at_work(exchange: DeviceExchange, ru
 
 
 def test_too_few_devices_are_sent_away_with_the_reason(exchange: DeviceExchange, running: FrontEnd) -> None:
-    device = Device(channel(running.port))
-    with aside(exchange.form, wanted(2, wait_seconds=1.5), never) as forming:
-        while not device.join().session:
-            time.sleep(0.05)
+    exchange.prepare(wanted(2))
+    device = Device(channel(running.port)).joined()
+    with aside(exchange.form, wanted(2, wait_seconds=0.5), never) as forming:
         end = device.next()
         with pytest.raises(AggregationAborted, match="fewer than 2 devices joined within"):
             forming.result()
@@ -156,11 +152,9 @@ def test_too_few_devices_are_sent_away_with_the_reason(exchange: DeviceExchange,
 
 
 def test_a_cohort_starts_with_the_least_at_its_deadline(exchange: DeviceExchange, running: FrontEnd) -> None:
-    device = Device(channel(running.port))
-    with aside(exchange.form, wanted(3, 1, wait_seconds=1.5), never) as forming:
-        while not device.join().session:
-            time.sleep(0.05)
-        assert len(forming.result().members) == 1
+    exchange.prepare(wanted(3))
+    Device(channel(running.port)).joined()
+    assert len(exchange.form(wanted(3, 1, wait_seconds=0.5), never).members) == 1
 
 
 def test_no_cohort_is_formed_once_a_stop_is_asked_for(exchange: DeviceExchange) -> None:
@@ -171,9 +165,7 @@ def test_no_cohort_is_formed_once_a_stop_is_asked_for(exchange: DeviceExchange) 
 def test_a_full_cohort_takes_no_more(exchange: DeviceExchange, running: FrontEnd) -> None:
     devices = [Device(channel(running.port)) for _ in range(3)]
     exchange.prepare(wanted(3, most=2))
-    until = time.monotonic() + 20
-    while not devices[0].join().session and time.monotonic() < until:
-        time.sleep(0.05)
+    devices[0].joined()
     assert devices[1].join().session
     late = devices[2].join()
     assert not late.session and late.retry_after_seconds > 0
@@ -182,13 +174,13 @@ def test_a_full_cohort_takes_no_more(exchange: DeviceExchange, running: FrontEnd
 def test_a_device_that_leaves_is_missing_at_once(exchange: DeviceExchange, running: FrontEnd) -> None:
     stays, leaves = Device(channel(running.port)), Device(channel(running.port))
     cohort, nodes = cohort_of(exchange, [stays, leaves])
-    with aside(exchange.exchange, ask(nodes), 300) as asked:
+    with aside(exchange.exchange, ask(nodes), 200) as asked:  # its end is not waited for
         reply = stays.next()
         stays.known = reply.number
         leaves.call("Leave", messages.LeaveRequest(session=leaves.session))
         with ThreadPoolExecutor(1) as pool:
             held = pool.submit(stays.next, answered=1, answer=dump(echo(stays.question(reply))))
-            answers = asked.result(timeout=60)  # long before the deadline
+            answers = asked.result(timeout=60)
             assert isinstance(answers[nodes[0]], Reply) and isinstance(answers[nodes[1]], Failure)
             exchange.close(cohort, "failed")
             assert held.result(timeout=60).reason == "failed"
@@ -237,7 +229,7 @@ def test_a_killed_jobs_cohort_is_ended_by_the_next_process(
 def test_a_late_answer_is_refused_and_its_device_is_over(exchange: DeviceExchange, running: FrontEnd) -> None:
     quick, slow = Device(channel(running.port)), Device(channel(running.port))
     _, nodes = cohort_of(exchange, [quick, slow])
-    with aside(exchange.exchange_summed, ask(nodes, "train"), 2.0, "uint32", LENGTH) as asked:
+    with aside(exchange.exchange_summed, ask(nodes, "train"), 4.0, "uint32", LENGTH) as asked:
         replies = [device.next() for device in (quick, slow)]
         assert quick.upload(1, answer_to(quick, replies[0])).accepted
         summed: Summed = asked.result()
@@ -401,9 +393,7 @@ def test_the_same_answer_at_two_front_ends_at_once_counts_once(
 def test_a_lost_answer_to_join_is_asked_for_again(exchange: DeviceExchange, running: FrontEnd) -> None:
     device = Device(channel(running.port))
     exchange.prepare(wanted(2))
-    until = time.monotonic() + 20
-    while not device.join().session and time.monotonic() < until:
-        time.sleep(0.05)
+    device.joined()
     first = device.session
     assert device.join().session not in (b"", first)  # the same place, a new session
     other = Device(channel(running.port))
@@ -463,8 +453,7 @@ def test_a_device_that_has_not_called_for_long_is_not_in_the_cohort(
     gone, here = Device(channel(running.port)), Device(channel(running.port))
     exchange.prepare(wanted(2))
     for device in (gone, here):
-        while not device.join().session:
-            time.sleep(0.05)
+        device.joined()
     with state.write() as connection:
         seen = time.time() - cohorts.HERE_SECONDS - 1
         where = tables.MEMBERS.c.identity == gone.identity

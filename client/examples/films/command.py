@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def told_to_end() -> Iterator[None]:
-    """SIGINT and SIGTERM end what is inside, once and alike; while it is tidied up, further ones change nothing.
+    """SIGINT and SIGTERM end what is inside, once and alike; further ones change nothing, until the process is over.
 
     Uvicorn puts its own handlers in the place of these and, when it has ended, raises the signal again for them.
 
@@ -87,7 +87,8 @@ def told_to_end() -> Iterator[None]:
         yield
     finally:
         for each, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(each, handler)
+            if signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, handler)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ MIN_DEVICES = 3
 #: For all rounds; a session that takes longer ends by itself.
 DEADLINE_SECONDS = 120.0
 #: For which a round waits for its devices.
-JOIN_SECONDS = 20.0
+JOIN_SECONDS = 10.0
 #: For what remains to be done when all devices are done.
 SUM_SECONDS = 5.0
 STAGES = ("Join", "Train", "Publish", "Update")
@@ -74,7 +74,7 @@ class Together:
         self._ends = False
         self._steps: dict[str, str] = {}
         self._joined: set[str] = set()
-        self._known, self._count = 0, 0
+        self._known, self._count, self._summed = 0, 0, False
         self._alone_since: float | None = None
 
     def willing(self) -> list[Person]:
@@ -97,7 +97,7 @@ class Together:
                 )
             training = self.service.training(len(willing), JOIN_SECONDS)
             self._steps, self._joined = {}, set()
-            self._known, self._count, self._alone_since = 0, len(willing), None
+            self._known, self._count, self._summed, self._alone_since = 0, len(willing), False, None
             self._at(0, "Devices are asked to join")
             self._thread = threading.Thread(target=self._run, args=(training, willing), name="together")
             self._thread.start()
@@ -116,7 +116,7 @@ class Together:
 
     def _run(self, training: Training, willing: list[Person]) -> None:
         devices = len(willing)
-        self.journal.service("Training", f"job {training.job.id[:8]} opened for {devices} devices")
+        self.journal.service("Training", f"job {training.id[:8]} opened for {devices} devices")
         try:
             with ThreadPoolExecutor(devices) as pool:
                 sessions = {person.name: pool.submit(self._device, training, person) for person in willing}
@@ -159,8 +159,13 @@ class Together:
             report = person.train(DEADLINE_SECONDS, partial(self._step, training, person.name))
             waits = report.reason == NO_JOB and not self._ends
             if report.joined or not waits or time.monotonic() > until:
-                return report
+                break
             time.sleep(0.2)
+        if report.reason == "done":
+            with self._lock:
+                self._summed = True
+                self._at(2, "The updates are in; their sum becomes a new version")
+        return report
 
     def _step(self, training: Training, name: str, step: str) -> None:
         """A device has come to another step."""
@@ -169,7 +174,9 @@ class Together:
             self._steps[name] = step
             if step == "joined":
                 self._joined.add(name)
-            self._at(int(len(self._joined) >= MIN_DEVICES), together(list(self._steps.values()), self._count))
+            if not self._summed:
+                stage = int(len(self._joined) >= MIN_DEVICES)
+                self._at(stage, together(list(self._steps.values()), self._count))
         if step in STEPS:
             self.journal.device(name, STEPS[step])
 

@@ -23,7 +23,7 @@ class Entry:
     Attributes:
         number: rising from 1.
         clock: time of day.
-        who: the device of somebody, "Campaign" or "Model service".
+        who: the device of a user, or "Training".
         side: "device" or "service": where it happened.
         text: what.
     """

@@ -40,7 +40,7 @@ from films.device import (
     Screen,
 )
 from films.journal import Journal
-from films.words import NO_JOB, ended, trouble
+from films.words import NO_JOB, took_part, trouble
 
 
 @dataclass
@@ -282,7 +282,7 @@ class Person:
             self.training = False
             self._shown()
         if report.reason != NO_JOB:
-            self._tell(report)
+            self.journal.device(self.name, took_part(report))
         return report
 
     @property
@@ -300,22 +300,6 @@ class Person:
             self.trouble = trouble(error)
             raise
         self.trouble = ""
-
-    def _tell(self, report: TrainingReport) -> None:
-        how = ended(report.reason)
-        if not report.epsilon_spent:
-            text = f"did not train: {how}; nothing left that tells anything, nothing was charged"
-        elif not report.joined:
-            text = (
-                f"began to train: epsilon {report.epsilon_spent:,.0f} was charged when its encrypted update was to "
-                f"leave, and it did not arrive; {how}"
-            )
-        else:
-            text = (
-                f"took part in {report.rounds} rounds: {report.bytes_up:,} encrypted bytes left, epsilon "
-                f"{report.epsilon_spent:,.0f} charged before each of its updates did; {how}"
-            )
-        self.journal.device(self.name, text)
 
     # Inside
 

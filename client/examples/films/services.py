@@ -66,6 +66,11 @@ class Training:
     state: State
     offered: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def id(self) -> str:
+        """Under which devices know it, and their privacy pages name it."""
+        return self.job.offer(self.job.record().run)
+
     def work(self, stop: Callable[[], bool]) -> int:
         """Train with the devices and publish; the version, or 0 where there is none. The job is over then.
 

@@ -206,8 +206,8 @@ class App:
         try:
             await run_in_threadpool(self.together.start)
         except FedrecError as error:
-            log.info("campaign not opened: %s", error)
-            self.journal.service("Campaign", f"not opened: {trouble(error)}")
+            log.info("job not opened: %s", error)
+            self.journal.service("Training", f"not opened: {trouble(error)}")
         return await self._answer(request, "/")
 
     async def _export(self, request: Request) -> Response:

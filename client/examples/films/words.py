@@ -101,6 +101,23 @@ def ended(reason: str) -> str:
     return next((words for start, words in ENDED.items() if reason.startswith(start)), "it was cut off")
 
 
+def took_part(report: TrainingReport) -> str:
+    """What a session cost and how it ended, in one line."""
+    how = ended(report.reason)
+    if not report.epsilon_spent:
+        return f"did not train: {how}; nothing left that tells anything, nothing was charged"
+    if not report.joined:
+        return (
+            f"began to train: epsilon {report.epsilon_spent:,.0f} was charged when its encrypted update was to "
+            f"leave, and it did not arrive; {how}"
+        )
+    rounds = "1 round" if report.rounds == 1 else f"{report.rounds} rounds"
+    return (
+        f"took part in {rounds}: {report.bytes_up:,} encrypted bytes left, epsilon {report.epsilon_spent:,.0f} in "
+        f"all, charged update by update before it left; {how}"
+    )
+
+
 def together(steps: Collection[str], devices: int) -> str:
     """How far the devices of a round are, in one line.
 

@@ -138,7 +138,7 @@ def _left(book: Book) -> Iterator[dict[str, Any]]:
 
 
 def _session(entry: dict[str, Any]) -> tuple[str, int]:
-    return entry["job"], entry.get("round", 0)
+    return str(entry.get("job", "")), int(entry.get("round", 0))
 
 
 def _told(entry: dict[str, Any]) -> str:

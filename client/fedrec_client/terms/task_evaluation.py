@@ -59,7 +59,8 @@ def evaluate_task(
         )
     before, after = (terms.epsilon(policy.dishonest, n) for n in (participations, participations + 1))
     # All of delta with the first one: epsilons are of the same delta.
-    price = Price(after - before if participations else after, 0.0 if participations else terms.plan.delta)
+    more = after - before if math.isfinite(after) else math.inf
+    price = Price(more, 0.0 if participations else terms.plan.delta)
     against += [*_against_plan(policy, terms.plan, price.epsilon, book, now), *terms.against_plan()]
     return against, price
 

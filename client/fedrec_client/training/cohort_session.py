@@ -186,7 +186,7 @@ class CohortSession:
             raise ProtocolError(
                 f"a question of {question.common_bytes} bytes: expected at most {MAX_COMMON_BYTES}"
             )
-        came = bytearray()
+        came = bytearray(question.content)
         while len(came) < question.common_bytes:
             fetch = partial(self._service.content, self._session, question.common, len(came))
             piece = self._again(fetch, until)

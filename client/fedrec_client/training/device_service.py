@@ -69,6 +69,7 @@ class StageAnswer:
         number: of the question, from 1.
         common: SHA-256 of the part that all devices are sent; empty: none.
         common_bytes: its size.
+        content: that part itself, where it is short; empty: it is to be fetched.
         own: this device's part.
         deadline_seconds: for the answer, from now.
         reason: "over": a code.
@@ -79,6 +80,7 @@ class StageAnswer:
     number: int = 0
     common: bytes = b""
     common_bytes: int = 0
+    content: bytes = b""
     own: bytes = b""
     deadline_seconds: float = 0.0
     reason: str = ""

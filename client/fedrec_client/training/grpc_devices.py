@@ -75,14 +75,15 @@ class GrpcDeviceService:
         )
         reply = self._line.call("Stage", request, messages.StageReply, tries=1, seconds=STAGE_SECONDS)
         return StageAnswer(
-            _STATES.get(reply.state, "wait"),
-            reply.retry_after_seconds,
-            reply.number,
-            bytes(reply.common),
-            reply.common_bytes,
-            bytes(reply.own),
-            reply.deadline_seconds,
-            reply.reason,
+            state=_STATES.get(reply.state, "wait"),
+            retry_after_seconds=reply.retry_after_seconds,
+            number=reply.number,
+            common=bytes(reply.common),
+            common_bytes=reply.common_bytes,
+            content=bytes(reply.content),
+            own=bytes(reply.own),
+            deadline_seconds=reply.deadline_seconds,
+            reason=reply.reason,
         )
 
     def upload(

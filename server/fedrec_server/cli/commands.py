@@ -7,6 +7,10 @@ from fedrec_server.cli.lazy import Group
 PROGRAM = Group(
     "The operator's program: sign and serve models, train with devices, keep account of privacy.",
     {
+        "up": "fedrec_server.cli.server:up",
+        "status": "fedrec_server.cli.server:status",
+        "restart": "fedrec_server.cli.server:restart",
+        "down": "fedrec_server.cli.server:down",
         "keys": Group(
             "Keys that sign models: make them, replace them, renew what they signed.",
             {

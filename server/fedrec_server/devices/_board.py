@@ -63,7 +63,7 @@ class Board:
         self._live: dict[str, View] = {}
         self._ended: OrderedDict[str, View] = OrderedDict()
         self._jobs: dict[str, JobRow] = {}
-        self._jobs_at = -JOBS_SECONDS
+        self._jobs_at, self._mark = -JOBS_SECONDS, object()
         self._closing = threading.Event()
         self.look()
         self._thread = threading.Thread(target=self._watch, name="stages", daemon=True)
@@ -119,9 +119,12 @@ class Board:
             return self._live.get(cohort) or self._ended.get(cohort)
 
     def look(self) -> None:
-        """See what is new, now."""
+        """See what is new, now; where nothing has changed that is one short question to the database."""
         with self._looking, self._state.read() as connection:
-            now = time.monotonic()
+            now, mark = time.monotonic(), cohorts.mark(connection)
+            if mark == self._mark and now < self._jobs_at + JOBS_SECONDS:
+                return
+            self._mark = mark
             if now >= self._jobs_at + JOBS_SECONDS:
                 self._jobs = {job.id: job for job in jobs.running(connection)}
                 self._jobs_at = now

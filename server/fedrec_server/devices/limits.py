@@ -53,7 +53,7 @@ class DeviceLimits:
     network: Limits = field(default_factory=lambda: NETWORK)
     hold_seconds: float = 20.0
     held_calls: int = 1_200
-    poll_seconds: float = 0.1
+    poll_seconds: float = 0.2
     retry_seconds: float = 2.0
     soon_seconds: float = 5.0
     session_calls_per_second: float = 20.0
@@ -69,4 +69,4 @@ class DeviceLimits:
     joins_per_address: int = 10_000
     joins_per_day: int = 1_000_000
     group: int = 64
-    gather_seconds: float = 0.02
+    gather_seconds: float = 0.1

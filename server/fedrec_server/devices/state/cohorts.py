@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from fedrec_server.devices.state.tables import (
     ANSWERS,
@@ -114,6 +114,19 @@ def live(connection: Connection, job: str | None = None) -> list[CohortRow]:
     if job is not None:
         statement = statement.where(COHORTS.c.job == job)
     return [CohortRow(**row._mapping) for row in connection.execute(statement)]
+
+
+#: Written out: it is asked many times a second, and to build the statement costs more than to answer it.
+_MARK = text(
+    "SELECT c.id, c.state, c.joined, c.changed, s.number, s.open FROM cohorts c LEFT JOIN stages s "
+    "ON s.cohort = c.id AND s.number = (SELECT MAX(number) FROM stages WHERE cohort = c.id) "
+    f"WHERE c.state IN ('{FORMING}', '{RUNNING}') ORDER BY c.id"
+)
+
+
+def mark(connection: Connection) -> list[tuple[object, ...]]:
+    """Differs whenever a cohort begins, ends or changes, a device joins, or a stage begins or closes."""
+    return [tuple(row) for row in connection.execute(_MARK)]
 
 
 def change(connection: Connection, cohort: str, **values: object) -> None:
