@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ PARTS = {
         "download MovieLens and MSWeb under their terms, set FEDREC_DATA to the folder",
         installable=False,
     ),
+    "Linux": Part(lambda: sys.platform.startswith("linux"), "run on Linux", installable=False),
     "network namespaces": Part(
         namespaces_found, "run as root on Linux with `ip netns` and `tc` (iproute2)", installable=False
     ),

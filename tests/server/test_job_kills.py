@@ -14,9 +14,8 @@ import pytest
 PROGRAM = Path(__file__).with_name("job_kills.py")
 
 
-needs_fork = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="kills processes that were forked: this system has no fork"
-)
+#: Kills processes that were forked.
+needs_fork = pytest.mark.needs("Linux")
 
 
 def outcomes(folder: Path, *words: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -138,7 +138,7 @@ def test_a_stop_that_is_asked_for_ends_the_server(tmp_path: Path) -> None:
         wait_until(lambda: not is_running(tmp_path))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="parts die with the supervisor on Linux")
+@pytest.mark.needs("Linux")
 def test_a_killed_supervisor_leaves_no_part_and_the_next_start_works(tmp_path: Path) -> None:
     program = subprocess.Popen([sys.executable, "-c", CHAIN, str(tmp_path)])
     wait_until(lambda: "sleeper" in read_parts(tmp_path) and pid_of(tmp_path, "sleeper") > 0)
