@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import pytest
 from browser import chromium
+from namespaces import found as namespaces_found
 from postgres import found as postgres_found
 
 from fedrec.content._pretrained import MINILM_PACKAGE
@@ -53,6 +54,9 @@ PARTS = {
         lambda: bool(os.environ.get("FEDREC_DATA")),
         "download MovieLens and MSWeb under their terms, set FEDREC_DATA to the folder",
         installable=False,
+    ),
+    "network namespaces": Part(
+        namespaces_found, "run as root on Linux with `ip netns` and `tc` (iproute2)", installable=False
     ),
     "small disk": Part(lambda: os.geteuid() == 0, "run as root where `mount` is allowed", installable=False),
 }

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
 from site_helpers import ITEMS, TASK, FlowerStandIn, server_of, table
 
-from fedrec.core.errors import ConfigError, FedrecError, RoundAbandoned, RunError
+from fedrec.core.errors import ConfigError, FedrecError, RoundAbandoned, RunError, ServiceError
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.data.tabular import Columns, read_interactions
 from fedrec.wire.site_files import SiteEnrolment, SitePackage
 from fedrec_client.node import site as sites
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
+from fedrec_server.federation.launch import Launch
 from fedrec_server.federation.site_cohorts import sites_only
 from fedrec_server.rounds.coordinator import open_coordinator
 from fedrec_server.sites.addresses import Addresses
@@ -220,3 +222,32 @@ def test_a_task_that_is_not_for_sites(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"at least secagg\.min_nodes"):
         lay_out(tmp_path, TASK, ITEMS, 2)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_removed_site_is_not_waited_for_until_it_is_admitted_again(
+    tmp_path: Path, flower: FlowerStandIn
+) -> None:
+    server = server_of(tmp_path / "server")
+    node_of(server, tmp_path / "site", "berlin")
+    launch = Launch(server.current() / "coordinator")
+    assert not launch.left()
+    server.remove("berlin")
+    assert launch.left() == {"berlin"} and not server.admitted() and not flower.nodes
+    server.admit(SiteEnrolment.read(tmp_path / "site" / "enrolment.json"))
+    assert not launch.left() and len(server.admitted()) == len(flower.nodes) == 1
+
+
+def test_changed_addresses_are_in_the_certificates_and_the_ca_stays(tmp_path: Path) -> None:
+    before = Addresses("one.example.org")
+    assert before.ensure(tmp_path, 30.0) and not before.ensure(tmp_path, 30.0)
+    ca = (tmp_path / "tls" / "ca.crt").read_bytes()
+    after = Addresses("two.example.org", gateway_port=4443)
+    assert after.ensure(tmp_path, 30.0) and Addresses.read(tmp_path) == after
+    certificate = x509.load_pem_x509_certificate((tmp_path / "tls" / "gateway.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {"one.example.org", "two.example.org"} <= set(names.get_values_for_type(x509.DNSName))
+    assert (tmp_path / "tls" / "ca.crt").read_bytes() == ca
+    (tmp_path / "tls" / "ca.key").unlink()
+    with pytest.raises(ServiceError, match="bring the CA's key back"):
+        before.ensure(tmp_path, 30.0)
+    assert Addresses.read(tmp_path) == after

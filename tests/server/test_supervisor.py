@@ -19,6 +19,7 @@ from fedrec.core.errors import ConfigError, RunError
 from fedrec.core.processes import free_ports
 from fedrec_server.cli.commands import PROGRAM
 from fedrec_server.cli.lazy import command_of
+from fedrec_server.sites.server import SiteServer
 from fedrec_server.supervision.parts import Part, database_url, ensure_certificates, parts_of
 from fedrec_server.supervision.settings import FILE, ServerSettings, read_settings
 from fedrec_server.supervision.supervisor import (
@@ -186,10 +187,13 @@ def test_parts_are_commands_that_the_program_has(tmp_path: Path) -> None:
         "device_service.front_ends=2",
         "device_service.connect_port=8500",
         'device_service.origins=["https://x"]',
+        "sites.enabled=true",
+        "sites.gateway_port=4443",
     )
     parts = parts_of(tmp_path, read_settings(tmp_path, text))
-    assert [part.name for part in parts] == ["model-service", "device-service", "device-service-2", "jobs"]
-    assert [part.port for part in parts] == [8443, 8444, 8445, None]
+    names = ["model-service", "device-service", "device-service-2", "jobs", "superlink", "gateway"]
+    assert [part.name for part in parts] == names
+    assert [part.port for part in parts] == [8443, 8444, 8445, None, 9091, 4443]
     for part in parts:
         parse(list(part.command[part.command.index("fedrec_server.cli.main") + 1 :]))
 
@@ -202,8 +206,14 @@ def test_a_server_without_a_population_says_what_to_do(tmp_path: Path) -> None:
 def test_certificates_are_made_once_for_the_names_of_the_server(tmp_path: Path) -> None:
     from cryptography import x509
 
-    settings = ServerSettings(public_names=("fed.example.org", "10.77.0.1"))
+    settings = ServerSettings.model_validate(
+        {
+            "public_names": ["fed.example.org", "10.77.0.1"],
+            "sites": {"enabled": True, "public_address": "sites.example.org"},
+        }
+    )
     assert ensure_certificates(tmp_path, settings)
+    assert SiteServer(tmp_path / "sites").addresses.gateway == "sites.example.org:9092"
     before = (tmp_path / "certs" / "server.pem").read_bytes()
     names = x509.load_pem_x509_certificate(before).extensions.get_extension_for_class(
         x509.SubjectAlternativeName

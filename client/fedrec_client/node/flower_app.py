@@ -139,7 +139,7 @@ def node_folder(context: Context) -> Path:
         return Path(str(own))
     run_dir, part = context.run_config.get("run-dir"), context.node_config.get("partition-id")
     if not run_dir or not isinstance(part, int):
-        raise RunError("the node has no folder: start it with node-dir=... in --node-config")
+        raise RunError("the node has no folder: start it with `fedrec-server node start`")
     return Path(str(run_dir)) / "nodes" / str(part)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FedrecError
 from fedrec_server.cli.answer import Answer, notice
 from fedrec_server.cli.options import JsonFlag, Keys, Models, Population
 from fedrec_server.operations.key_folder import KeyFolder
@@ -36,7 +36,11 @@ def init(
     _check_threshold(threshold, root_keys)
     folder = KeyFolder(keys, population)
     offline, online = folder.create(_passphrase(), root_keys)
-    made = Registry.create(registry, population, offline, online, threshold=threshold)
+    try:
+        made = Registry.create(registry, population, offline, online, threshold=threshold)
+    except (FedrecError, OSError):
+        folder.remove((folder.offline_folder, folder.online_folder))
+        raise
     pinned = made.folder / "root.json"
     notice(
         f"move {folder.offline_folder} to a machine that is not on the network: it is needed for ceremonies only"

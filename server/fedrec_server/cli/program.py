@@ -7,18 +7,21 @@ A traceback means a bug in fedrec, never a user's mistake. Out of scope: the com
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 import click
 from rich.console import Console
 
-from fedrec.core.errors import FedrecError
+from fedrec.core.errors import FedrecError, RunError
 from fedrec.core.extras import needs
 from fedrec_server.cli.answer import INTERRUPTED, Answer, notice, to_json
 from fedrec_server.cli.lazy import Group, command_of
 
 USAGE = 2
+#: What a disk says that takes no more: full, over the quota, read-only, broken.
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def run(name: str, program: Group, arguments: Sequence[str]) -> int:
@@ -37,6 +40,10 @@ def run(name: str, program: Group, arguments: Sequence[str]) -> int:
             answer = command_of(name, program).main(rest, prog_name=name, standalone_mode=False)
     except FedrecError as error:
         return _fail(str(error), error.exit_code, as_json)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _fail(_of_disk(error), RunError.exit_code, as_json)
     except click.ClickException as error:
         return _usage(name, error, as_json)
     except (KeyboardInterrupt, click.Abort):
@@ -45,6 +52,14 @@ def run(name: str, program: Group, arguments: Sequence[str]) -> int:
         return _print(answer, as_json)
     # `--help` has printed its text.
     return INTERRUPTED if answer == INTERRUPTED else 0
+
+
+def _of_disk(error: OSError) -> str:
+    what = error.filename or "the file that was being written"
+    return (
+        f"{what}: {error.strerror}; what was written before is whole: make room, or give another folder, and run the "
+        "same command again"
+    )
 
 
 def _print(answer: Answer, as_json: bool) -> int:

@@ -26,7 +26,6 @@ class Record:
         node_ids: the nodes' ids at Flower.
         pids: process id of each part.
         started: when each part was started, in seconds since 1970.
-        external: nodes are devices of other users, which start themselves.
     """
 
     mark: str
@@ -37,7 +36,6 @@ class Record:
     node_ids: list[str] = field(default_factory=list)
     pids: dict[str, int] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
-    external: bool = False
 
     @classmethod
     def plan(cls, nodes: int) -> Record:

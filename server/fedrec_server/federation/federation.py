@@ -18,7 +18,7 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -85,43 +85,6 @@ class Federation:
         federation.parts.write()
         try:
             federation._start_all(on_step)
-        except BaseException:
-            federation.down()
-            raise
-        return federation
-
-    @classmethod
-    def admit(
-        cls,
-        folder: Path,
-        node_keys: Sequence[str],
-        *,
-        on_step: Step = lambda step: None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Federation:
-        """Start SuperLink and gateway for devices that start themselves.
-
-        Args:
-            folder: as for `up`.
-            node_keys: public keys of the devices, one line each in OpenSSH's form.
-            on_step: told what was done.
-            stop: asked between steps; it may raise to end them.
-
-        Raises:
-            FederationError: a part did not start; nothing is left running.
-        """
-        folder = folder.resolve()
-        federation = cls(Parts(folder, Record.plan(len(node_keys))))
-        federation.record.external = True
-        federation.forget()
-        federation.parts.write()
-        try:
-            federation._start_servers(on_step, stop)
-            for k, line in enumerate(node_keys):
-                _expect_no_stop(stop)
-                federation.record.node_ids.append(federation._register(k, line))
-            federation.parts.write()
-            on_step(f"{len(node_keys)} devices admitted")
         except BaseException:
             federation.down()
             raise
@@ -214,7 +177,7 @@ class Federation:
         if superlink is None or not is_alive(superlink):
             self.restart_superlink()
         self._clear()
-        for k in range(0 if self.record.external else self.record.nodes):
+        for k in range(self.record.nodes):
             _point(self.parts.node_home(k) / "data", run_dir / "nodes" / str(k))
         mark = self.parts.mark("run")
         return FlowerRun.start(
@@ -315,13 +278,6 @@ class Federation:
     def _admit(self, k: int) -> str:
         """Make a node's key and register it under the node's number; returns its id at Flower."""
         return self.cli.register(make_node_key(self.parts.node_home(k) / "key"), str(k))
-
-    def _register(self, k: int, public_key: str) -> str:
-        """Register a device's own key under its place on the roster; returns its id at Flower."""
-        path = self.parts.node_home(k) / "key.pub"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(public_key)
-        return self.cli.register(path, str(k))
 
     def _start_superlink(self) -> None:
         home = self.parts.home("superlink")

@@ -135,6 +135,17 @@ def make_service_certificates(
         servers.issue(folder, "server", ExtendedKeyUsageOID.SERVER_AUTH, names, validity)
         apps.issue(folder, "app", ExtendedKeyUsageOID.CLIENT_AUTH, (x509.DNSName("app"),), validity)
     except OSError as error:
+        for name in (
+            "ca.crt",
+            "ca.key",
+            "apps.crt",
+            "apps.key",
+            "server.pem",
+            "server.key",
+            "app.pem",
+            "app.key",
+        ):
+            (folder / name).unlink(missing_ok=True)
         raise ServiceError(f"{folder} cannot be written ({error.strerror}): give another folder") from error
     files = ("ca.crt", "server.pem", "server.key", "apps.crt", "app.pem", "app.key")
     return {name: folder / name for name in files}

@@ -7,10 +7,10 @@ A ceremony that is killed leaves either the old or the new keys in force, and th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedrec.core.errors import RegistryError, RunError
+from fedrec.core.errors import FedrecError, RegistryError, RunError
 from fedrec.wire.layout import ROOT, TIMESTAMP
 from fedrec.wire.signing import OfflineKeys, OnlineKeys
 from fedrec_server.registry import Registry
@@ -52,9 +52,19 @@ class KeyFolder:
             RunError: there are some already, or they cannot be written.
         """
         offline, online = OfflineKeys.generate(root_keys), OnlineKeys.generate()
-        offline.save(self.offline_folder, passphrase)
-        online.save(self.online_folder)
+        made = [each for each in (self.offline_folder, self.online_folder) if not each.exists()]
+        try:
+            offline.save(self.offline_folder, passphrase)
+            online.save(self.online_folder)
+        except (FedrecError, OSError):
+            self.remove(made)
+            raise
         return offline, online
+
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Take away keys that have signed nothing: what they were made for could not be written."""
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def replace_online(self, registry: Registry, passphrase: str, *, lost: bool) -> int:
         """Fresh online keys in the place of those in force; the version of the new root metadata.

@@ -108,12 +108,15 @@ class Registry:
             raise RegistryError(
                 f"{folder} is a registry already: devices pin its root; make another population"
             )
+        fresh = not folder.exists()
         repository = Repository(folder / PUBLIC / METADATA_FOLDER, population, lifetimes)
-        pinned = repository.create(offline, online, _time(now), threshold)
         try:
+            pinned = repository.create(offline, online, _time(now), threshold)
             (folder / PUBLIC / TARGETS_FOLDER / population / MODELS).mkdir(parents=True, exist_ok=True)
             atomic_write(folder / PINNED, pinned, READABLE)
         except OSError as error:
+            if fresh:  # nothing pins it yet
+                shutil.rmtree(folder, ignore_errors=True)
             raise RegistryError(
                 f"{folder} cannot be written ({error.strerror}): give another folder"
             ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedrec.core.errors import ConfigError, RunError
 from fedrec.core.files import private_folder, write_json
 from fedrec.wire.site_files import check_address
-from fedrec_server.network.certificates import Validity, make_certificates
+from fedrec_server.network.certificates import Validity, make_certificates, renew_certificates
 
 FILE = "sites.json"
 SERVERS = ("superlink", "gateway")
@@ -78,6 +78,21 @@ class Addresses:
         private_folder(root)
         make_certificates(root / "tls", SERVERS, self.hosts, Validity(days))
         write_json(root / FILE, asdict(self))
+
+    def ensure(self, root: Path, days: float) -> bool:
+        """Write the file, and make or renew certificates if it is new or has changed; whether it was or had.
+
+        Raises:
+            ServiceError: new names need a renewal, and the CA's key is not there.
+        """
+        if not (root / FILE).exists():
+            self.create(root, days)
+            return True
+        if Addresses.read(root) == self:
+            return False
+        renew_certificates(root / "tls", self.hosts, Validity(days))
+        write_json(root / FILE, asdict(self))
+        return True
 
     @classmethod
     def read(cls, root: Path) -> Addresses:

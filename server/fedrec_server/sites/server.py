@@ -26,6 +26,7 @@ from fedrec.core.processes import flower_environment, program
 from fedrec.wire.site_files import SiteEnrolment, SitePackage, check_name
 from fedrec_server.federation.flower_cli import FINISHED, FlowerCli
 from fedrec_server.federation.flower_run import FlowerRun
+from fedrec_server.federation.launch import Launch
 from fedrec_server.federation.run_files import app_folder
 from fedrec_server.federation.site_cohorts import write_sites
 from fedrec_server.federation.superlink_state import database_of, drop_deleted
@@ -124,7 +125,7 @@ class SiteServer:
         node_id = self._flower().register(folder / "key.pub", enrolment.name)
         enrolment.write(folder / "enrolment.json")
         write_json(folder / "flower.json", {"node_id": node_id, "since": time.time()})
-        self._tell_coordinator()
+        self._tell_coordinator(here=enrolment.name)
         return package
 
     def _expect_room(self, enrolment: SiteEnrolment) -> None:
@@ -160,7 +161,7 @@ class SiteServer:
             raise RunError(f"site {name!r:.80} is not admitted: those that are: {known}")
         self._flower().unregister(found[0].node_id)
         shutil.rmtree(self._folder(name))
-        self._tell_coordinator()
+        self._tell_coordinator(gone=name)
 
     def admitted(self) -> list[Admitted]:
         """All sites that may connect, by name."""
@@ -242,7 +243,11 @@ class SiteServer:
                 SiteEnrolment.read(path.parent / "enrolment.json"), found["node_id"], found["since"]
             )
 
-    def _tell_coordinator(self) -> None:
+    def _tell_coordinator(self, here: str = "", gone: str = "") -> None:
+        """Who is admitted, for its next start; it waits for no answer of a removed site from now on."""
+        launch = Launch(self.current() / "coordinator")
+        if here or gone:
+            launch.note_left((launch.left() | {gone}) - {here, ""})
         sites = [each.enrolment for each in self.admitted()]
         joined = [Joined(each.name, bytes.fromhex(each.identity), each.users) for each in sites]
-        write_sites(self.current() / "coordinator", joined)
+        write_sites(launch.folder, joined)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from fedrec.core.errors import ConfigError
 from fedrec_server.network.certificates import Validity, make_service_certificates
-from fedrec_server.supervision.settings import ServerSettings
+from fedrec_server.sites.addresses import Addresses
+from fedrec_server.supervision.settings import ServerSettings, SitesSection
 
-CERTS, KEYS, MODELS, JOBS, DATABASE = "certs", "keys", "models", "jobs", "devices.db"
+CERTS, KEYS, MODELS, JOBS, SITES, DATABASE = "certs", "keys", "models", "jobs", "sites", "devices.db"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def parts_of(root: Path, settings: ServerSettings) -> list[Part]:
     if settings.jobs.enabled:
         command = ("jobs", "run", "--root", str(root / JOBS), "--database", database_url(root, settings))
         found.append(Part("jobs", _command(*command)))
+    if settings.sites.enabled:
+        found += _for_sites(root, settings.sites)
     return found
 
 
@@ -67,11 +70,14 @@ def database_url(root: Path, settings: ServerSettings) -> str:
 
 
 def ensure_certificates(root: Path, settings: ServerSettings) -> bool:
-    """Make certificates where there are none; whether they were made.
+    """Make certificates where there are none; whether those of the services were made.
 
     Raises:
         ServiceError: they cannot be written.
     """
+    if settings.sites.enabled:
+        where = Addresses(**settings.sites.model_dump(exclude={"enabled"}))
+        where.ensure(root / SITES, settings.certificate_days)
     if (root / CERTS / "ca.crt").exists():
         return False
     make_service_certificates(root / CERTS, settings.public_names, Validity(settings.certificate_days))
@@ -107,6 +113,15 @@ def _front_end(root: Path, settings: ServerSettings, number: int) -> Part:
     command += [word for limit in section.limits for word in ("--limit", limit)]
     name = "device-service" if number == 0 else f"device-service-{number + 1}"
     return Part(name, _command(*command), port, _reachable(section.host))
+
+
+def _for_sites(root: Path, section: SitesSection) -> list[Part]:
+    own = ("--root", str(root / SITES))
+    superlink, gateway = _reachable(section.superlink_host), _reachable(section.host)
+    return [
+        Part("superlink", _command("sites", "superlink", *own), section.superlink_port, superlink),
+        Part("gateway", _command("sites", "gateway", *own), section.gateway_port, gateway),
+    ]
 
 
 def _command(*arguments: str) -> tuple[str, ...]:

@@ -42,6 +42,15 @@ limits = []                     # "name=value", see docs/reference/device-servic
 [jobs]
 enabled = true
 
+[sites]
+enabled = false                 # SuperLink and gateway for sites, in the folder sites/
+public_address = "localhost"    # by which sites reach the gateway
+host = "127.0.0.1"              # the gateway's address to listen on
+gateway_port = 9092
+superlink_host = "127.0.0.1"    # only the operator may reach it
+superlink_port = 9091
+names = []                      # more names in certificates
+
 [database]
 url = ""                        # empty: SQLite in this folder; postgresql://USER:PASSWORD@HOST/NAME for several hosts
 """
@@ -94,6 +103,26 @@ class JobsSection(Section):
     enabled: bool = True
 
 
+class SitesSection(Section):
+    """SuperLink and gateway for sites; see `fedrec_server.sites.addresses`.
+
+    Attributes:
+        enabled: they run.
+        public_address: by which sites reach the gateway.
+        host, gateway_port: on which it listens.
+        superlink_host, superlink_port: on which SuperLink listens, for the operator alone.
+        names: more names in certificates.
+    """
+
+    enabled: bool = False
+    public_address: str = "localhost"
+    host: str = "127.0.0.1"
+    gateway_port: int = Field(default=9092, ge=1, le=65535)
+    superlink_host: str = "127.0.0.1"
+    superlink_port: int = Field(default=9091, ge=1, le=65535)
+    names: tuple[str, ...] = ()
+
+
 class DatabaseSection(Section):
     """The database of the device service and of jobs; `url` empty: SQLite in the server's folder."""
 
@@ -107,7 +136,7 @@ class ServerSettings(Section):
         populations: whose models are served; empty: all that have a registry.
         public_names: names and addresses by which devices know the server.
         certificate_days: how long certificates hold that `up` makes.
-        model_service, device_service, jobs, database: parts.
+        model_service, device_service, jobs, sites, database: parts.
     """
 
     populations: tuple[str, ...] = ()
@@ -116,6 +145,7 @@ class ServerSettings(Section):
     model_service: ModelServiceSection = ModelServiceSection()
     device_service: DeviceServiceSection = DeviceServiceSection()
     jobs: JobsSection = JobsSection()
+    sites: SitesSection = SitesSection()
     database: DatabaseSection = DatabaseSection()
 
 
