@@ -12,7 +12,7 @@ from __future__ import annotations
 from fedrec.core.errors import AggregationRefused, FedrecError, ProtocolError
 from fedrec.core.refusal_reasons import Reason
 
-PROTOCOL, DECLINED, FAILED, OVER, FOREIGN = "protocol", "declined", "failed", "over", "foreign"
+PROTOCOL, DECLINED, FAILED, FOREIGN = "protocol", "declined", "failed", "foreign"
 _SECAGG = "secagg-"
 #: Number of the error by which Flower's messages carry a code; Flower's own numbers end at 8.
 REFUSED = 1001
@@ -22,7 +22,6 @@ CODES: dict[str, str] = {
     PROTOCOL: "the request does not follow the round protocol or this run's schedule",
     DECLINED: "the node declines by its own terms (budget, promises, ledger or folder); its own log says more",
     FAILED: "the node failed; its own log says more",
-    OVER: "the node's session is over",
     FOREIGN: "the node runs its installed component only, and the app bundle that came is another",
 } | {
     _SECAGG + reason.value: f"the node refused a step of secure aggregation ({reason.value})"

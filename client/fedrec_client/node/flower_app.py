@@ -34,7 +34,6 @@ from fedrec.wire.packed import pack, unpack
 from fedrec_client.node._memory import Memory
 from fedrec_client.node._party import Party, open_party
 from fedrec_client.node._secure_party import STAGES
-from fedrec_client.node.forward import SOCKET, forward
 from fedrec_client.node.outgoing import emit
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ def _serve(message: Message, context: Context) -> Reply:
 def answer(folder: Path, request: Request, memory: Memory, *, deployed: bool = True) -> Reply:
     """The reply of the node in `folder`; the stages of a secure sum do without opening the node.
 
-    On a device the node is in another process, which listens in the folder and keeps its own memory. A node of a
-    deployment lets exact sums out only if its terms say so; a simulation's data are not those of its users' devices.
+    A node of a deployment lets exact sums out only if its terms say so; a simulation's data are not those of its
+    users' devices.
 
     Raises:
         NodeRefused: the request is not served; a code is all that is said.
@@ -95,8 +94,6 @@ def answer(folder: Path, request: Request, memory: Memory, *, deployed: bool = T
 
 
 def _answer(folder: Path, request: Request, memory: Memory, deployed: bool) -> Reply:
-    if (folder / SOCKET).exists():
-        return forward(folder, request)
     if request.kind in STAGES:
         party = _open_party(folder)
         if party is not None:

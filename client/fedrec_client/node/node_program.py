@@ -57,13 +57,12 @@ class _StopRequested(Exception):  # noqa: N818 - no error
     """A signal asked to stop."""
 
 
-def load(address: str, folder: Path, *, node: bool = True) -> Server:
+def load(address: str, folder: Path) -> Server:
     """What serves messages, with everything imported; forks made afterwards have it already.
 
     Args:
         address: of the SuperNode's own API.
         folder: of the node.
-        node: False: messages are handed on to another process, which has the node.
 
     Raises:
         EnvironmentProblem: this machine or its Flower is not one on which nodes run installed code only.
@@ -75,9 +74,8 @@ def load(address: str, folder: Path, *, node: bool = True) -> Server:
         raise EnvironmentProblem(
             f"Flower lacks what a node needs ({error}): install flwr {FLOWER}*"
         ) from error
-    if node:
-        with suppress(ImportError):  # a node that never trains needs no more
-            import fedrec_client.node.node_folder  # noqa: F401
+    with suppress(ImportError):  # a node that never trains needs no more
+        import fedrec_client.node.node_folder  # noqa: F401
     return Server(address, folder)
 
 
@@ -214,7 +212,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root-certificates", type=Path, required=True, help="whom to believe, PEM")
     parser.add_argument("--key", type=Path, required=True, help="private key of the SuperNode")
     parser.add_argument("--port", type=int, required=True, help="of the SuperNode's own API, on 127.0.0.1")
-    parser.add_argument("--elsewhere", action="store_true", help="the node is in another process")
     return parser.parse_args(arguments)
 
 
@@ -229,7 +226,7 @@ def main(prepare: Callable[[Server], Server] = lambda server: server) -> None:
         folder = given.folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        server = prepare(load(f"127.0.0.1:{given.port}", given.node_dir, node=not given.elsewhere))
+        server = prepare(load(f"127.0.0.1:{given.port}", given.node_dir))
         secret = secrets.token_bytes(SECRET_BYTES)
         (folder / "secret").unlink(missing_ok=True)
         write_secret(folder / "secret", secret)
