@@ -192,7 +192,8 @@ def coordinate(setting: Setting, records: Any) -> None:
                 connection,
                 jobs.JobRow(JOB, POPULATION, b"task", cohort.target, cohort.least, most, cycle=None),
             )
-        exchange = DeviceExchange(state, JOB, RetryAfter(1.0, 1.0, 1.0, 5.0))
+        patience = specification(setting).patience
+        exchange = DeviceExchange(state, JOB, RetryAfter(1.0, 1.0, 1.0, 5.0), patience)
         devices = Devices(
             exchange, exchange, signer, CohortSettings(cohort.target, cohort.least, cohort.wait_seconds)
         )
@@ -336,9 +337,10 @@ def _device(setting: Setting, ports: list[int], number: int, stopping: Any, sent
             sent.put((ending.sent, ending.bytes_up, ending.reason))
             stopping.wait(min(ending.retry_after_seconds, 2.0) * draw.random())
         except Vanished:
-            if not silent:
+            for _ in range(0 if silent else 5):
                 with suppress(FedrecError):
                     service.leave(joined.session)
+                    break
             stopping.wait(5.0 * draw.random())
     service.close()
 

@@ -40,7 +40,7 @@ from fedrec_server.jobs.preparation import new_job
 from fedrec_server.jobs.specification import JobSpecification, parse_job
 from fedrec_server.operations.key_folder import KeyFolder
 from fedrec_server.registry import Registry
-from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohort, Cohorts, CohortWanted, Ending, Joined, Patience
 
 ITEMS = 12
 ITEM_IDS = [f"film-{k:02d}" for k in range(ITEMS)]
@@ -203,7 +203,9 @@ class LocalOffers:
             self.offers[offer] = state
 
     @contextmanager
-    def open(self, offer: Offer, stop: Callable[[], bool]) -> Iterator[tuple[Exchange, Cohorts]]:
+    def open(
+        self, offer: Offer, stop: Callable[[], bool], patience: Patience
+    ) -> Iterator[tuple[Exchange, Cohorts]]:
         made = _LocalCohorts(self, json.loads(offer.document))
         yield made, made
 

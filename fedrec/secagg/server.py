@@ -242,7 +242,13 @@ class Server:
         self, owner: int, shares: Mapping[int, bytes], fits: Callable[[bytes], bool], what: str
     ) -> bytes:
         threshold = self._cohort.threshold
-        secret = shamir.combine_checked(shares, threshold, fits) if len(shares) >= threshold else None
+        if len(shares) < threshold:
+            raise self._abort(
+                f"{len(shares)} shares of the {what} of device {owner} came: expected at least {threshold}; start "
+                "the run's next round, with fewer drop-outs or more neighbours for them",
+                revealed=True,
+            )
+        secret = shamir.combine_checked(shares, threshold, fits)
         if secret is None:
             raise self._abort(
                 f"{len(shares)} shares of the {what} of device {owner} came and none of {threshold} of them fits: "

@@ -30,7 +30,7 @@ from fedrec_server.devices.exchange import DeviceExchange
 from fedrec_server.devices.server import FrontEnd
 from fedrec_server.devices.state import cohorts, tables
 from fedrec_server.devices.state.database import State, open_state
-from fedrec_server.rounds.cohorts import Cohort
+from fedrec_server.rounds.cohorts import Cohort, Patience
 
 LENGTH = 50_000
 
@@ -185,6 +185,19 @@ def test_a_device_that_leaves_is_missing_at_once(exchange: DeviceExchange, runni
             exchange.close(cohort, "failed")
             assert held.result(timeout=60).reason == "failed"
     assert leaves.next().reason in ("unknown", "failed")
+
+
+def test_a_stage_does_not_wait_long_for_the_last_silent_device(state: State, running: FrontEnd) -> None:
+    patient = DeviceExchange(state, JOB, patience=Patience(missing=0.25, factor=2.0))
+    devices = [Device(channel(running.port)) for _ in range(4)]
+    cohort, nodes = cohort_of(patient, devices)
+    with aside(patient.exchange, ask(nodes), 10_000) as asked:  # its end is not waited for
+        for device in devices[:3]:
+            reply = device.next()
+            device.piece(reply.number, dump(echo(device.question(reply))), 0, 1 << 20)
+        answers = asked.result(timeout=120)
+    assert [isinstance(answers[node], Reply) for node in nodes] == [True, True, True, False]
+    patient.close(cohort, "done")
 
 
 def test_held_calls_are_released_when_the_cohort_is_over(exchange: DeviceExchange, state: State) -> None:

@@ -20,7 +20,7 @@ from fedrec_server.devices.state import cohorts, jobs, stages
 from fedrec_server.devices.state.cohorts import CohortRow
 from fedrec_server.devices.state.database import State
 from fedrec_server.devices.state.stages import AnswerRow, StageRow
-from fedrec_server.rounds.cohorts import Cohort, CohortWanted, Ending, Joined
+from fedrec_server.rounds.cohorts import Cohort, CohortWanted, Ending, Joined, Patience
 
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.05, 0.25
 FORM_POLL_SECONDS = 0.1
@@ -45,13 +45,20 @@ class DeviceExchange:
         state: the database.
         job: its id; the job's row must be there.
         retry_after: for devices whose cohort is over.
+        patience: when a stage closes without its last devices; None: at its deadline.
 
     Raises:
         RegistryError: there is no such job.
     """
 
-    def __init__(self, state: State, job: str, retry_after: RetryAfter | None = None) -> None:
-        self._state, self._job = state, job
+    def __init__(
+        self,
+        state: State,
+        job: str,
+        retry_after: RetryAfter | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._state, self._job, self._patience = state, job, patience or Patience()
         self._retry_after = retry_after or RetryAfter()
         with state.read() as connection:
             if jobs.find(connection, job) is None:
@@ -168,12 +175,12 @@ class DeviceExchange:
         """See `Exchange`; all nodes are of one cohort."""
         if not requests:
             return {}
-        stage = self._ask(requests, deadline_seconds)
+        stage, waited = self._ask(requests, deadline_seconds)
         answers: dict[str, Reply | Failure] = {}
         with self._state.read() as connection:
             for row in stages.answers(connection, stage.cohort, stage.number):
                 answers[_node(stage.cohort, row.place)] = _reply(row)
-        return {node: answers.get(node, _none(deadline_seconds)) for node in requests}
+        return {node: answers.get(node, _none(waited)) for node in requests}
 
     def exchange_summed(
         self, requests: Mapping[str, Request], deadline_seconds: float, dtype: str, length: int
@@ -181,7 +188,7 @@ class DeviceExchange:
         """See `SummingExchange`."""
         if not requests:
             return Summed(stages.zeros(dtype, length), (), {})
-        stage = self._ask(requests, deadline_seconds, dtype, length)
+        stage, waited = self._ask(requests, deadline_seconds, dtype, length)
         came: list[str] = []
         failures: dict[str, Failure] = {}
         with self._state.read() as connection:
@@ -193,12 +200,12 @@ class DeviceExchange:
                 else:
                     came.append(node)
         late = requests.keys() - set(came) - failures.keys()
-        return Summed(total, tuple(came), failures | dict.fromkeys(late, _none(deadline_seconds)))
+        return Summed(total, tuple(came), failures | dict.fromkeys(late, _none(waited)))
 
     def _ask(
         self, requests: Mapping[str, Request], deadline_seconds: float, dtype: str = "", length: int = 0
-    ) -> StageRow:
-        """Open a stage, wait until all have answered or the time is over, close it."""
+    ) -> tuple[StageRow, float]:
+        """Open a stage, wait, close it; with the seconds that it was open."""
         common, own = split(requests)
         places = {int(node.rpartition("/")[2]): part for node, part in own.items()}
         (cohort,) = {node.rpartition("/")[0] for node in requests}
@@ -218,17 +225,22 @@ class DeviceExchange:
                 length=length,
             )
             stages.begin(connection, stage, common, places)
-        self._wait(stage, deadline_seconds)
+        start = time.monotonic()
+        self._wait(stage, len(own), deadline_seconds)
         with self._state.write() as connection:
             stages.close(connection, cohort, stage.number)
-        return stage
+        return stage, time.monotonic() - start
 
-    def _wait(self, stage: StageRow, seconds: float) -> None:
-        until, pause = time.monotonic() + seconds, FIRST_POLL_SECONDS
-        while (left := until - time.monotonic()) > 0:
+    def _wait(self, stage: StageRow, asked: int, seconds: float) -> None:
+        """Until all have answered, patience with the last ones is over, or the time is."""
+        start, pause, enough = time.monotonic(), FIRST_POLL_SECONDS, None
+        while (left := start + min(seconds, enough or seconds) - time.monotonic()) > 0:
             with self._state.read() as connection:
-                if not stages.missing(connection, stage.cohort, stage.number):
-                    return
+                missing = stages.missing(connection, stage.cohort, stage.number)
+            if not missing:
+                return
+            if enough is None:
+                enough = self._patience.seconds(asked, missing, time.monotonic() - start)
             time.sleep(min(pause, left))
             pause = min(1.2 * pause, LAST_POLL_SECONDS)
 
@@ -238,7 +250,7 @@ def _node(cohort: str, place: int) -> str:
 
 
 def _none(seconds: float) -> Failure:
-    return Failure(f"no answer within {seconds:g} s")
+    return Failure(f"no answer within {seconds:.0f} s")
 
 
 def _refusal(row: AnswerRow) -> Failure:

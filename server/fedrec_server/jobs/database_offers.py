@@ -17,7 +17,7 @@ from fedrec_server.devices.exchange import DeviceExchange, RetryAfter
 from fedrec_server.devices.state import jobs
 from fedrec_server.devices.state.database import State
 from fedrec_server.jobs.offers import Offer
-from fedrec_server.rounds.cohorts import Cohorts
+from fedrec_server.rounds.cohorts import Cohorts, Patience
 
 
 class DatabaseOffers:
@@ -58,10 +58,12 @@ class DatabaseOffers:
                 jobs.set_state(connection, offer, state)
 
     @contextmanager
-    def open(self, offer: Offer, stop: Callable[[], bool]) -> Iterator[tuple[Exchange, Cohorts]]:
+    def open(
+        self, offer: Offer, stop: Callable[[], bool], patience: Patience
+    ) -> Iterator[tuple[Exchange, Cohorts]]:
         """See `Offers`."""
         with _reachable():
-            exchange = DeviceExchange(self._state, offer.id, self._retry_after)
+            exchange = DeviceExchange(self._state, offer.id, self._retry_after, patience)
             try:
                 yield exchange, exchange
             finally:

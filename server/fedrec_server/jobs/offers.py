@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedrec.core.messages import Exchange, Failure, Reply, Request
-from fedrec_server.rounds.cohorts import Cohorts
+from fedrec_server.rounds.cohorts import Cohorts, Patience
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Offers(Protocol):
         """Devices may not take part, now or any more; one that was never made is passed over."""
 
     def open(
-        self, offer: Offer, stop: Callable[[], bool]
+        self, offer: Offer, stop: Callable[[], bool], patience: Patience
     ) -> AbstractContextManager[tuple[Exchange, Cohorts]]:
         """The way to its cohorts; what an earlier process left of them is over."""
 

@@ -29,6 +29,7 @@ from fedrec.recommenders.serving import check_serves
 from fedrec_server.operations.configuration import override, parse, read_toml
 from fedrec_server.operations.sections import NoPrivacy, PrivacySection, Section
 from fedrec_server.operations.specification import HELD_DATA, RESEARCHERS, TaskSpecification
+from fedrec_server.rounds.cohorts import Patience
 
 _UNITS = {"h": 3600.0, "d": 86_400.0}
 _EVERY = re.compile(r"every ([1-9][0-9]{0,3}) (h|d)")
@@ -46,6 +47,8 @@ class CohortSection(Section):
         most: devices that may join; None: 1.3 times the target.
         wait_seconds: for which a cohort forms.
         dropout: part of a cohort that is expected to vanish on the way.
+        patience: a stage ends when all but half of the expected drop-outs have answered and so many times the time
+            that they took has passed; 0: each stage waits for its last device until its deadline.
     """
 
     target: int = Field(default=100, ge=3)
@@ -53,6 +56,7 @@ class CohortSection(Section):
     most: int | None = Field(default=None, ge=3)
     wait_seconds: float = Field(default=3600.0, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    patience: float = Field(default=2.0, ge=0)
 
 
 class GatesSection(Section):
@@ -189,6 +193,12 @@ class JobSpecification(TaskSpecification):
         """Devices that may join a cohort."""
         cohort = self.job.cohort
         return math.ceil(_OVER_SELECTION * cohort.target) if cohort.most is None else cohort.most
+
+    @property
+    def patience(self) -> Patience:
+        """Of a stage, with its last devices."""
+        cohort = self.job.cohort
+        return Patience(cohort.dropout / 2, cohort.patience) if cohort.patience else Patience()
 
     @property
     def rounds(self) -> int:

@@ -114,7 +114,7 @@ class Worker:
         folder = prepared(job, number)
         offer = self._signed(folder, number)
         self._offers.make(offer)
-        with self._offers.open(offer, self._over) as (exchange, cohorts):
+        with self._offers.open(offer, self._over, job.specification.patience) as (exchange, cohorts):
             devices = Devices(
                 exchange=interruptible(exchange, self._over),
                 cohorts=cohorts,

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 from fedrec.core.messages import Exchange
 from fedrec.secagg.roster import Identity
 
+#: Seconds that a stage waits for its last devices at least.
+LEAST_PATIENCE = 5.0
 #: How a cohort ended, as its devices learn it: its sum was made; it has too few members for one; the attempt failed
 #: for another reason; the job was ended or paused.
 Ending = Literal["done", "too_few", "failed", "aborted"]
@@ -32,6 +34,24 @@ class CohortSettings:
     target: int
     least: int
     wait_seconds: float
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a stage closes before its deadline, so that devices that fall silent do not cost all of it.
+
+    Attributes:
+        missing: part of the devices asked that may be missing then.
+        factor: how often the time in which the others answered must have passed.
+    """
+
+    missing: float = 0.0
+    factor: float = 2.0
+
+    def seconds(self, asked: int, missing: int, passed: float) -> float | None:
+        """After how long a stage may close, if `missing` of `asked` devices have not answered when so many seconds
+        have passed; None: too many are missing to tell."""
+        return max(self.factor * passed, passed + LEAST_PATIENCE) if missing <= self.missing * asked else None
 
 
 @dataclass(frozen=True)
