@@ -8,14 +8,20 @@ The kernel of many machines has no `netem`: the delay is the relay's, which also
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+from fedrec.core.processes import cut, start
 
 A, B = "10.77.0.1", "10.77.0.2"
 RATE = "1mbit"
@@ -69,24 +75,73 @@ def two_hosts(rate: str = RATE) -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)
 
 
+CLI = (sys.executable, "-m", "fedrec_server.cli.main")
+PATIENT_SECONDS = 600.0
+
+
+class Programs:
+    """What runs on the hosts; all of it ends with the stack.
+
+    Attributes:
+        hosts: on which.
+        folder: of logs and files.
+    """
+
+    def __init__(self, hosts: Hosts, folder: Path, stack: ExitStack) -> None:
+        self.hosts, self.folder, self._stack = hosts, folder, stack
+
+    def call(self, host: str, *words: object) -> dict[str, object]:
+        """A command's answer."""
+        command = inside(host, *CLI, *map(str, words), "--json")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENT_SECONDS, check=False, cwd=self.folder
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
+        return dict(json.loads(done.stdout))
+
+    def keep(self, host: str, name: str, *command: object) -> subprocess.Popen[bytes]:
+        """A process that runs until the end."""
+        mark = f"two-hosts-{os.getpid()}/{name}"
+        log = self.folder / f"{name}.log"
+        child = start(inside(host, *map(str, command)), mark=mark, env=os.environ, log=log)
+        self._stack.callback(cut, mark, [child.pid])
+        return child
+
+    def relay(self, host: str, address: str, port: int) -> subprocess.Popen[bytes]:
+        """A running relay to a port of the host's loopback."""
+        name = f"relay-{port}"
+        found = self.keep(host, name, sys.executable, __file__, address, port, port)
+        until(lambda: "ready" in self.log(name), "the relay did not start")
+        return found
+
+    def log(self, name: str) -> str:
+        """What a process has printed so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait, patiently."""
+    deadline = time.monotonic() + PATIENT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(1.0)
+
+
 def _do(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
 
 
-# The relay, a program of its own: python -m namespaces HOST PORT TARGET_PORT
+# The relay, a program of its own: python namespaces.py HOST PORT TARGET_PORT
 
 
-def relay(host: str, port: int, target: int) -> list[str]:
-    """Command of a relay to a port of loopback; SIGUSR1 cuts every connection.
+class _Relay:
+    """To a port of loopback; SIGUSR1 cuts every connection.
 
     It prints `cut` with the number of sockets, and of each connection that has ended: address, number of cuts before
     it began, bytes there, bytes back.
     """
-    return [sys.executable, __file__, host, str(port), str(target)]
 
-
-class _Relay:
     def __init__(self, target: int) -> None:
         self._target, self._open = target, set[asyncio.StreamWriter]()
         self._cuts = 0
