@@ -128,6 +128,27 @@ def test_good_replies_come_back_whole_and_in_order() -> None:
         assert reply.arrays["update"].dtype == np.float32 and reply.arrays["update"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["share", "confirm", "unmask"])
+def test_a_short_question_that_is_lost_on_the_way_is_sent_once_more(kind: str) -> None:
+    def once_lost(message: Message) -> Message | None:
+        return reply_to(message) if message.metadata.message_id != "m0" else None
+
+    grid = FakeGrid({77: once_lost, 5: reply_to})
+    exchange = grid.exchange()
+    answers = exchange.exchange({n: Request(kind, 3, "refit") for n in exchange.nodes()}, 8.0)
+    assert all(isinstance(reply, Reply) for reply in answers.values())
+    assert [message.metadata.dst_node_id for message in grid.sent] == [77, 5, 77] and grid.time < 8.0
+    assert exchange.nodes() == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["advertise", "train", "evaluate"])
+def test_a_question_whose_answer_cannot_be_had_again_for_nothing_is_sent_once(kind: str) -> None:
+    grid = FakeGrid({77: lambda message: None})
+    exchange = grid.exchange()
+    exchange.exchange({"0": Request(kind, 3, "refit")}, 8.0)
+    assert len(grid.sent) == 1
+
+
 def broken_array(message: Message) -> Message:
     array = Array("float32", (10**9,), "numpy.ndarray", b"\x93NUMPY\x01\x00garbage")
     return reply_to(message, arrays=ArrayRecord({"update": array}))

@@ -43,6 +43,9 @@ LONGEST_POLL_SECONDS = 1.0
 POLL_SHARE = 0.05
 MAX_REASON = 300
 LEFT = "the node has left"
+#: Stages whose question is sent once more when half of the time has brought no answer: Flower hands a message out
+#: once, so a connection that is cut at the wrong moment loses it. A node that had it sends the same bytes again.
+REPEATED = ("share", "confirm", "unmask")
 
 
 @dataclass
@@ -121,21 +124,26 @@ class GridExchange:
         deadline = start + deadline_seconds
         answers: dict[str, Reply | Failure] = {}
         waiting = self._send(requests, deadline_seconds, answers)
+        repeated = False
         while waiting:
             # In this order: what a node sent before it left is read.
             left = self._left()
             for message in self._pull(waiting):
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
-                if node is not None:
+                if node is not None and node not in answers:
                     answers[node] = self._read(node, message)
             answers |= {node: Failure(LEFT) for node in waiting.values() if node in left}
-            waiting = {message_id: node for message_id, node in waiting.items() if node not in left}
+            waiting = {id_: node for id_, node in waiting.items() if node not in answers}
             now = self._clock()
             if not waiting or now >= deadline:
                 break
+            if not repeated and now >= start + deadline_seconds / 2:
+                repeated = True
+                late = {node: requests[node] for node in waiting.values() if requests[node].kind in REPEATED}
+                waiting |= self._send(late, deadline - now, {})
             pause = min(max(POLL_SHARE * (now - start), SHORTEST_POLL_SECONDS), LONGEST_POLL_SECONDS)
             self._sleep(min(pause, deadline - now))
-        for node in waiting.values():
+        for node in set(waiting.values()):
             answers[node] = Failure(f"no answer within {deadline_seconds:g} s")
             self._seen[node].rests_until = self._clock() + min(deadline_seconds, NOTICE_SECONDS)
         return {node: answers[node] for node in requests}
