@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 READING = frozenset({"train", "evaluate"})
 #: Answers up to this size are sent with `stage`.
 SHORT_BYTES = 48 << 10
-FIRST_PIECE, LEAST_PIECE, LARGEST_PIECE = 64 << 10, 8 << 10, 256 << 10
+FIRST_PIECE, LEAST_PIECE, LARGEST_PIECE = 64 << 10, 8 << 10, 512 << 10
 #: A piece is to take about so long.
 PIECE_SECONDS = 4.0
 MAX_COMMON_BYTES = 256 << 20

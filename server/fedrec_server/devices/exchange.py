@@ -22,7 +22,8 @@ from fedrec_server.devices.state.database import State
 from fedrec_server.devices.state.stages import AnswerRow, StageRow
 from fedrec_server.rounds.cohorts import Cohort, CohortWanted, Ending, Joined, Patience
 
-FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.05, 0.25
+#: Between two looks for answers: a part of the time waited so far.
+FIRST_POLL_SECONDS, LAST_POLL_SECONDS, POLL_SHARE = 0.05, 1.0, 0.03
 FORM_POLL_SECONDS = 0.1
 #: A cohort that was prepared takes devices for so long beyond the time it would have.
 PREPARED_SECONDS = 3_600.0
@@ -233,16 +234,18 @@ class DeviceExchange:
 
     def _wait(self, stage: StageRow, asked: int, seconds: float) -> None:
         """Until all have answered, patience with the last ones is over, or the time is."""
-        start, pause, enough = time.monotonic(), FIRST_POLL_SECONDS, None
-        while (left := start + min(seconds, enough or seconds) - time.monotonic()) > 0:
+        start, passed, ends = time.monotonic(), 0.0, seconds
+        patient = True
+        while passed < ends:
             with self._state.read() as connection:
                 missing = stages.missing(connection, stage.cohort, stage.number)
             if not missing:
                 return
-            if enough is None:
-                enough = self._patience.seconds(asked, missing, time.monotonic() - start)
-            time.sleep(min(pause, left))
-            pause = min(1.2 * pause, LAST_POLL_SECONDS)
+            if patient and (enough := self._patience.seconds(asked, missing, passed)) is not None:
+                ends, patient = min(ends, enough), False
+            pause = max(FIRST_POLL_SECONDS, min(POLL_SHARE * passed, LAST_POLL_SECONDS))
+            time.sleep(min(pause, ends - passed))
+            passed = time.monotonic() - start
 
 
 def _node(cohort: str, place: int) -> str:

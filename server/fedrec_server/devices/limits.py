@@ -62,11 +62,11 @@ class DeviceLimits:
     small_answer_bytes: int = 64 << 10
     short_content_bytes: int = 64 << 10
     answer_bytes: int = 64 << 20
-    piece_bytes: int = 256 << 10
+    piece_bytes: int = 512 << 10
     upload_bytes: int = 256 << 20
     upload_idle_seconds: float = 60.0
     content_bytes: int = 256 << 20
     joins_per_address: int = 10_000
     joins_per_day: int = 1_000_000
-    group: int = 64
+    group: int = 128
     gather_seconds: float = 0.1
