@@ -1,7 +1,9 @@
-"""Devices of an app on another host, a program of its own: python remote_devices.py FOLDER ADDRESS ROOT_JSON CERTS COUNT
+"""Devices of an app on another host, a program of its own.
 
-Each device is a client of the SDK with a folder and a history of its own, in a thread. It fetches the model, agrees to
-training, and takes part again and again; each time that its update was sent, a line of JSON is printed.
+    python remote_devices.py FOLDER ADDRESS ROOT_JSON CERTS COUNT
+
+Each device is a client of the SDK with a folder and a history of its own, in a thread. It fetches the model, agrees
+to training, and takes part again and again; what became of each session is printed as a line of JSON.
 """
 
 from __future__ import annotations
