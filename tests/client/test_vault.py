@@ -170,3 +170,18 @@ def test_the_store_needs_neither_torch_nor_flwr() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]"
+
+
+def test_several_stores_of_one_process_are_unlocked_at_once(tmp_path: Path) -> None:
+    """In a process of its own: stores that wait for each other for good could not be ended here."""
+    program = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from fedrec_client.store import SqliteStore\n"
+        "def unlock(number):\n"
+        "    SqliteStore.open(Path(sys.argv[1]) / str(number), passphrase='open sesame').close()\n"
+        "threads = [threading.Thread(target=unlock, args=(number,)) for number in range(6)]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=300, check=True)

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -39,6 +40,8 @@ VAULT_FILE, KEY_FILE = "vault.json", "store.key"
 PASSES, MEMORY_KIB, LANES = 3, 64 * 1024, 4
 _SERVICE = "fedrec"
 _WRAPPED = b"fedrec wrapped data key v1"
+#: OpenSSL shares its threads among all derivations of a process, and several at once can wait for each other for good.
+_STRETCHING = threading.Lock()
 
 
 class Vault(Protocol):
@@ -316,13 +319,15 @@ def _existing(folder: Path, passphrase: str | None, keychain: Keychain | None) -
 def _stretch(settings: dict[str, Any], passphrase: str) -> bytes:
     if not (settings["passes"] <= 16 and settings["memory_kib"] <= 1 << 20 and settings["lanes"] <= 16):
         raise ValueError("Argon2id settings that cost too much")
-    return Argon2id(
+    made = Argon2id(
         salt=bytes.fromhex(settings["salt"]),
         length=KEY_BYTES,
         iterations=settings["passes"],
         lanes=settings["lanes"],
         memory_cost=settings["memory_kib"],
-    ).derive(passphrase.encode())
+    )
+    with _STRETCHING:
+        return made.derive(passphrase.encode())
 
 
 def _check_passphrase(passphrase: str) -> None:
