@@ -130,6 +130,20 @@ def test_a_device_that_would_refuse_the_round_is_sent_away(running: FrontEnd) ->
     assert device.join(last_round=2).session
 
 
+def test_a_device_takes_no_place_in_a_round_that_is_made_again_and_that_it_took_part_in(
+    tmp_path: Path,
+) -> None:
+    """Else those of a lost cohort would fill the next one, and refuse it."""
+    with open_state(f"sqlite:///{tmp_path}/devices.db") as state:
+        add_job(state)
+        DeviceExchange(state, JOB).prepare(wanted(50, round=5))
+        with front_end(state) as running:
+            device = Device(channel(running.port))
+            for last in (5, 6):
+                assert not device.join(last_round=last).session
+            assert device.join(last_round=4).session
+
+
 def test_late_devices_come_soon_as_long_as_they_fill_the_next_cohort(small: State) -> None:
     exchange = DeviceExchange(small, JOB)
     with front_end(small, given=limits(soon_seconds=3.0)) as running:

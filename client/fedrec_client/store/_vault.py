@@ -40,7 +40,7 @@ VAULT_FILE, KEY_FILE = "vault.json", "store.key"
 PASSES, MEMORY_KIB, LANES = 3, 64 * 1024, 4
 _SERVICE = "fedrec"
 _WRAPPED = b"fedrec wrapped data key v1"
-#: OpenSSL shares its threads among all derivations of a process, and several at once can wait for each other for good.
+#: OpenSSL shares its threads among all derivations of a process: several at once can wait for each other for good.
 _STRETCHING = threading.Lock()
 
 

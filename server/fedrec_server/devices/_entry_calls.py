@@ -148,6 +148,6 @@ def _expect_proof(request: messages.JoinRequest) -> None:
 
 
 def _too_early(job: JobRow, last_round: int, view: View) -> bool:
-    """Whether the device would refuse this round, because its last one was too few rounds ago."""
+    """Whether the device would refuse this round: it took part in it before, or too few rounds ago."""
     number = view.cohort.round
-    return job.cycle is not None and last_round > 0 and 0 < number < last_round + job.cycle
+    return last_round > 0 and 0 < number < last_round + (job.cycle or 1)
