@@ -3,9 +3,9 @@
     python -m benchmarks.kill_matrix [--only PART] [--pause 60] [--markdown FILE]
 
 Each cell is a server of its own under `fedrec-server up` (model service, device service, job runner) with twelve
-devices of the SDK, which train a job of two rounds, five in a cohort, under secure aggregation with distributed noise.
-A part is struck once the database says that the moment has come; nothing is done by hand afterwards, except where the
-table says so. Then the books are read: the rounds of the run and their charges, versions that the run published, and
+devices of the SDK, which train a job of two rounds, five in a cohort, under secure aggregation with distributed
+noise. A part is struck once the database says that the moment has come; nothing is done by hand afterwards, except
+where the table says so. Then the books are read: the rounds of the run and their charges, versions that the run published, and
 what each device was charged. A cell is *sound* when both rounds are there once, charged once, published once, and no
 device was charged twice for a round.
 """

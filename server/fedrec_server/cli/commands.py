@@ -46,7 +46,7 @@ PROGRAM = Group(
         ),
         "devices": Group(
             "The device service: front ends that devices train through.",
-            {"start": "fedrec_server.cli.devices:start"},
+            {"start": "fedrec_server.cli.devices:start", "relay": "fedrec_server.cli.devices:relay"},
         ),
         "job": Group(
             "Training jobs: devices that are here train together, round by round.",

@@ -1,9 +1,10 @@
-"""`fedrec-server devices start`: a front end of the device service."""
+"""`fedrec-server devices`: a front end of the device service, and a relay to one."""
 
 from __future__ import annotations
 
 import gc
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -76,4 +77,24 @@ def start(
             # Looked at often: a signal may reach a thread of gRPC, and then wakes no one here.
             while not stop.asked and not running.wait(LOOK_SECONDS):
                 pass
+    return Answer({"stopped": True}, ["stopped"])
+
+
+def relay(
+    upstream: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Of the device service, or of a relay to it.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8444,
+    connections: Annotated[int, typer.Option(min=1, help="Of devices, at once.")] = 1024,
+    json_: JsonFlag = False,
+) -> Answer:
+    """Pass connections of devices nearby on to a device service until Ctrl-C; TLS stays end to end."""
+    from fedrec_server.devices.edge import Edge, EdgeLimits, parse_address
+
+    to = parse_address(upstream)
+    with StopRequest("stopping") as stop, Edge(to, host, port, EdgeLimits(connections)) as running:
+        notice(f"passing devices from {host}:{running.port} on to {upstream}; Ctrl-C ends it")
+        while not stop.asked:
+            time.sleep(LOOK_SECONDS)
     return Answer({"stopped": True}, ["stopped"])
