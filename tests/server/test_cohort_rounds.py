@@ -21,9 +21,11 @@ from fedrec.core.errors import (
     RoundAbandoned,
     RunError,
 )
+from fedrec.core.files import write_secret
 from fedrec.core.messages import Failure, Reply, Request
 from fedrec.core.refusal_reasons import Reason
 from fedrec.evaluation.evaluate import EvaluationSettings
+from fedrec.recommenders.registry import parse
 from fedrec.secagg.roster import Identity
 from fedrec.secagg.signed_roster import roster_of, sign_roster
 from fedrec_client.node._memory import HeldMemory
@@ -31,6 +33,7 @@ from fedrec_client.node.local_state import LocalStore
 from fedrec_client.node.node import Node
 from fedrec_client.node.node_folder import open_node
 from fedrec_client.node.private_releases import PaidReleases, PrivateReleases
+from fedrec_server.federation.site_cohorts import SIGNER, sites_only, write_sites
 from fedrec_server.rounds._joint_exchange import JointExchange, summed
 from fedrec_server.rounds.cohorts import Joined
 from fedrec_server.rounds.coordinator import Outcome, open_coordinator
@@ -231,6 +234,48 @@ def test_sites_and_devices_are_in_one_sum_and_sites_keep_their_distance(
         counts[history] += 1 / np.sqrt(len(history))
     found = outcome.shared["count"]
     np.testing.assert_allclose(found / np.linalg.norm(found), counts / np.linalg.norm(counts), atol=0.05)
+
+
+class _Killed(BaseException):
+    """The coordinator ends here."""
+
+
+class _KilledAtUnmask(Sites):
+    """Sites that have given their shares away when the coordinator is killed."""
+
+    def exchange(self, requests: Any, deadline_seconds: float) -> dict[str, Reply | Failure]:
+        answers = super().exchange(requests, deadline_seconds)
+        if any(request.kind == "unmask" for request in requests.values()):
+            raise _Killed
+        return answers
+
+
+def test_a_sum_that_sites_alone_gave_their_shares_for_is_lost_and_the_next_round_is_not(
+    tmp_path: Path,
+) -> None:
+    """Sites keep their promise never to be summed again for that round: to ask them for ever would end no run."""
+    config = CONFIG.model_copy(
+        update={
+            "model": parse({"kind": "mf", "embedding_size": 2}),
+            "federation": CONFIG.federation.model_copy(update={"rounds": 3}),
+        }
+    )
+    job = Job.of(6, 6, least=3, max_users=2, config=config, separation=1)
+    keys = [Identity.create() for _ in range(3)]
+    folders = [job.site(tmp_path / f"shop-{k}", ([k, 4], [k, 5]), key, 10 * k) for k, key in enumerate(keys)]
+    place = job.write(tmp_path / "coordinator")
+    write_secret(place / SIGNER, job.signer.secret)
+    write_sites(place, [Joined(f"shop-{k}", key.public, 2) for k, key in enumerate(keys)])
+    with pytest.raises(_Killed):
+        open_coordinator(place, _KilledAtUnmask(*folders), devices=sites_only(place)).run()
+    sites = Sites(*folders)
+    assert open_coordinator(place, sites, devices=sites_only(place)).run().finished
+    assert [(each["round"], bool(each.get("lost")), each["nodes"]) for each in records(place)] == [
+        (1, True, 0),
+        (2, False, 3),
+        (3, False, 3),
+    ]
+    assert not any(round_ == 1 for _, what, round_ in sites.asked if what == "unmask")
 
 
 def test_a_site_refuses_a_round_that_is_too_near_to_its_last_one(tmp_path: Path) -> None:

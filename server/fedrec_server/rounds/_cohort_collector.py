@@ -7,7 +7,8 @@ A sum that is lost after shares were given away, because the coordinator was kil
 cohort. That costs the devices of the lost cohort what taking part costs, which they charged themselves, and no
 device more than once: identities are fresh for each cohort, and a device takes part in a round of a job once,
 whatever the attempt (`fedrec_client.training`). Devices of the two cohorts are different users, so no guarantee
-counts the round twice for one of them. Sites, whose identities last, keep their promises and stay out of the second.
+counts the round twice for one of them. Sites, whose identities last, keep their promises and stay out of the second;
+where there are sites alone the sum is lost, as with a fixed roster: the round counts, and the model stays as it is.
 
 Out of scope: forming cohorts (`cohorts`), the protocol (`fedrec.secagg.server`).
 """
@@ -67,6 +68,7 @@ class CohortCollector:
         self._exchange, self._members = exchange, members
         self._log, self._kept = ProtocolLog(folder), KeptSum(folder)
         self._plan, self._stop = plan, stop
+        self._sites_alone = devices.settings.target == 0
 
     def ask(self, question: Question) -> Answers:
         """The sum over the devices of a cohort, and over the sites that are here, read as one reply.
@@ -78,7 +80,14 @@ class CohortCollector:
         form = format_of(self._terms, question)
 
         def attempt() -> Total:
-            return self._attempt(question.request, form.encoding.length, self._members.meet())
+            request = question.request
+            label = label_of(request.kind, request.phase, request.round)
+            if self._sites_alone and self._log.given_away(label):
+                raise AggregationAborted(
+                    f"sum {label} was lost when the coordinator stopped, after sites had given their shares away",
+                    revealed=True,
+                )
+            return self._attempt(request, form.encoding.length, self._members.meet())
 
         return kept_answers(self._kept, question, form, attempt, private=self._plan is not None)
 
@@ -104,14 +113,16 @@ class CohortCollector:
         try:
             sites = self._sites(request, hosts)
             attempt = self._of(request, number, length, (*sites, *cohort.members))
-            overlap = _Overlap(cohorts, self._following(request))
+            overlap = _Overlap(
+                cohorts, self._following(request), self._log if self._sites_alone else None, request
+            )
             total = run_attempt(self._to([site.node for site in sites]), attempt, overlap)
             ending = "done"
             return total
         except AggregationAborted as error:
             ending = "too_few"
-            # Asked again of other devices, so that nothing is lost for the run.
-            raise AggregationAborted(str(error)) from error
+            # Asked again of other devices, where there are any, so that nothing is lost for the run.
+            raise AggregationAborted(str(error), revealed=error.revealed and self._sites_alone) from error
         finally:
             cohorts.close(cohort, "aborted" if self._stop() and ending != "done" else ending)
 
@@ -169,12 +180,27 @@ class CohortCollector:
 
 
 class _Overlap(Steps):
-    """Lets the next cohort form while this one computes and uploads."""
+    """Lets the next cohort form while this one computes and uploads; notes shares that sites alone give away.
 
-    def __init__(self, cohorts: Cohorts, following: CohortWanted | None) -> None:
+    Args:
+        cohorts: of the job.
+        following: what the next round wants; None: nothing.
+        log: None: a sum that is lost is asked again of other devices.
+        request: of the sum.
+    """
+
+    def __init__(
+        self, cohorts: Cohorts, following: CohortWanted | None, log: ProtocolLog | None, request: Request
+    ) -> None:
         self._cohorts, self._following = cohorts, following
+        self._log, self._label = log, label_of(request.kind, request.phase, request.round)
 
     def computing(self) -> None:
         """See `Steps`."""
         if self._following is not None:
             self._cohorts.prepare(self._following)
+
+    def opening(self, survivors: tuple[int, ...]) -> None:
+        """See `Steps`."""
+        if self._log is not None:
+            self._log.give_away(self._label)
