@@ -142,7 +142,8 @@ def _evaluate(coefficients: Sequence[int], x: int) -> int:
     return value
 
 
-@lru_cache(maxsize=4096)
+# Few: in a complete graph all secrets have the same holders; in a sparse one each set of holders is met once.
+@lru_cache(maxsize=256)
 def _weights(xs: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange weights at 0: product over the others of x_j / (x_j - x_i)."""
     above = _product(xs)
