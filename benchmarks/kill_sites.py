@@ -104,8 +104,8 @@ class Federation:
         parts = read_parts(self.folder / "server")
         if part != "coordinator":
             return int(parts[part]["pid"])
-        below = set(_below(int(parts["superlink"]["pid"])))
-        return next(pid for pid in processes(b"serverapp") if pid in below)
+        started = set(below(int(parts["superlink"]["pid"])))
+        return next(pid for pid in processes(b"serverapp") if pid in started)
 
     def end(self) -> None:
         """Kill all that was started."""
@@ -120,13 +120,13 @@ class Federation:
             time.sleep(0.2)
 
 
-def _below(pid: int) -> Iterator[int]:
+def below(pid: int) -> Iterator[int]:
     """All descendants of a process."""
     for entry in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in map(int, entry.read_text().split()):
                 yield child
-                yield from _below(child)
+                yield from below(child)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def measure(part: str, moment: str, folder: Path) -> dict[str, Any]:
     with federation(folder) as made:
         coordinator = read_run(made.root) / "coordinator"
         made.run()
-        wait(lambda: len(_rounds(coordinator)) >= 1, "the first round", PATIENT_SECONDS, every=0.1)
+        wait(lambda: len(rounds_of(coordinator)) >= 1, "the first round", PATIENT_SECONDS, every=0.1)
         first = max(_promise(made, site)[0] for site in SITES)
         if part != "none":
             wait(lambda: _reached(made, first, MOMENTS[moment]), f"{moment} of {part}", every=0.01)
@@ -212,7 +212,8 @@ def _reached(made: Federation, first: int, stage: Stage) -> bool:
     return any(attempt > first and at >= stage for attempt, at in (_promise(made, site) for site in SITES))
 
 
-def _rounds(coordinator: Path) -> list[dict[str, Any]]:
+def rounds_of(coordinator: Path) -> list[dict[str, Any]]:
+    """Rounds that count."""
     path = coordinator / "events.jsonl"
     if not path.exists():
         return []
@@ -224,7 +225,7 @@ def _books(coordinator: Path) -> dict[str, Any]:
     charges = Charges(Task.read(coordinator).privacy, coordinator)  # type: ignore[arg-type]
     with Ledger.open(charges.ledger_folder, read_only=True) as ledger:
         booked = sorted(ledger.charged(charges.account, charges.terms.run))
-    rounds = _rounds(coordinator)
+    rounds = rounds_of(coordinator)
     return {
         "rounds": [each["round"] for each in rounds],
         "lost": [each["round"] for each in rounds if each.get("lost")],
