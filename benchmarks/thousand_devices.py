@@ -296,10 +296,13 @@ def _device(setting: Setting, ports: list[int], number: int, stopping: Any, sent
     history = draw.sample(range(setting.items), HISTORY)
     parts = json.loads((Path(setting.folder) / "task" / "task.json").read_text())
     ids, last, at = item_ids(setting), 0, number % len(ports)
+    # gRPC goes to the next address when one does not answer, as behind a name with several.
+    addresses = ",".join(f"127.0.0.1:{port}" for port in (*ports[at:], *ports[:at]))
 
     def connect() -> GrpcDeviceService:
         return GrpcDeviceService(
-            f"127.0.0.1:{ports[at]}",
+            f"ipv4:{addresses}",
+            server_name="localhost",
             ca=certs / "ca.crt",
             certificate=certs / "app.pem",
             key=certs / "app.key",
@@ -313,7 +316,6 @@ def _device(setting: Setting, ports: list[int], number: int, stopping: Any, sent
             joined = service.join(entrance)
         except FedrecError:
             stopping.wait(1.0)
-            at = (at + 1) % len(ports)
             service.close()
             service = connect()
             continue
