@@ -27,7 +27,7 @@ SITES = ("amsterdam", "berlin", "cork")
 TASK = """
 name = "two hosts"
 model = {kind = "mf", embedding_size = 4, learning_rate = 0.1}
-federation = {rounds = 2, deadline_seconds = 90, stage_seconds = 90}
+federation = {rounds = 2, deadline_seconds = 90, stage_seconds = 90, wait_seconds = 300, max_abandoned = 9}
 privacy = {unit = "user", trust = "distributed", epsilon = 1000.0, delta = 1e-6, force = true}
 """
 

@@ -278,6 +278,28 @@ def test_a_sum_that_sites_alone_gave_their_shares_for_is_lost_and_the_next_round
     assert not any(round_ == 1 for _, what, round_ in sites.asked if what == "unmask")
 
 
+class _Resting(Sites):
+    """Sites of which all but one are left alone for a while, as after a deadline that passed."""
+
+    looks = 0
+
+    def nodes(self) -> list[str]:
+        self.looks += 1
+        return super().nodes()[: 1 if 3 < self.looks < 9 else None]
+
+
+def test_a_round_of_sites_alone_waits_for_as_many_as_a_sum_needs(tmp_path: Path) -> None:
+    job = Job.of(6, 6, least=3, max_users=2, separation=1)
+    keys = [Identity.create() for _ in range(3)]
+    folders = [job.site(tmp_path / f"shop-{k}", ([k, 4], [k, 5]), key, 10 * k) for k, key in enumerate(keys)]
+    place = job.write(tmp_path / "coordinator")
+    write_secret(place / SIGNER, job.signer.secret)
+    write_sites(place, [Joined(f"shop-{k}", key.public, 2) for k, key in enumerate(keys)])
+    assert open_coordinator(place, _Resting(*folders), devices=sites_only(place)).run().finished
+    assert [each["nodes"] for each in records(place) if not each.get("abandoned")] == [3, 3]
+    assert not any(each.get("abandoned") for each in records(place))
+
+
 def test_a_site_refuses_a_round_that_is_too_near_to_its_last_one(tmp_path: Path) -> None:
     privacy = Job.of(4, 6).privacy
     assert privacy.plan.separation == 2

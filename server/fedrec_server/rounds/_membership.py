@@ -25,9 +25,17 @@ class Attendance:
         task: what they must run.
         exchange: carries the questions.
         on_event: told who is refused, and why.
+        sites_alone: no devices come to its cohorts, so that a round waits for as many sites as a sum needs.
     """
 
-    def __init__(self, task: Task, exchange: Exchange, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        exchange: Exchange,
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        sites_alone: bool = False,
+    ) -> None:
         self._task = task
         self._exchange = exchange
         self._on_event = on_event
@@ -38,7 +46,7 @@ class Attendance:
             self._least_users = task.aggregation.min_users
         elif isinstance(task.aggregation, CohortTerms):
             # Devices come with each cohort; sites take part when they are here.
-            self._least_nodes = 0
+            self._least_nodes = task.aggregation.rules.min_nodes if sites_alone else 0
 
     def meet(self) -> dict[str, Host]:
         """The nodes that are there and run this task; waits `wait_seconds` for as many as a round needs.

@@ -413,7 +413,8 @@ def open_coordinator(
     private = Charges(task.privacy, folder) if task.privacy else None
     releases = private is not None and private.plan.metrics is not None
     metrics = MetricsRound(private, folder) if private is not None and releases else None
-    members = Attendance(task, exchange, on_event)
+    alone = devices is not None and devices.settings.target == 0
+    members = Attendance(task, exchange, on_event, sites_alone=alone)
     collector = make_collector(task, exchange, members, folder, integers=integers, devices=devices, stop=stop)
     storage = Checkpoints(folder, private, on_event, collector.forget)
     return Coordinator(task, exchange, collector, storage, private=private, metrics=metrics, stop=stop)
